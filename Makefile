@@ -1,0 +1,28 @@
+# Two commands matter: `make quickstart` and `make test`. Both set up .venv first if needed.
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: quickstart test setup clean
+
+quickstart: $(STAMP)
+	$(BIN)/hero run configs/quickstart.yaml
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+setup: $(STAMP)
+
+# torch first: its own dependencies decide between the CPU and the CUDA build. Everything else is pinned and
+# installed without resolution, which leaves out packages that the CPU build pulls in but cannot load.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv build *.egg-info

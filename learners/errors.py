@@ -1,0 +1,8 @@
+"""The one exception that is the user's to mend: a wrong config, file, row or machine.
+
+Raised anywhere, printed by the command line as a single message without a traceback.
+"""
+
+
+class UserError(Exception):
+    """Says what is wrong and where (file, key or row), what was expected, and what to do."""
