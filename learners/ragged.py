@@ -72,7 +72,9 @@ class Samples:
 
     @staticmethod
     def concat(parts: Sequence[Samples]) -> Samples:
-        joined = {f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Samples) if f.name != "offsets"}
+        joined = {
+            f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Samples) if f.name != "offsets"
+        }
         return Samples(offsets=offsets_of(np.concatenate([p.lengths_B for p in parts])), **joined)
 
 
@@ -83,4 +85,8 @@ def offsets_of(lengths_B: Sequence[int] | np.ndarray) -> np.ndarray:
 
 def concat_ranges(offsets: np.ndarray, indices: Sequence[int]) -> np.ndarray:
     """Flat positions of the chosen sequences, one after the other."""
-    return np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in indices]) if len(indices) else np.zeros(0, np.int64)
+    return (
+        np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in indices])
+        if len(indices)
+        else np.zeros(0, np.int64)
+    )

@@ -1,0 +1,161 @@
+"""A learner rank as a process: joins the process group once, then holds one task after another.
+
+`cluster.fleet` makes these into Ray actors; nothing here knows Ray. A stage starts its task on every rank and then
+makes the same calls on every rank in the same order, since most of them are collectives.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch.distributed as dist
+
+from learners.config import LearnerConfig, ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from learners.datasets import RankingData, TokenData
+from learners.engine import join_process_group
+from learners.logs import log_to
+from learners.models import (
+    PolicyModule,
+    ScalarModule,
+    build_policy,
+    load_policy,
+    load_scalar,
+    load_tokenizer,
+    scalar_from_policy,
+)
+from learners.ppo import PPOTask
+from learners.supervised import LanguageTask, RankingTask
+
+
+class WeightSender(Protocol):
+    """The sending half of a weight transport (`actors.weights`): called on every rank, returns what engines receive."""
+
+    def send(self, named_tensors: Any, rank: int, version: int) -> dict[str, Any]: ...
+
+
+class LearnerActor:
+    """One rank. `start_*` builds a task from files; the rest are calls on it."""
+
+    def __init__(self, name: str, rank: int, config: LearnerConfig, logs: str | None = None) -> None:
+        if logs:
+            log_to(Path(logs) / f"{name}.log", name)
+        self.rank, self.config = rank, config
+        self.task: Any = None
+
+    def address(self) -> tuple[str, int]:
+        """This host's address and a port that is free now, for the others to join at."""
+        host = socket.gethostbyname(socket.gethostname()) if self.config.ranks > 1 else "127.0.0.1"
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return host, free.getsockname()[1]
+
+    def join(self, address: str, port: int) -> int:
+        join_process_group(self.rank, self.config.ranks, address, port, self.config.threads)
+        return os.getpid()
+
+    def start_pretrain(self, model: ModelConfig, config: PretrainConfig, folder: Path, seed: int) -> int:
+        """Next-token training on `folder/tokens.npz`. Each start returns the number of optimizer steps."""
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        policy = load_policy(model.path) if model.path else build_policy(model, tokenizer, seed)
+        data = TokenData.load(folder / "tokens.npz")
+        batch = max(1, config.batch_tokens // config.sequence_length)
+        return self._supervise(
+            LanguageTask, PolicyModule(policy), data, config, batch, folder / "tokenizer", seed, steps=config.steps
+        )
+
+    def start_sft(self, policy: Path, config: SFTConfig, folder: Path, seed: int) -> int:
+        data = TokenData.load(folder / "demonstrations.npz")
+        module = PolicyModule(load_policy(policy))
+        return self._supervise(
+            LanguageTask, module, data, config, config.batch_size, policy, seed, epochs=config.epochs
+        )
+
+    def start_reward(self, policy: Path, config: RewardConfig, folder: Path, seed: int) -> int:
+        data = RankingData.load(folder / "rankings.npz")
+        model = load_scalar(config.path) if config.path else scalar_from_policy(policy, seed)
+        module, tokens = ScalarModule(model), config.path or policy
+        return self._supervise(RankingTask, module, data, config, config.batch_size, tokens, seed, epochs=config.epochs)
+
+    def _supervise(
+        self, task: Any, module: Any, data: Any, config: Any, batch_size: int, tokenizer: Path | str, seed: int,
+        steps: int | None = None, epochs: int = 0,
+    ) -> int:  # fmt: skip
+        self.close()
+        self.tokenizer = load_tokenizer(tokenizer)
+        self.task = task(
+            module, data, learner=self.config, optimizer=config.optimizer, batch_size=batch_size, seed=seed, steps=steps,
+            epochs=epochs, validation_share=config.validation_share, pad_token=self.tokenizer.pad_token_id,
+        )  # fmt: skip
+        return self.task.total_steps
+
+    def start_ppo(self, policy: Path, reward: Path, config: PPOConfig, corpus: Path | None, seed: int) -> int:
+        """PPO from the SFT policy, the critic a copy of the reward model (Ouyang et al. 2022, C.4)."""
+        self.close()
+        self.tokenizer = load_tokenizer(policy)
+        self.task = PPOTask(
+            PolicyModule(load_policy(policy)), ScalarModule(load_scalar(reward)), config, self.config,
+            TokenData.load(corpus) if corpus else None, seed, self.tokenizer.pad_token_id,
+        )  # fmt: skip
+        return config.iterations
+
+    def train(self, count: int) -> list[dict[str, float]]:
+        """Up to `count` supervised steps."""
+        return self.task.train(count)
+
+    def validate(self) -> dict[str, float]:
+        return self.task.validate()
+
+    def center(self, demonstrations: Path) -> float:
+        return self.task.center(TokenData.load(demonstrations))
+
+    def iterate(self, iteration: int, kl_coef: float, parts: int, *batch: Any) -> tuple[dict[str, float], float]:
+        """One PPO iteration: (metrics, seconds)."""
+        started = time.perf_counter()
+        return self.task.train(iteration, kl_coef, parts, *batch), time.perf_counter() - started
+
+    def send_weights(self, transport: WeightSender, version: int) -> dict[str, Any]:
+        return transport.send(self.task.policy.named_weights(), self.rank, version)
+
+    def probe(self, sequences: list[np.ndarray]) -> list[np.ndarray]:
+        return self.task.probe(sequences)
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Learner state under `folder`; complete once every rank has returned."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (self.task if isinstance(self.task, PPOTask) else self.task.engine).save(folder, tag)
+
+    def load(self, folder: Path, tag: str) -> int:
+        """Restores a saved state; returns the optimizer steps done."""
+        owner = self.task if isinstance(self.task, PPOTask) else self.task.engine
+        owner.load(folder, tag)
+        return (owner.policy if isinstance(self.task, PPOTask) else owner).steps
+
+    def export(self, folder: Path, averaged: bool = False) -> None:
+        """Writes the model (the policy of a PPO task) as a Hugging Face folder, whole or not at all."""
+        partial = folder.with_name(folder.name + ".partial")
+        ppo = isinstance(self.task, PPOTask)
+        engine = self.task.policy if ppo else self.task.engine
+        if ppo and averaged and self.task.average:
+            with self.task.average.swapped():
+                engine.export(partial, self.tokenizer)
+        else:
+            engine.export(partial, self.tokenizer)
+        if self.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        dist.barrier()
+
+    def close(self) -> None:
+        """Frees the current task's engines; the process and its group stay for the next."""
+        if self.task is not None:
+            for engine in (
+                (self.task.policy, self.task.critic) if isinstance(self.task, PPOTask) else (self.task.engine,)
+            ):
+                engine.close()
+            self.task = None

@@ -1,0 +1,197 @@
+"""The sections of the run configuration that say what is learned and how.
+
+`cluster.config` puts them together with the rollout, scoring, serving and world sections. The text under each
+field is its documentation: `hero plan` prints it beside an unknown key.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DType = Literal["float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, field docstrings are the help."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    path: str | None = None
+    """A causal language model to start from: a local Hugging Face folder or a hub name. Empty: random weights."""
+    layers: int = Field(4, ge=1)
+    """Decoder layers of a model made from random weights."""
+    width: int = Field(256, ge=16)
+    """Hidden size."""
+    heads: int = Field(4, ge=1)
+    """Attention heads; must divide the width."""
+    kv_heads: int = Field(2, ge=1)
+    """Key-value heads (grouped-query attention); must divide the heads."""
+    vocab_size: int = Field(1024, ge=300)
+    """Size of the byte-level BPE vocabulary that the pretrain stage trains."""
+    context: int = Field(256, ge=16)
+    """Longest sequence, prompt and response together, in tokens."""
+    tie_embeddings: bool = True
+    """Share the matrix of the input embedding and the output head."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ModelConfig:
+        if self.width % self.heads or self.heads % self.kv_heads:
+            raise ValueError(
+                f"width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: each must divide the one before it"
+            )
+        return self
+
+
+class OptimizerConfig(Section):
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = Field(10, ge=0)
+    """Steps of linear warm-up from zero."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How the rate falls after the warm-up, down to `final_ratio` of the peak at the last step."""
+    final_ratio: float = Field(0.1, ge=0, le=1)
+    """Rate at the last step as a share of the peak (not for a constant schedule)."""
+    beta1: float = 0.9
+    """AdamW beta 1."""
+    beta2: float = 0.95
+    """AdamW beta 2."""
+    eps: float = 1e-8
+    """AdamW epsilon."""
+    weight_decay: float = 0.0
+    """AdamW weight decay."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to at most this global norm."""
+
+
+class LearnerConfig(Section):
+    ranks: int = Field(2, ge=1)
+    """Learner actors: DeepSpeed data-parallel ranks."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of each rank."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs of each rank."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """ZeRO stage: what is sharded over the ranks (1 optimizer, 2 and gradients, 3 and parameters)."""
+    micro_batch_tokens: int = Field(4096, ge=16)
+    """Most padded tokens in one forward pass of a rank."""
+    dtype: DType = "bfloat16"
+    """Arithmetic of the supervised stages (pretrain, sft, reward); bfloat16 keeps float32 master weights."""
+    transport: Literal["file"] = "file"
+    """How weights reach the rollout engines."""
+
+
+class PretrainConfig(Section):
+    steps: int = Field(300, ge=1)
+    """Optimizer steps."""
+    batch_tokens: int = Field(8192, ge=64)
+    """Tokens of one optimizer step over all ranks."""
+    sequence_length: int = Field(128, ge=16)
+    """Length of the packed sequences."""
+    validation_share: float = Field(0.02, gt=0, lt=0.5)
+    """Share of the corpus kept for the validation loss."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=3e-3, warmup_steps=20, weight_decay=0.1)
+    """AdamW settings."""
+    save_every: int = Field(100, ge=1)
+    """Steps between checkpoints of the learner state."""
+
+
+class SFTConfig(Section):
+    epochs: int = Field(2, ge=1)
+    """Passes over the demonstrations."""
+    batch_size: int = Field(64, ge=1)
+    """Demonstrations in one optimizer step over all ranks."""
+    validation_share: float = Field(0.05, gt=0, lt=0.5)
+    """Share of the demonstrations kept for the validation loss."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=5e-4)
+    """AdamW settings."""
+    save_every: int = Field(100, ge=1)
+    """Steps between checkpoints of the learner state."""
+
+
+class RewardConfig(Section):
+    path: str | None = None
+    """A sequence-classification folder with one output to start from. Empty: the SFT model with a new scalar head."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the rankings. More than one overfits (Ouyang 2022, C.2)."""
+    batch_size: int = Field(16, ge=1)
+    """Prompts (each with all its pairs) in one optimizer step over all ranks."""
+    validation_share: float = Field(0.1, gt=0, lt=0.5)
+    """Share of the prompts held out for the pair accuracy."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=3e-4)
+    """AdamW settings."""
+    save_every: int = Field(100, ge=1)
+    """Steps between checkpoints of the learner state."""
+
+
+class PPOConfig(Section):
+    iterations: int = Field(60, ge=1)
+    """Rounds of rollout, scoring, learning and weight sync."""
+    prompts: int = Field(128, ge=1)
+    """Prompts of one iteration."""
+    responses: int = Field(2, ge=1)
+    """Responses sampled for each prompt."""
+    max_response_tokens: int = Field(32, ge=1)
+    """Longest response, the end token included."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature of rollouts; every log-probability is taken of the logits divided by it."""
+    epochs: int = Field(2, ge=1)
+    """Passes over each batch of responses."""
+    minibatches: int = Field(4, ge=1)
+    """Optimizer steps of one pass; must divide prompts x responses."""
+    dtype: DType = "float32"
+    """Arithmetic of policy, critic and rollout engine alike."""
+    kl_coef: float = Field(0.05, ge=0)
+    """Weight of the per-token KL penalty to the SFT policy inside the reward."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Estimator of the KL penalty."""
+    score_clip: float | None = Field(None, gt=0)
+    """Scores of the reward model are clipped to plus or minus this."""
+    missing_end_penalty: float = Field(1.0, ge=0)
+    """Taken off the score of a response that does not end by itself."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """Lambda of generalized advantage estimation."""
+    whiten_rewards: bool = False
+    """Scale token rewards to unit variance over the batch, keeping their mean."""
+    clip: float = Field(0.2, gt=0)
+    """Clip range of the policy ratio."""
+    value_clip: float = Field(0.2, gt=0)
+    """Clip range of the value around its old estimate."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-4, schedule="linear", warmup_steps=5, eps=1e-5, final_ratio=0.1)
+    """AdamW settings of the policy."""
+    critic_optimizer: OptimizerConfig = OptimizerConfig(
+        lr=5e-4, schedule="linear", warmup_steps=5, eps=1e-5, final_ratio=0.1
+    )
+    """AdamW settings of the critic."""
+    ptx_coef: float = Field(0.0, ge=0)
+    """Weight of the next-token loss on the pretraining corpus added to the policy's (Ouyang 2022, Eq. 2). 0: off."""
+    ptx_tokens: int = Field(2048, ge=16)
+    """Pretraining tokens of each optimizer step."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the policy's weights, saved as the stage's result. Empty: off."""
+    evaluate_every: int = Field(10, ge=1)
+    """Iterations between evaluations on held-out prompts."""
+    evaluate_prompts: int = Field(128, ge=1)
+    """Held-out prompts of those evaluations."""
+    save_every: int = Field(10, ge=1)
+    """Iterations between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Checkpoints kept on disk; older ones are removed."""
+    sync_bound: float | None = Field(None, gt=0)
+    """Largest difference in probe log-probabilities between learner and engine after a sync. Empty: 1e-5 in float32, 0.1 in bfloat16."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> PPOConfig:
+        batch = self.prompts * self.responses
+        if batch % self.minibatches:
+            near = [m for m in range(1, batch + 1) if batch % m == 0 and abs(m - self.minibatches) <= self.minibatches]
+            raise ValueError(
+                f"prompts {self.prompts} x responses {self.responses} = {batch} is not divisible by minibatches "
+                f"{self.minibatches}; these would work: {', '.join(map(str, near))}"
+            )
+        return self

@@ -1,0 +1,145 @@
+"""Builds, loads and runs the two kinds of model: causal language models and scalar models (reward, critic).
+
+Both are plain transformers classes saved as plain Hugging Face folders. Sequences are padded on the right and
+attention is causal, so real tokens never see padding and no attention mask is needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from learners.config import ModelConfig
+from learners.errors import UserError
+from learners.objectives import token_logprobs
+from learners.tokenizer import document_separator, end_token
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_policy(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """A Qwen3 decoder with random weights, float32, whose generation config stops at the tokenizer's end token."""
+    torch.manual_seed(seed)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=config.width,
+            intermediate_size=3 * config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            head_dim=config.width // config.heads,
+            max_position_embeddings=config.context,
+            tie_word_embeddings=config.tie_embeddings,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+            eos_token_id=end_token(tokenizer),
+            dtype="float32",
+        )
+    )
+    stops = sorted({end_token(tokenizer), document_separator(tokenizer)})
+    model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)
+    return model
+
+
+def load_policy(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
+    """A causal language model from a folder or hub name."""
+    return AutoModelForCausalLM.from_pretrained(checked(path), dtype=DTYPES[dtype])
+
+
+def load_scalar(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
+    """A model with one output per position from a sequence-classification folder."""
+    model = AutoModelForSequenceClassification.from_pretrained(checked(path), dtype=DTYPES[dtype])
+    if model.config.num_labels != 1:
+        raise UserError(f"{path}: a reward model has one output, this one has {model.config.num_labels}")
+    return model
+
+
+def scalar_from_policy(path: str | Path, seed: int, dtype: str = "float32") -> PreTrainedModel:
+    """The policy's backbone under a new scalar head, drawn from N(0, 1 / (width + 1)) (Stiennon et al. 2020)."""
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_pretrained(checked(path), num_labels=1, dtype=DTYPES[dtype])
+    weight = scalar_head(model).weight
+    nn.init.normal_(weight, std=(weight.shape[1] + 1) ** -0.5)
+    return model
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(checked(path))
+    if tokenizer.chat_template is None:
+        raise UserError(f"tokenizer of {path}: it has no chat template; add chat_template to tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"tokenizer of {path}: it has no pad token; set pad_token (not the end token) in tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def checked(path: str | Path) -> str:
+    """The path itself, after a look: what looks like a folder must be one; anything else is taken as a hub name."""
+    looks_local = Path(path).is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") > 1
+    if Path(path).exists():
+        if not (Path(path) / "config.json").exists():
+            raise UserError(f"{path}: not a Hugging Face model folder (it has no config.json)")
+    elif looks_local:
+        raise UserError(f"{path}: no such model folder; give a Hugging Face folder or a hub name like 'owner/model'")
+    return str(path)
+
+
+def scalar_head(model: PreTrainedModel) -> nn.Linear:
+    """The last linear layer of a sequence-classification model (`score` in nearly all of transformers)."""
+    for name in ("score", "classifier"):
+        head = getattr(model, name, None)
+        if isinstance(head, nn.Linear):
+            return head
+    raise UserError(f"{type(model).__name__}: no linear head named score or classifier; use another reward model")
+
+
+class PolicyModule(nn.Module):
+    """A causal language model whose forward gives log-probabilities of chosen targets only."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, tokens_BT: Tensor, chosen_BT: Tensor, temperature: float = 1.0, with_entropy: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(logprobs_N, entropy_N) of `tokens_BT[chosen_BT]`, row by row, each given the tokens before it.
+
+        `chosen_BT` is bool (B, T) and never set in column 0. The head runs on the chosen positions alone.
+        entropy_N is empty unless asked for.
+        """
+        hidden_BTD = self.model.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state
+        before_BT = torch.roll(chosen_BT, -1, dims=1)
+        logits_NV = self.model.get_output_embeddings()(hidden_BTD[before_BT])
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        if cap is not None:
+            logits_NV = cap * torch.tanh(logits_NV / cap)
+        return token_logprobs(logits_NV, tokens_BT[chosen_BT], temperature, with_entropy)
+
+
+class ScalarModule(nn.Module):
+    """A sequence-classification model whose forward gives its scalar at every position."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """float32 (B, T): the scalar after reading each token, the bias of the reward model taken off."""
+        hidden_BTD = self.model.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state
+        scalars_BT = scalar_head(self.model)(hidden_BTD).squeeze(-1).float()
+        return scalars_BT - getattr(self.model.config, "reward_bias", 0.0)

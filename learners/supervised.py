@@ -1,0 +1,196 @@
+"""The supervised tasks of a learner rank: next-token loss (pretrain, sft) and ranking loss (reward).
+
+`learners.actor` runs one of these on every rank. Each rank reads the same files and draws the same order, so a
+step needs no data from the driver; the losses divide by counts over the whole batch, so the update does not
+depend on the number of ranks or on how a batch is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from learners.batching import pad, plan_micro_batches
+from learners.config import LearnerConfig, OptimizerConfig
+from learners.datasets import RankingData, TokenData
+from learners.engine import Engine
+from learners.models import PolicyModule, ScalarModule
+from learners.objectives import ranking_loss, ranking_pairs
+
+
+class SupervisedTask:
+    """Order of the data, steps and validation shared by both losses; an item is what a batch is counted in."""
+
+    def __init__(
+        self, module: nn.Module, learner: LearnerConfig, optimizer: OptimizerConfig,
+        items: int, batch_size: int, validation_share: float, steps: int | None, epochs: int, seed: int, pad_token: int,
+    ) -> None:  # fmt: skip
+        held = max(1, round(items * validation_share))
+        shuffled = np.random.default_rng(seed).permutation(items)
+        self.validation, self.training = shuffled[:held], shuffled[held:]
+        self.batch_size = min(batch_size, len(self.training))
+        self.total_steps = steps if steps is not None else epochs * (len(self.training) // self.batch_size)
+        self.learner, self.seed, self.pad_token = learner, seed, pad_token
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        self.engine = Engine(module, learner, optimizer, learner.dtype, self.total_steps)
+
+    def batch(self, step: int) -> np.ndarray:
+        """Items of one step: consecutive ones of a fresh permutation each epoch."""
+        per_epoch = len(self.training) // self.batch_size
+        epoch, place = divmod(step, per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.training)
+        return order[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def train(self, count: int) -> list[dict[str, float]]:
+        """Runs up to `count` further steps; one dict of metrics a step (the same on every rank)."""
+        return [
+            self._step(self.batch(self.engine.steps)) for _ in range(min(count, self.total_steps - self.engine.steps))
+        ]
+
+    def _step(self, items: np.ndarray) -> dict[str, float]:
+        micros = self.plan(items)[self.rank]
+        weight = self.weight(items)
+        total, tokens = 0.0, 0
+        for i, micro in enumerate(micros):
+            loss = self.loss(micro) / weight
+            self.engine.backward(loss, last=i == len(micros) - 1)
+            total += float(loss.detach())
+            tokens += self.tokens(micro)
+        summed = summed_over_ranks([total, tokens])
+        return {"loss/train": summed[0], "tokens": summed[1], **self.engine.step()}
+
+    def plan(self, items: np.ndarray) -> list[list[list[int]]]:
+        plan = plan_micro_batches([self.cost(i) for i in items], self.ranks, self.learner.micro_batch_tokens)
+        return [[[int(items[i]) for i in micro] for micro in rank] for rank in plan]
+
+    def cost(self, item: int) -> int:
+        raise NotImplementedError
+
+    def tokens(self, micro: Sequence[int]) -> int:
+        raise NotImplementedError
+
+    def weight(self, items: np.ndarray) -> float:
+        """What the summed loss of these items is divided by."""
+        raise NotImplementedError
+
+    def loss(self, micro: Sequence[int]) -> Tensor:
+        """Summed loss of one micro-batch (which may be empty)."""
+        raise NotImplementedError
+
+
+class LanguageTask(SupervisedTask):
+    """Next-token loss on the tokens marked for learning; an item is a sequence."""
+
+    def __init__(self, module: PolicyModule, data: TokenData, **options: object) -> None:
+        self.data = data
+        super().__init__(module, items=len(data.offsets) - 1, **options)  # type: ignore[arg-type]
+
+    def cost(self, item: int) -> int:
+        return int(self.data.lengths_S[item])
+
+    def tokens(self, micro: Sequence[int]) -> int:
+        return sum(self.cost(i) for i in micro)
+
+    def weight(self, items: np.ndarray) -> float:
+        return max(1.0, float(sum(self.data.learned(i).sum() for i in items)))
+
+    def loss(self, micro: Sequence[int]) -> Tensor:
+        tokens_BT = pad([self.data.sequence(i) for i in micro], self.pad_token)
+        learn_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+        for row, i in enumerate(micro):
+            learn_BT[row, : self.cost(i)] = torch.from_numpy(self.data.learned(i))
+        logprobs_N, _ = self.engine(tokens_BT, learn_BT)
+        return -logprobs_N.sum()
+
+    def validate(self) -> dict[str, float]:
+        """Mean loss per learned token on the held-out sequences, in nats."""
+        with torch.no_grad():
+            total = sum(float(self.loss(micro)) for micro in self.plan(self.validation)[self.rank])
+        return {"loss/validation": summed_over_ranks([total])[0] / self.weight(self.validation)}
+
+
+class RankingTask(SupervisedTask):
+    """Ranking loss; an item is a prompt with all its responses and pairs (Ouyang et al. 2022, section 3.5)."""
+
+    def __init__(self, module: ScalarModule, data: RankingData, **options: object) -> None:
+        self.data = data
+        self.rankings = data.rankings()
+        super().__init__(module, items=len(data.groups) - 1, **options)  # type: ignore[arg-type]
+
+    def cost(self, item: int) -> int:
+        group = self.data.group(item)
+        return len(group) * max(len(s) for s in group)
+
+    def tokens(self, micro: Sequence[int]) -> int:
+        return sum(len(s) for g in micro for s in self.data.group(g))
+
+    def weight(self, items: np.ndarray) -> float:
+        return max(1.0, float(sum(any(ranking_pairs(r) for r in self.rankings[g]) for g in items)))
+
+    def scores(self, micro: Sequence[int]) -> list[Tensor]:
+        """Per prompt, the scores (K,) of its responses: the scalar at the last token of each."""
+        sequences = [s for g in micro for s in self.data.group(g)]
+        scalars_BT = self.engine(pad(sequences, self.pad_token))
+        last_B = torch.tensor([max(0, len(s) - 1) for s in sequences] or [0], device=scalars_BT.device)
+        scores_B = scalars_BT.gather(1, last_B[:, None]).squeeze(1)
+        return list(scores_B.split([len(self.data.group(g)) for g in micro] or [1]))
+
+    def loss(self, micro: Sequence[int]) -> Tensor:
+        scores = self.scores(micro)
+        total = scores[0].sum() * 0
+        for g, scores_K in zip(micro, scores, strict=False):
+            total = total + torch.stack([ranking_loss(scores_K, r) for r in self.rankings[g]]).mean()
+        return total
+
+    def validate(self) -> dict[str, float]:
+        """Share of held-out non-tied pairs that the scores order as the labelers, and as the truth where known."""
+        counts = np.zeros(4)
+        with torch.no_grad():
+            for micro in self.plan(self.validation)[self.rank]:
+                for g, scores_K in zip(micro, self.scores(micro), strict=False):
+                    scores = scores_K.tolist()
+                    for ranks in self.rankings[g]:
+                        counts[:2] += pair_agreement(scores, ranks)
+                    if len(self.data.truth):
+                        counts[2:] += pair_agreement(
+                            scores, self.data.truth[self.data.groups[g] : self.data.groups[g + 1]].tolist()
+                        )
+        right, pairs, true_right, true_pairs = summed_over_ranks(counts.tolist())
+        found = {"accuracy/labelers": right / max(1, pairs), "pairs": pairs}
+        return (
+            {**found, "accuracy/truth": true_right / max(1, true_pairs), "truth_pairs": true_pairs}
+            if true_pairs
+            else found
+        )
+
+    def center(self, demonstrations: TokenData) -> float:
+        """Sets the model's bias so that the demonstrations score 0 on average; returns the mean taken off."""
+        plan = plan_micro_batches(demonstrations.lengths_S, self.ranks, self.learner.micro_batch_tokens)
+        total = 0.0
+        with torch.no_grad():
+            for micro in plan[self.rank]:
+                scalars_BT = self.engine(pad([demonstrations.sequence(i) for i in micro], self.pad_token))
+                total += sum(float(scalars_BT[row, demonstrations.lengths_S[i] - 1]) for row, i in enumerate(micro))
+        mean = summed_over_ranks([total])[0] / len(demonstrations.lengths_S)
+        config = self.engine.module.model.config
+        config.reward_bias = getattr(config, "reward_bias", 0.0) + mean
+        return mean
+
+
+def pair_agreement(scores: Sequence[float], ranks: Sequence[int]) -> tuple[int, int]:
+    """(pairs ordered alike, pairs): over the non-tied pairs of one ranking; equal scores count as wrong."""
+    pairs = ranking_pairs(list(ranks))
+    return sum(scores[better] > scores[worse] for better, worse in pairs), len(pairs)
+
+
+def summed_over_ranks(values: Sequence[float]) -> list[float]:
+    """Element-wise sum over the process group, in float64."""
+    total = torch.tensor(values, dtype=torch.float64)
+    if torch.cuda.is_available():
+        total = total.cuda()
+    dist.all_reduce(total)
+    return total.tolist()

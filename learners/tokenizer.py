@@ -1,0 +1,77 @@
+"""Trains the byte-level BPE tokenizer of a model made from random weights, with its chat template.
+
+Used by the pretrain stage. Pad, end of turn and end of text are three tokens: where pad equals the end token its
+loss is masked and the model never learns to stop (Huang et al. 2024, arXiv:2403.17031).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from learners.errors import UserError
+
+PAD, END_OF_TEXT, END_OF_TURN = "<|pad|>", "<|endoftext|>", "<|end|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+
+# `generation` marks what the assistant writes, so that `return_assistant_tokens_mask` finds the tokens to learn.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' }}"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|end|>' }}{% endgeneration %}"
+    "{% else %}{{ m['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of exactly `vocab_size` entries (fewer if the texts have fewer merges to learn)."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    special = [PAD, END_OF_TEXT, *ROLES, END_OF_TURN]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        eos_token=END_OF_TURN,
+        additional_special_tokens=[END_OF_TEXT, *ROLES],
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token that ends an assistant's turn; a tokenizer whose pad is the same token is refused."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path}: it has no end token; set eos_token in tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path}: pad and end are the same token ({tokenizer.eos_token!r}), so a model "
+            "would never learn to stop; set pad_token to another token in tokenizer_config.json"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def document_separator(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token between documents of a packed corpus: <|endoftext|> where there is one, else the end token."""
+    found = tokenizer.get_vocab().get(END_OF_TEXT)
+    return end_token(tokenizer) if found is None else int(found)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Token ids of a one-turn conversation up to the point where the assistant begins to write."""
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    return list(tokenizer.encode(text, add_special_tokens=False))
