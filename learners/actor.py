@@ -19,7 +19,6 @@ import torch.distributed as dist
 from learners.config import LearnerConfig, ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from learners.datasets import RankingData, TokenData
 from learners.engine import join_process_group
-from learners.logs import log_to
 from learners.models import (
     PolicyModule,
     ScalarModule,
@@ -42,9 +41,7 @@ class WeightSender(Protocol):
 class LearnerActor:
     """One rank. `start_*` builds a task from files; the rest are calls on it."""
 
-    def __init__(self, name: str, rank: int, config: LearnerConfig, logs: str | None = None) -> None:
-        if logs:
-            log_to(Path(logs) / f"{name}.log", name)
+    def __init__(self, rank: int, config: LearnerConfig) -> None:
         self.rank, self.config = rank, config
         self.task: Any = None
 

@@ -1,0 +1,152 @@
+"""How new weights reach a vLLM engine: every call to vLLM's weight-transfer interface is in this module.
+
+    learner ranks --Transport.send--> payload --(Ray)--> engine: check, start, update, finish(version)
+
+A transport has a sending half, run on every learner rank (walking the weights is a collective under ZeRO-3), and a
+vLLM backend that receives what was sent. `file` writes one safetensors file to shared memory or, for several hosts,
+to a shared file system; CUDA IPC and NCCL are further transports behind the same two halves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from learners.errors import UserError
+
+BACKEND = "zero2hero_file"
+
+
+class Transport(Protocol):
+    """The sending half."""
+
+    backend: str
+    """Name of the vLLM weight-transfer backend that receives."""
+
+    def send(self, named_tensors: Iterable[tuple[str, torch.Tensor]], rank: int, version: int) -> dict[str, Any]:
+        """Called on every learner rank with the same names in the same order; returns the engines' payload."""
+        ...
+
+
+class FileTransport:
+    """One file per version in a directory that every learner and engine can see."""
+
+    backend = BACKEND
+
+    def __init__(self, directory: str | Path, keep: int = 2) -> None:
+        self.directory, self.keep = Path(directory), keep
+
+    def send(self, named_tensors: Iterable[tuple[str, torch.Tensor]], rank: int, version: int) -> dict[str, Any]:
+        held: dict[str, torch.Tensor] = {}
+        for name, tensor in named_tensors:
+            if rank == 0:
+                # Under ZeRO-3 the whole tensor lives only while it is yielded; elsewhere this copies nothing on CPU.
+                gathered = tensor.detach().cpu().contiguous()
+                held[name] = gathered.clone() if gathered.is_set_to(tensor) and not _owns(tensor) else gathered
+        path = self.directory / f"{version:08d}.safetensors"
+        if rank == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}.partial")
+            save_file(held, partial)
+            partial.replace(path)
+            for old in sorted(self.directory.glob("*.safetensors"))[: -self.keep]:
+                old.unlink()
+            return {"path": str(path), "size": path.stat().st_size, "header": _header_digest(path)}
+        return {}
+
+
+def _owns(tensor: torch.Tensor) -> bool:
+    """Whether the tensor will outlive the step of the iteration that yielded it (not so for gathered ZeRO-3 shards)."""
+    return not hasattr(tensor, "ds_id")
+
+
+def make_transport(name: str, run: Path) -> FileTransport:
+    """The transport of a run. Shared memory where there is some, else the run directory."""
+    if name != "file":
+        raise UserError(f"learners.transport={name}: not known; use file")
+    shared = Path("/dev/shm")
+    tag = hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:12]
+    local = shared.is_dir() and os.access(shared, os.W_OK) and not os.environ.get("HERO_WEIGHTS_DIR")
+    return FileTransport(shared / f"zero2hero-{tag}" if local else Path(os.environ.get("HERO_WEIGHTS_DIR", run / "weights")))
+
+
+def check_payload(payload: dict[str, Any]) -> None:
+    """Refuses a file that is missing, short or changed. To be called before `start_weight_update`: an engine whose
+    update fails in the middle cannot be used again."""
+    path = Path(payload["path"])
+    if not path.is_file():
+        raise UserError(f"weights {path}: no such file; learners and engines must see the same directory (HERO_WEIGHTS_DIR)")
+    if path.stat().st_size != payload["size"]:
+        raise UserError(f"weights {path}: {path.stat().st_size} bytes, expected {payload['size']}; the file is incomplete")
+    if _header_digest(path) != payload["header"]:
+        raise UserError(f"weights {path}: its names and shapes are not those that were sent")
+
+
+def _header_digest(path: Path) -> str:
+    """Digest of a safetensors header: all names, types, shapes and places."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return hashlib.sha256(file.read(min(length, 1 << 27))).hexdigest()
+
+
+def register() -> None:
+    """Tells vLLM of our backend. An entry point of `vllm.general_plugins`: runs in every vLLM process, maybe twice."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, "actors.weights_engine", "FileWeightTransferEngine")
+
+
+def transfer_config(backend: str = BACKEND) -> Any:
+    """The `weight_transfer_config` of an engine that is to receive weights."""
+    from vllm.config import WeightTransferConfig
+
+    register()
+    return WeightTransferConfig(backend=backend)
+
+
+def apply_update(engine: Any, payload: dict[str, Any], version: int) -> None:
+    """Puts sent weights into an in-process engine (`vllm.LLM`) and resets its prefix cache.
+
+    Raises UserError before anything is touched if the payload is unfit; a RuntimeError afterwards means that the
+    engine holds neither the old nor the new weights and must be replaced, never resumed.
+    """
+    check_payload(payload)
+    try:
+        engine.collective_rpc("start_weight_update")
+        engine.collective_rpc("update_weights", kwargs={"update_info": {"path": payload["path"]}})
+        engine.collective_rpc("finish_weight_update")
+    except Exception as fault:
+        raise RuntimeError(f"weight update to version {version} failed half-way; this engine must be replaced") from fault
+    engine.llm_engine.set_weight_version(str(version))
+    engine.reset_prefix_cache()
+
+
+@dataclass
+class Span:
+    """Output tokens start to end (exclusive) were written by this version."""
+
+    version: int
+    start: int
+    end: int
+
+
+def version_spans(completion: Any, loaded: int) -> list[Span]:
+    """Per-token weight versions of a finished completion; what vLLM calls "default" is the version loaded at start."""
+    spans = completion.weight_versions or []
+    return [Span(loaded if s.version == "default" else int(s.version), s.start, s.end) for s in spans]
+
+
+def stored_tensors(path: str) -> Iterable[tuple[str, torch.Tensor]]:
+    """(name, tensor) of a safetensors file."""
+    with safe_open(path, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (not a dict)
+            yield name, tensors.get_tensor(name)

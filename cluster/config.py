@@ -1,0 +1,194 @@
+"""The whole configuration of a run: typed sections, a YAML file, dotted overrides, errors that name the key.
+
+`load_config` is the only way in. A key that does not exist is refused and its nearest neighbours are named.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from actors.config import RolloutConfig, ScoringConfig
+from cluster.world.config import WorldConfig
+from learners.config import (
+    LearnerConfig,
+    ModelConfig,
+    PPOConfig,
+    PretrainConfig,
+    RewardConfig,
+    Section,
+    SFTConfig,
+)
+from learners.errors import UserError
+from serve.config import ServeConfig
+
+Stage = Literal["pretrain", "sft", "collect", "reward", "ppo", "evaluate"]
+STAGES: tuple[Stage, ...] = ("pretrain", "sft", "collect", "reward", "ppo", "evaluate")
+
+
+class ClusterConfig(Section):
+    address: str | None = None
+    """Ray cluster to join ("auto" or host:port). Empty: RAY_ADDRESS if it is set, else a Ray of this run's own."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """What the models run on."""
+    cpus: int | None = Field(None, ge=1)
+    """CPU cores that a Ray of this run's own may use. Empty: all of this machine."""
+    object_store_gib: float = Field(0.5, gt=0.08)
+    """Shared memory of a Ray of this run's own."""
+
+
+class DataConfig(Section):
+    corpus: str | None = None
+    """Text file for pre-training, documents parted by blank lines. Empty: the built-in world's."""
+    demonstrations: str | None = None
+    """JSONL of conversations, {"messages": [{"role", "content"}, …]}. Empty: the built-in world's."""
+    prompts: str | None = None
+    """JSONL of prompts to sample from, {"prompt": …}. Empty: the built-in world's."""
+    heldout: str | None = None
+    """JSONL of prompts kept for evaluation. Empty: the built-in world's."""
+    rankings: str | None = None
+    """JSONL of ranked responses, {"prompt", "responses", "ranks", …}. Empty: what the collect stage wrote."""
+
+
+class CollectConfig(Section):
+    prompts: int = Field(900, ge=1)
+    """Prompts to collect responses for (at most as many as there are)."""
+    responses: int = Field(6, ge=4, le=9)
+    """Responses per prompt (K)."""
+    max_response_tokens: int = Field(32, ge=1)
+    """Longest response, the end token included."""
+    labelers: int = Field(8, ge=1)
+    """Simulated labelers."""
+    noise: float = Field(1.0, ge=0)
+    """How unsure the simulated labelers are; 1.0 gives a pairwise agreement near 73%."""
+    overlap: float = Field(0.1, ge=0, le=1)
+    """Share of the prompts that a second labeler ranks too, to measure agreement."""
+
+
+class EvaluateConfig(Section):
+    prompts: int | None = Field(None, ge=1)
+    """Held-out prompts to use. Empty: all."""
+    max_response_tokens: int = Field(32, ge=1)
+    """Longest response, the end token included."""
+    judge: str | None = "cluster.world.oracle:judge"
+    """module:function (row, response, ended) -> verdict with factual, rude, coherent. Empty: reward and KL only."""
+
+
+class RunConfig(Section):
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run: its W&B group, and the default of its directory."""
+    run_dir: str | None = None
+    """Directory of the run. Empty: runs/NAME."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything random."""
+    stages: list[Stage] = Field(list(STAGES), min_length=1)
+    """Stages to run, in order."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Where the run happens."""
+    data: DataConfig = DataConfig()
+    """The user's own files; what is left out comes from the built-in world."""
+    world: WorldConfig = WorldConfig()
+    """The built-in world."""
+    model: ModelConfig = ModelConfig()
+    """The policy."""
+    learners: LearnerConfig = LearnerConfig()
+    """DeepSpeed ranks."""
+    rollout: RolloutConfig = RolloutConfig()
+    """vLLM engines."""
+    scoring: ScoringConfig = ScoringConfig()
+    """Actors that hold the reward model and the reference policy."""
+    pretrain: PretrainConfig = PretrainConfig()
+    """Next-token training on the corpus."""
+    sft: SFTConfig = SFTConfig()
+    """Supervised fine-tuning on demonstrations."""
+    collect: CollectConfig = CollectConfig()
+    """Sampling responses and ranking them."""
+    reward: RewardConfig = RewardConfig()
+    """Training the reward model."""
+    ppo: PPOConfig = PPOConfig()
+    """Reinforcement learning against the reward model."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Every stage's model on held-out prompts."""
+    serve: ServeConfig = ServeConfig()
+    """The chat endpoint."""
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.run_dir or f"runs/{self.name}").absolute()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if self.stages != sorted(set(self.stages), key=STAGES.index):
+            raise ValueError(f"stages: give each at most once and in this order: {', '.join(STAGES)}")
+        if self.pretrain.sequence_length > self.model.context:
+            raise ValueError(
+                f"pretrain.sequence_length={self.pretrain.sequence_length} is over model.context={self.model.context}"
+            )
+        for key, limit in (
+            ("ppo.max_response_tokens", self.ppo.max_response_tokens),
+            ("collect.max_response_tokens", self.collect.max_response_tokens),
+            ("evaluate.max_response_tokens", self.evaluate.max_response_tokens),
+        ):
+            if limit >= self.model.context:
+                raise ValueError(f"{key}={limit} leaves no room for a prompt in model.context={self.model.context}")
+        return self
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Reads a YAML file, applies `dotted.key=value` overrides (values are YAML), validates. Raises UserError."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file; the recipes are in configs/")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as fault:
+        mark = getattr(fault, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML ({getattr(fault, 'problem', fault)})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
+    for override in overrides or []:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"override {override!r}: expected dotted.key=value, for example ppo.kl_coef=0.1")
+        _set(values, key.split("."), yaml.safe_load(text), override)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as fault:
+        raise UserError("\n".join(_explain(path, error) for error in fault.errors())) from None
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise UserError(f"override {override!r}: {key} is a value, not a section")
+    values[keys[-1]] = value
+
+
+def _explain(path: Path, error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        found = "" if isinstance(error.get("input"), dict) else f" (found {error.get('input')!r})"
+        return f"{path}: {where or 'the config'}: {error['msg'].removeprefix('Value error, ')}{found}"
+    known = all_keys(RunConfig)
+    *section, last = where.split(".")
+    siblings = {k: k for k in known if k.split(".")[:-1] == section}
+    by_leaf = {k.split(".")[-1]: k for k in known if k not in siblings} | {k.split(".")[-1]: k for k in siblings}
+    near = [by_leaf[leaf] for leaf in difflib.get_close_matches(last, by_leaf, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"keys here: {', '.join(siblings) or ', '.join(known)}"
+    return f"{path}: unknown key {where}; {hint}"
+
+
+def all_keys(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
+    """Every dotted key of the configuration with its one-line documentation."""
+    found: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        found[prefix + name] = " ".join((field.description or "").split())
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= all_keys(field.annotation, f"{prefix}{name}.")
+    return found

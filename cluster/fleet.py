@@ -1,0 +1,195 @@
+"""Starts Ray and the three fleets of a run, and keeps them while stages come and go.
+
+A fleet is started when a stage first asks for it and reused by later stages: the processes stay, their tasks and
+weights change. On CPU the phases of an iteration take turns, so learners reserve the cores and the other fleets
+run beside them; on GPUs every actor reserves its own.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from actors.config import Decoding
+from cluster.config import RunConfig
+from cluster.host import Host
+from learners.errors import UserError
+
+# Passed on to every actor: without a hub, transformers must not try the network; torch and vLLM stay terse.
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+
+
+class FleetError(RuntimeError):
+    """An actor died; names it, what it was doing and its log."""
+
+
+class Fleet:
+    """Actors of one kind."""
+
+    def __init__(
+        self, kind: str, target: str, arguments: Sequence[dict[str, Any]], options: dict[str, Any], logs: Path
+    ) -> None:
+        self.kind, self.logs = kind, logs
+        self.names = [f"{kind}-{i}" for i in range(len(arguments))]
+        host = ray.remote(Host).options(**options)
+        self.actors = [
+            host.remote(name, target, str(logs / f"{name}.log"), given)
+            for name, given in zip(self.names, arguments, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.actors)
+
+    def submit(self, index: int, method: str, *args: Any, **kwargs: Any) -> ray.ObjectRef:
+        return self.actors[index % len(self.actors)].call.remote(method, *args, **kwargs)
+
+    def all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+        """The same call on every actor at once; their results in order."""
+        return self.get([self.submit(i, method, *args, **kwargs) for i in range(len(self))], method)
+
+    def get(self, refs: list[ray.ObjectRef], doing: str) -> list[Any]:
+        """Results of calls to this fleet; a death is told with the actor's name and log."""
+        try:
+            return ray.get(refs)
+        except RayActorError as fault:
+            raise FleetError(
+                f"a {self.kind} actor died during {doing}; see {self.logs}/{self.kind}-*.log\n{fault}"
+            ) from fault
+
+    def stop(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+class Fleets:
+    """The fleets of one run."""
+
+    def __init__(self, config: RunConfig, root: Path) -> None:
+        self.config, self.logs = config, root / "logs"
+        self._fleets: dict[str, Fleet] = {}
+        self._scorers_of: tuple[str, str | None] | None = None
+
+    def start(self) -> None:
+        """Joins the configured Ray cluster, or starts one of this run's own."""
+        start_ray(self.config.cluster.address, self.config.cluster.cpus, self.config.cluster.object_store_gib)
+
+    def learners(self) -> Fleet:
+        """DeepSpeed ranks, joined into one process group."""
+        if "learner" not in self._fleets:
+            settings = self.config.learners
+            arguments = [{"rank": rank, "config": settings} for rank in range(settings.ranks)]
+            fleet = self._start("learner", "learners.actor:LearnerActor", arguments, settings.threads, settings.gpus)
+            address, port = fleet.get([fleet.submit(0, "address")], "address")[0]
+            fleet.all("join", address, port)
+        return self._fleets["learner"]
+
+    def rollouts(self, model: Path) -> Fleet:
+        """vLLM engines. `model` gives the architecture; a fleet that is up already keeps its weights (see `Policy`)."""
+        if "rollout" not in self._fleets:
+            settings = self.config.rollout.model_copy(
+                update={
+                    "dtype": self.config.ppo.dtype,
+                    "max_model_len": self.config.rollout.max_model_len or self.config.model.context,
+                }
+            )
+            arguments = [
+                {
+                    "name": f"rollout-{i}",
+                    "model_path": str(model),
+                    "config": settings,
+                    "seed": self.config.seed * 1000 + i,
+                }
+                for i in range(settings.actors)
+            ]
+            env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib)}
+            self._start("rollout", "actors.rollout:RolloutActor", arguments, settings.threads, settings.gpus, env)
+        return self._fleets["rollout"]
+
+    def scorers(self, reference: Path, reward: Path | None) -> Fleet:
+        """Reward model and reference policy; started anew when asked for other models."""
+        wanted = (str(reference), str(reward) if reward else None)
+        if self._scorers_of != wanted:
+            if "scoring" in self._fleets:
+                self._fleets.pop("scoring").stop()
+            settings = self.config.scoring
+            arguments = [{"reference": wanted[0], "reward": wanted[1], "config": settings}] * settings.actors
+            self._start("scoring", "actors.scoring:ScoringActor", arguments, settings.threads, settings.gpus)
+            self._scorers_of = wanted
+        return self._fleets["scoring"]
+
+    def _start(
+        self, kind: str, target: str, arguments: list[dict[str, Any]], threads: int, gpus: float, env: dict[str, str] | None = None
+    ) -> Fleet:  # fmt: skip
+        options = {
+            "num_cpus": threads if kind == "learner" else 0,
+            "num_gpus": gpus,
+            "runtime_env": {"env_vars": {**QUIET, "OMP_NUM_THREADS": str(threads), **(env or {})}},
+        }
+        self._check_room(kind, options["num_cpus"] * len(arguments), gpus * len(arguments))
+        self._fleets[kind] = Fleet(kind, target, arguments, options, self.logs)
+        return self._fleets[kind]
+
+    def _check_room(self, kind: str, cpus: float, gpus: float) -> None:
+        """Refuses at once what Ray would wait for in silence."""
+        free = ray.available_resources()
+        for what, need in (("CPU", cpus), ("GPU", gpus)):
+            if need > free.get(what, 0):
+                key = "learners" if kind == "learner" else kind
+                raise UserError(
+                    f"the {kind} fleet needs {need:g} {what} and the Ray cluster has {free.get(what, 0):g} free of "
+                    f"{ray.cluster_resources().get(what, 0):g}; lower the numbers in section {key} or add nodes"
+                )
+
+    def close(self) -> None:
+        for fleet in self._fleets.values():
+            fleet.stop()
+        self._fleets.clear()
+        ray.shutdown()
+
+
+def start_ray(address: str | None, cpus: int | None, object_store_gib: float) -> None:
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    joined = address or os.environ.get("RAY_ADDRESS")
+    common = {"log_to_driver": True, "logging_level": "ERROR", "configure_logging": True}
+    if joined:
+        ray.init(address=joined, **common)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            object_store_memory=int(object_store_gib * 2**30),
+            **common,
+        )
+
+
+def generate(
+    rollouts: Fleet, prompts: Sequence[Sequence[int]], prompt_ids: Sequence[int], decoding: Decoding, end_token: int,
+    n: int = 1, seeds: Sequence[int] | None = None,
+) -> list[ray.ObjectRef]:  # fmt: skip
+    """Starts sampling n responses to each prompt over the whole fleet; one Samples reference per engine, in order."""
+    share = -(-len(prompts) // len(rollouts))
+    refs = []
+    for i, start in enumerate(range(0, len(prompts), share)):
+        part = slice(start, start + share)
+        part_seeds = list(seeds[start * n : (start + share) * n]) if seeds is not None else None
+        refs.append(
+            rollouts.submit(
+                i,
+                "generate",
+                [list(p) for p in prompts[part]],
+                list(prompt_ids[part]),
+                decoding,
+                end_token,
+                n=n,
+                seeds=part_seeds,
+            )
+        )
+    return refs

@@ -1,0 +1,75 @@
+"""`hero run`: the stages of a config in order, each skipped if it is done, continued if it was interrupted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from cluster.config import STAGES, RunConfig, Stage
+from cluster.context import Context
+from cluster.fleet import Fleets
+from cluster.memory import PeakMemory
+from cluster.plan import refuse_impossible
+from cluster.report import write_report
+from cluster.run import Run, read_json, write_json
+from cluster.stages import collect, evaluate, ppo, pretrain, reward, sft
+from cluster.world.generate import write_world
+from learners.errors import UserError
+
+RUNNERS: dict[Stage, Callable[[Context], dict[str, Any]]] = {
+    "pretrain": pretrain.run,
+    "sft": sft.run,
+    "collect": collect.run,
+    "reward": reward.run,
+    "ppo": ppo.run,
+    "evaluate": evaluate.run,
+}
+
+
+def run_stages(config: RunConfig, first: Stage | None = None, last: Stage | None = None) -> Run:
+    """Runs what is left to do of the config's stages, from `first` (done again) to `last`. Returns the run."""
+    for option, stage in (("--from", first), ("--until", last)):
+        if stage is not None and stage not in config.stages:
+            raise UserError(f"{option} {stage}: not one of the config's stages ({', '.join(config.stages)})")
+    refuse_impossible(config)
+    run = Run(config)
+    if first:
+        run.forget(first)
+    run.open()
+    upto = STAGES.index(last) if last else len(STAGES)
+    todo = [s for s in config.stages if STAGES.index(s) <= upto and not run.done(s)]
+    if not todo:
+        return run
+    started, already = (
+        time.time(),
+        read_json(run.root / "timings.json") or {"stages": {}, "peak_memory_gib": 0.0, "total_s": 0.0},
+    )
+    make_world(run)
+    fleets = Fleets(config, run.root)
+    memory = PeakMemory()
+    try:
+        fleets.start()
+        already["stages"]["start"] = already["stages"].get("start", 0.0) + time.time() - started
+        context = Context(config, run, fleets)
+        for stage in todo:
+            begun = time.time()
+            results = RUNNERS[stage](context)
+            run.finish(stage, time.time() - begun, results)
+            already["stages"][stage] = time.time() - begun
+    finally:
+        fleets.close()
+        already["peak_memory_gib"] = max(already["peak_memory_gib"], memory.stop())
+        already["total_s"] += time.time() - started
+        write_json(run.root / "timings.json", already)
+    write_report(run.root)
+    return run
+
+
+def make_world(run: Run) -> None:
+    """Writes the built-in world's files where the config names no files of the user's."""
+    data = run.config.data
+    if all((data.corpus or run.config.model.path, data.demonstrations, data.prompts, data.heldout)):
+        return
+    if not (run.root / "data" / "heldout.jsonl").exists():
+        write_world(run.root / "data", run.config.world)

@@ -1,0 +1,154 @@
+"""A run is a directory: where everything is, what is done, and which policy is current.
+
+All writes are atomic (a partial file is renamed), so whoever restarts, after whatever death, finds whole files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from cluster.config import STAGES, RunConfig, Stage
+from learners.errors import UserError
+
+# What a finished stage was made from: if one of these sections changes, its result no longer fits the config.
+SECTIONS: dict[Stage, tuple[str, ...]] = {
+    "pretrain": ("seed", "data", "world", "model", "pretrain"),
+    "sft": ("sft",),
+    "collect": ("collect",),
+    "reward": ("reward",),
+    "ppo": ("ppo",),
+    "evaluate": ("evaluate",),
+}
+
+
+class Run:
+    """Paths and durable state of one run directory. One driver at a time holds its lock."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.root = config.directory
+        self._lock: IO[str] | None = None
+
+    def open(self) -> None:
+        """Creates the directory, takes the lock, records the resolved config."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.root / "lock", "a")  # noqa: SIM115 (held until the process ends)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{self.root}: another `hero run` is at work in this directory; wait for it or stop it"
+            ) from None
+        changed = [s for s in self.config.stages if (d := self.done(s)) and d["config"] != self.fingerprint(s)]
+        if changed:
+            raise UserError(
+                f"{self.root}: stage {changed[0]} was finished with another configuration of "
+                f"{', '.join(SECTIONS[changed[0]])}; add --from {changed[0]} to do it again, or choose another run_dir"
+            )
+        write_text(self.root / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+
+    def close(self) -> None:
+        if self._lock:
+            self._lock.close()
+
+    def stage(self, stage: str) -> Path:
+        folder = self.root / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def model(self, stage: str) -> Path:
+        """Hugging Face folder that a stage ends with; UserError if that stage has not been run."""
+        folder = self.root / stage / "model"
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such model; run the {stage} stage first (hero run … --from {stage})")
+        return folder
+
+    def policy_path(self) -> Path:
+        """What SFT starts from: the pretrain stage's model, or the model of the config."""
+        if (self.root / "pretrain" / "model").is_dir() or not self.config.model.path:
+            return self.model("pretrain")
+        return Path(self.config.model.path)
+
+    def data(self, kind: str) -> Path:
+        """The user's file of this kind, or the world's."""
+        given = getattr(self.config.data, kind)
+        return Path(given) if given else self.root / "data" / {"corpus": "corpus.txt"}.get(kind, f"{kind}.jsonl")
+
+    def rankings(self) -> Path:
+        given = self.config.data.rankings
+        return Path(given) if given else self.root / "collect" / "rankings.jsonl"
+
+    def fingerprint(self, stage: Stage) -> str:
+        values = self.config.model_dump(mode="json")
+        relevant = {section: values[section] for section in SECTIONS[stage]}
+        return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+
+    def done(self, stage: str) -> dict[str, Any] | None:
+        return read_json(self.root / stage / "done.json")
+
+    def finish(self, stage: Stage, seconds: float, results: dict[str, Any]) -> None:
+        record = {"config": self.fingerprint(stage), "seconds": seconds, "time": time.time(), "results": results}
+        write_json(self.stage(stage) / "done.json", record)
+
+    def forget(self, first: Stage) -> None:
+        """Removes what the given stage and all later ones of the config have written."""
+        for stage in STAGES[STAGES.index(first) :]:
+            shutil.rmtree(self.root / stage, ignore_errors=True)
+        current = read_json(self.root / "current.json")
+        if current and not (self.root / current["path"]).is_dir():
+            (self.root / "current.json").unlink()
+
+    def promote(self, stage: str, version: int, folder: Path) -> None:
+        """Points at the policy to serve; readers see the old or the new pointer, never half of one."""
+        pointer = {"stage": stage, "version": version, "path": str(folder.relative_to(self.root))}
+        write_json(self.root / "current.json", pointer)
+
+
+class Checkpoints:
+    """Learner states of one stage: folders named by step, and a pointer to the newest whole one."""
+
+    def __init__(self, folder: Path, keep: int = 1) -> None:
+        self.folder, self.keep = folder / "checkpoints", keep
+
+    def newest(self) -> dict[str, Any] | None:
+        """The driver state of the newest whole checkpoint, with its "step"."""
+        return read_json(self.folder / "newest.json")
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"{step:06d}"
+
+    def commit(self, step: int, state: dict[str, Any]) -> None:
+        """Declares the folder of `step` whole, then removes all but the newest ones."""
+        write_json(self.folder / "newest.json", {"step": step, **state})
+        steps = sorted(int(p.name) for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
+        for old in [s for s in steps if s <= step][: -self.keep] + [s for s in steps if s > step]:
+            shutil.rmtree(self.path(old))
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

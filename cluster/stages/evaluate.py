@@ -1,0 +1,63 @@
+"""Stage 6: every stage's model answers the held-out prompts, sampled and greedy; PPO is compared with SFT."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from cluster.context import Context
+from cluster.progress import progress
+from cluster.run import write_json, write_text
+from cluster.stages.rollouts import judge_policy, load_weights
+from cluster.world.oracle import utility
+from learners.models import load_tokenizer
+
+MODELS = ("pretrain", "sft", "ppo")
+
+
+def run(context: Context) -> dict[str, Any]:
+    folder, config = context.run.stage("evaluate"), context.config.evaluate
+    stages = [s for s in MODELS if (context.run.root / s / "model").is_dir()]
+    tokenizer = load_tokenizer(context.run.model("sft"))
+    rows, tokens = context.prompts("heldout", tokenizer, config.max_response_tokens)
+    rows, tokens = rows[: config.prompts], tokens[: config.prompts]
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    answers: dict[str, list[dict[str, Any]]] = {}
+    with context.monitor("evaluate") as monitor, progress("evaluate", total=2 * len(stages)) as bar:
+        for stage in stages:
+            load_weights(context, context.run.model(stage))
+            found[stage] = {}
+            for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+                found[stage][name], answers[stage] = judge_policy(context, rows, tokens, stage, temperature)
+                bar.advance(1, f"{stage} {name}")
+        results: dict[str, Any] = {"stages": found}
+        if context.judge() and {"sft", "ppo"} <= set(stages):
+            results["win_rate"] = win_rate(rows, answers["ppo"], answers["sft"], config.judge)
+        monitor.log(1, {f"{s}/{n}/{k}": v for s, by in found.items() for n, r in by.items() for k, v in r.items()})
+    lines = [
+        {"prompt": row["prompt"], "task": row.get("task"), "answers": {s: answers[s][i] for s in stages}}
+        for i, row in enumerate(rows)
+    ]
+    write_text(folder / "answers.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    write_json(folder / "results.json", results)
+    return results
+
+
+def win_rate(
+    rows: list[dict[str, Any]], challenger: list[dict[str, Any]], baseline: list[dict[str, Any]], judge: str | None
+) -> dict[str, Any]:
+    """Share of prompts where the judge prefers the challenger, ties half, with a 95% normal interval over prompts."""
+    from cluster.world.oracle import Verdict
+
+    points = []
+    for ours, theirs in zip(challenger, baseline, strict=True):
+        a, b = (utility(Verdict(x["factual"], x["rude"], x["coherent"])) for x in (ours, theirs))
+        points.append(1.0 if a > b else 0.5 if a == b else 0.0)
+    rate = sum(points) / len(points)
+    variance = sum((p - rate) ** 2 for p in points) / max(1, len(points) - 1)
+    margin = 1.96 * math.sqrt(variance / len(points))
+    return {
+        "challenger": "ppo", "baseline": "sft", "rate": rate, "low": max(0.0, rate - margin),
+        "high": min(1.0, rate + margin), "count": len(points), "judge": judge,
+    }  # fmt: skip

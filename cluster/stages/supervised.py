@@ -1,0 +1,59 @@
+"""The loop that pretrain, sft and reward share: train in short strides, log, validate, checkpoint, export."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from cluster.context import Context
+from cluster.fleet import Fleet
+from cluster.progress import progress
+from cluster.run import Checkpoints
+
+STRIDE_SECONDS = 2.0  # how often the driver hears from the learners: long enough to cost nothing, short enough to watch
+
+
+def supervise(
+    context: Context,
+    stage: str,
+    learners: Fleet,
+    total: int,
+    save_every: int,
+    finish: Callable[[], dict[str, float]] = dict,
+) -> dict[str, Any]:
+    """Drives a started task to its last step, from its newest checkpoint if there is one, then exports the model.
+
+    `finish` runs on the trained task before the export. Returns the final validation and what `finish` found.
+    """
+    checkpoints = Checkpoints(context.run.stage(stage))
+    saved = checkpoints.newest()
+    done = 0
+    if saved:
+        done = learners.all("load", checkpoints.path(saved["step"]), "state")[0]
+    found: dict[str, Any] = {}
+    stride = 1
+    with context.monitor(stage) as monitor, progress(stage, total=total, done=done) as bar:
+        monitor.truncate(stage, done)
+        while done < total:
+            until_save = save_every - done % save_every
+            started = time.perf_counter()
+            steps = learners.all("train", min(stride, until_save, total - done))[0]
+            seconds = time.perf_counter() - started
+            rate = sum(s["tokens"] for s in steps) / seconds
+            for metrics in steps:
+                done += 1
+                monitor.log(done, {**metrics, "perf/tokens_per_second": rate})
+            bar.advance(len(steps), f"loss {steps[-1]['loss/train']:.3f}  {rate:,.0f} tokens/s")
+            stride = max(1, round(len(steps) * STRIDE_SECONDS / seconds))
+            if done % save_every == 0:
+                found = learners.all("validate")[0]
+                monitor.log(done, found)
+            if done % save_every == 0 and done < total:
+                learners.all("save", checkpoints.path(done), "state")
+                checkpoints.commit(done, {})
+        found = {**(found or learners.all("validate")[0]), **finish()}
+        monitor.log(done, found)
+    learners.all("export", context.run.stage(stage) / "model")
+    checkpoints.clear()
+    return found
