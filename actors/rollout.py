@@ -26,7 +26,6 @@ class RolloutActor:
         started = time.perf_counter()
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(config.kv_cache_gib))))
         from vllm import LLM
 
         from actors.weights import transfer_config

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,10 +58,14 @@ class FileTransport:
             partial = path.with_suffix(f".{os.getpid()}.partial")
             save_file(held, partial)
             partial.replace(path)
-            for old in sorted(self.directory.glob("*.safetensors"))[: -self.keep]:
+            for old in sorted(self.directory.glob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns)[: -self.keep]:
                 old.unlink()
             return {"path": str(path), "size": path.stat().st_size, "header": _header_digest(path)}
         return {}
+
+    def close(self) -> None:
+        """Removes what was sent."""
+        shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def _owns(tensor: torch.Tensor) -> bool:

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from actors.config import Decoding
+from actors.weights import make_transport
 from cluster.config import RunConfig
 from cluster.host import Host
 from learners.errors import UserError
@@ -72,6 +73,7 @@ class Fleets:
 
     def __init__(self, config: RunConfig, root: Path) -> None:
         self.config, self.logs = config, root / "logs"
+        self.transport = make_transport(config.learners.transport, root)
         self._fleets: dict[str, Fleet] = {}
         self._scorers_of: tuple[str, str | None] | None = None
 
@@ -107,7 +109,7 @@ class Fleets:
                 }
                 for i in range(settings.actors)
             ]
-            env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib)}
+            env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
             self._start("rollout", "actors.rollout:RolloutActor", arguments, settings.threads, settings.gpus, env)
         return self._fleets["rollout"]
 
@@ -150,6 +152,7 @@ class Fleets:
         for fleet in self._fleets.values():
             fleet.stop()
         self._fleets.clear()
+        self.transport.close()
         ray.shutdown()
 
 

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+import uuid
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,7 +28,7 @@ class Monitor:
     def __enter__(self) -> Self:
         id_file = self.folder / "wandb_id"
         if not id_file.exists():
-            id_file.write_text(wandb.util.generate_id())
+            id_file.write_text(uuid.uuid4().hex[:8])
         online = bool(os.environ.get("WANDB_API_KEY"))
         self._wandb = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "zero2hero"),

@@ -183,7 +183,7 @@ class PPOConfig(Section):
     keep_checkpoints: int = Field(2, ge=1)
     """Checkpoints kept on disk; older ones are removed."""
     sync_bound: float | None = Field(None, gt=0)
-    """Largest difference in probe log-probabilities between learner and engine after a sync. Empty: 1e-5 in float32, 0.1 in bfloat16."""
+    """Largest mean difference of probe log-probabilities between learner and engine. Empty: 1e-5 (bfloat16: 0.05)."""
 
     @model_validator(mode="after")
     def _divisible(self) -> PPOConfig:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.weights import make_transport
 from cluster.context import Context
 from cluster.fleet import generate
 from cluster.progress import progress
@@ -45,7 +44,6 @@ def run(context: Context) -> dict[str, Any]:
     ]
     rollouts, scorers = context.fleets.rollouts(policy), context.fleets.scorers(policy, reward)
     learners.get(starting, "start_ppo")
-    transport = make_transport(context.config.learners.transport, context.run.root)
     decoding = context.decoding("ppo", config.temperature)
     end = end_token(tokenizer)
     picked = np.random.default_rng([seed, 2]).permutation(len(held_rows))[: config.evaluate_prompts]
@@ -53,11 +51,11 @@ def run(context: Context) -> dict[str, Any]:
 
     def sync(version: int) -> dict[str, float]:
         started = time.perf_counter()
-        payload = learners.all("send_weights", transport, version)[0]
+        payload = learners.all("send_weights", context.fleets.transport, version)[0]
         rollouts.all("update_weights", payload, version)
         sent = time.perf_counter()
-        worst = prove_sync(context, probe, version)
-        return {"sync/max_error": worst, "time/sync": sent - started, "time/probe": time.perf_counter() - sent}
+        errors = prove_sync(context, probe, version)
+        return {**errors, "time/sync": sent - started, "time/probe": time.perf_counter() - sent}
 
     checkpoints = Checkpoints(folder, config.keep_checkpoints)
     saved = checkpoints.newest() or {"step": 0, "kl_coef": config.kl_coef}
