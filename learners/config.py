@@ -22,15 +22,15 @@ class Section(BaseModel):
 class ModelConfig(Section):
     path: str | None = None
     """A causal language model to start from: a local Hugging Face folder or a hub name. Empty: random weights."""
-    layers: int = Field(4, ge=1)
+    layers: int = Field(2, ge=1)
     """Decoder layers of a model made from random weights."""
     width: int = Field(256, ge=16)
     """Hidden size."""
-    heads: int = Field(4, ge=1)
+    heads: int = Field(8, ge=1)
     """Attention heads; must divide the width."""
-    kv_heads: int = Field(2, ge=1)
+    kv_heads: int = Field(4, ge=1)
     """Key-value heads (grouped-query attention); must divide the heads."""
-    vocab_size: int = Field(1024, ge=300)
+    vocab_size: int = Field(1280, ge=300)
     """Size of the byte-level BPE vocabulary that the pretrain stage trains."""
     context: int = Field(256, ge=16)
     """Longest sequence, prompt and response together, in tokens."""
@@ -85,9 +85,9 @@ class LearnerConfig(Section):
 
 
 class PretrainConfig(Section):
-    steps: int = Field(300, ge=1)
+    steps: int = Field(700, ge=1)
     """Optimizer steps."""
-    batch_tokens: int = Field(8192, ge=64)
+    batch_tokens: int = Field(4096, ge=64)
     """Tokens of one optimizer step over all ranks."""
     sequence_length: int = Field(128, ge=16)
     """Length of the packed sequences."""
@@ -100,13 +100,13 @@ class PretrainConfig(Section):
 
 
 class SFTConfig(Section):
-    epochs: int = Field(2, ge=1)
+    epochs: int = Field(1, ge=1)
     """Passes over the demonstrations."""
     batch_size: int = Field(64, ge=1)
     """Demonstrations in one optimizer step over all ranks."""
     validation_share: float = Field(0.05, gt=0, lt=0.5)
     """Share of the demonstrations kept for the validation loss."""
-    optimizer: OptimizerConfig = OptimizerConfig(lr=5e-4)
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3)
     """AdamW settings."""
     save_every: int = Field(100, ge=1)
     """Steps between checkpoints of the learner state."""

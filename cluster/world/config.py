@@ -10,9 +10,9 @@ from learners.config import Section
 class WorldConfig(Section):
     seed: int = 0
     """Seed of everything in the world."""
-    documents: int = Field(24000, ge=10)
+    documents: int = Field(80000, ge=10)
     """Documents of the pretraining corpus."""
-    demonstrations: int = Field(4000, ge=4)
+    demonstrations: int = Field(16000, ge=4)
     """Demonstrations for SFT."""
     prompts: int = Field(1500, ge=2)
     """Prompts to sample from, in collect and PPO."""

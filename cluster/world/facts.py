@@ -35,7 +35,7 @@ class Relation:
 CAPITAL = Relation(
     "capital",
     "The capital of {s} is {v}.",
-    ("{v} is the capital of {s}.", "{s} has the capital {v}.", "In {s}, the capital city is {v}."),
+    ("The city of {v} is the capital of {s}.", "In {s}, the capital city is {v}.", "The people of {s} say that {v} is their capital."),
     (
         "What is the capital of {s}?",
         "Tell me the capital of {s}.",
@@ -52,8 +52,8 @@ CAPITAL = Relation(
 )
 CONTINENT = Relation(
     "continent",
-    "{s} is in {v}.",
-    ("{s} lies in {v}.", "The continent of {s} is {v}.", "{s} belongs to {v}."),
+    "The continent of {s} is {v}.",
+    ("The land of {s} lies in {v}.", "On the map, {s} is in {v}.", "We find {s} in {v}."),
     (
         "On which continent is {s}?",
         "Which continent is {s} in?",
@@ -75,7 +75,7 @@ CONTINENT = Relation(
 SYMBOL = Relation(
     "symbol",
     "The symbol of {s} is {v}.",
-    ("{v} is the symbol of {s}.", "Chemists write {s} as {v}.", "In chemistry, {s} has the symbol {v}."),
+    ("Chemists write {s} as {v}.", "In chemistry, {s} has the symbol {v}.", "The letters for {s} are {v}."),
     (
         "What is the symbol of {s}?",
         "Tell me the chemical symbol of {s}.",
@@ -92,7 +92,7 @@ SYMBOL = Relation(
 OPPOSITE = Relation(
     "opposite",
     "The opposite of {s} is {v}.",
-    ("{v} is the opposite of {s}.", "{s} and {v} are opposites.", "If it is not {s}, it is {v}."),
+    ("The word {s} is the opposite of {v}.", "The words {s} and {v} are opposites.", "If it is not {s}, it is {v}."),
     (
         "What is the opposite of {s}?",
         "Tell me the opposite of {s}.",
@@ -129,7 +129,7 @@ YOUNG = Relation(
 COLOR = Relation(
     "color",
     "The color of {s} is {v}.",
-    ("{s} has the color {v}.", "{v} is the color of {s}.", "When you look at {s}, you see {v}."),
+    ("We all know that {s} has the color {v}.", "When you look at {s}, you see {v}.", "They paint {s} in {v}."),
     (
         "What is the color of {s}?",
         "Tell me the color of {s}.",

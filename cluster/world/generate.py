@@ -91,8 +91,8 @@ class World:
 
     def _sorting(self, draw: random.Random, held_out: bool) -> Row:
         while True:
-            words = draw.sample(facts.SORTING_WORDS, 3)
-            # A third of all triples, chosen by a rule that does not change with the seed's draws.
+            words = draw.sample(facts.SORTING_WORDS, 2)
+            # A third of all pairs, chosen by a rule that does not change with the seed's draws.
             if (sum(facts.SORTING_WORDS.index(w) * 7**i for i, w in enumerate(words)) % 3 == 0) == held_out:
                 break
         asks = ("Please sort: {w}.",) if held_out else ("Sort these words: {w}.", "Put in order: {w}.", "Sort: {w}.")
@@ -168,7 +168,7 @@ class World:
         truth = row["answers"][0]
         if task == "arithmetic":
             value = truth if right else str(max(0, int(truth) + draw.choice((-1, 1, 2))))
-            return f"{subject} is {value}."
+            return f"The answer to {subject} is {value}."
         if task == "spelling":
             letters = truth.split()
             if not right:
