@@ -48,7 +48,9 @@ class RolloutActor:
         )
         self.llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
         self.limit = self.llm.llm_engine.model_config.max_model_len
-        self.generate([[0, 1]], [0], Decoding(max_tokens=2), end_token=0)  # compiles kernels, so that no timing pays for it
+        self.generate(
+            [[0, 1]], [0], Decoding(max_tokens=2), end_token=0
+        )  # compiles kernels, so that no timing pays for it
         self._seconds = time.perf_counter() - started
 
     def ready(self) -> dict[str, Any]:
@@ -135,6 +137,9 @@ class RolloutActor:
         inputs = [TokensPrompt(prompt_token_ids=list(s)) for s in sequences]
         outputs = self.llm.generate(inputs, settings, use_tqdm=False)
         return [
-            np.array([row[token].logprob for token, row in zip(s[1:], out.prompt_logprobs[1:], strict=True)], dtype=np.float32)
+            np.array(
+                [row[token].logprob for token, row in zip(s[1:], out.prompt_logprobs[1:], strict=True)],
+                dtype=np.float32,
+            )
             for s, out in zip(sequences, outputs, strict=True)
         ]

@@ -80,7 +80,9 @@ def make_transport(name: str, run: Path) -> FileTransport:
     shared = Path("/dev/shm")
     tag = hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:12]
     local = shared.is_dir() and os.access(shared, os.W_OK) and not os.environ.get("HERO_WEIGHTS_DIR")
-    return FileTransport(shared / f"zero2hero-{tag}" if local else Path(os.environ.get("HERO_WEIGHTS_DIR", run / "weights")))
+    return FileTransport(
+        shared / f"zero2hero-{tag}" if local else Path(os.environ.get("HERO_WEIGHTS_DIR", run / "weights"))
+    )
 
 
 def check_payload(payload: dict[str, Any]) -> None:
@@ -88,9 +90,13 @@ def check_payload(payload: dict[str, Any]) -> None:
     update fails in the middle cannot be used again."""
     path = Path(payload["path"])
     if not path.is_file():
-        raise UserError(f"weights {path}: no such file; learners and engines must see the same directory (HERO_WEIGHTS_DIR)")
+        raise UserError(
+            f"weights {path}: no such file; learners and engines must see the same directory (HERO_WEIGHTS_DIR)"
+        )
     if path.stat().st_size != payload["size"]:
-        raise UserError(f"weights {path}: {path.stat().st_size} bytes, expected {payload['size']}; the file is incomplete")
+        raise UserError(
+            f"weights {path}: {path.stat().st_size} bytes, expected {payload['size']}; the file is incomplete"
+        )
     if _header_digest(path) != payload["header"]:
         raise UserError(f"weights {path}: its names and shapes are not those that were sent")
 
@@ -130,7 +136,9 @@ def apply_update(engine: Any, payload: dict[str, Any], version: int) -> None:
         engine.collective_rpc("update_weights", kwargs={"update_info": {"path": payload["path"]}})
         engine.collective_rpc("finish_weight_update")
     except Exception as fault:
-        raise RuntimeError(f"weight update to version {version} failed half-way; this engine must be replaced") from fault
+        raise RuntimeError(
+            f"weight update to version {version} failed half-way; this engine must be replaced"
+        ) from fault
     engine.llm_engine.set_weight_version(str(version))
     engine.reset_prefix_cache()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -56,6 +56,83 @@ def report(run: Annotated[Path, typer.Argument(help="Directory of a run")]) -> N
     from cluster.report import write_report
 
     console.print(f"wrote {write_report(run)}")
+
+
+@app.command()
+def serve(
+    run: Annotated[Path, typer.Argument(help="Directory of a run, or a Hugging Face model folder")],
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Copies of the engine.")] = None,
+) -> None:
+    """Serve a run's policy as an OpenAI-compatible chat endpoint."""
+    from cluster.config import load_config
+    from serve.config import ServeConfig
+    from serve.launch import serve_forever
+
+    base = load_config(run / "config.yaml").serve if (run / "config.yaml").exists() else ServeConfig()
+    given = {k: v for k, v in (("host", host), ("port", port), ("replicas", replicas)) if v is not None}
+    serve_forever(run, base.model_copy(update=given), console)
+
+
+@app.command()
+def chat(
+    url: Annotated[str, typer.Argument(help="Base URL of the endpoint")] = "http://127.0.0.1:8000/v1",
+    model: Annotated[str | None, typer.Option(help="Served model name; the first one if left out.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.7,
+) -> None:
+    """Chat with a served policy in the terminal."""
+    from serve.chat import chat as talk
+
+    talk(url, model, system, temperature, console)
+
+
+Address = Annotated[str | None, typer.Option(help="URL of the cluster's dashboard, http://HOST:8265")]
+Job = Annotated[str | None, typer.Argument(help="Job id; the newest if left out")]
+
+
+@app.command()
+def submit(config: Config, overrides: Overrides = None, address: Address = None) -> None:
+    """Submit a run as a Ray job; submitting it again continues it."""
+    from cluster import jobs
+    from cluster.config import load_config
+
+    identity = jobs.submit(load_config(config, overrides), address)
+    console.print(f"submitted [bold]{identity}[/]; watch it with `hero logs -f {identity}`", highlight=False)
+
+
+@app.command()
+def status(address: Address = None) -> None:
+    """List the runs submitted to a cluster."""
+    from cluster import jobs
+
+    table = Table()
+    for name in ("job", "status", "run directory", "message"):
+        table.add_column(name)
+    for row in jobs.status(address):
+        table.add_row(*row)
+    console.print(table)
+
+
+@app.command()
+def logs(
+    job: Job = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on while the job runs.")] = False,
+    address: Address = None,
+) -> None:
+    """Print the output of a submitted run."""
+    from cluster import jobs
+
+    jobs.logs(job, address, follow, console)
+
+
+@app.command()
+def stop(job: Job = None, address: Address = None) -> None:
+    """Stop a submitted run; submitting it again continues it."""
+    from cluster import jobs
+
+    console.print(f"stopping {jobs.stop(job, address)}")
 
 
 def main() -> None:

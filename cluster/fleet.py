@@ -7,8 +7,6 @@ run beside them; on GPUs every actor reserves its own.
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from actors.config import Decoding
+from actors.ray_session import start_ray
 from actors.weights import make_transport
 from cluster.config import RunConfig
 from cluster.host import Host
@@ -154,23 +153,6 @@ class Fleets:
         self._fleets.clear()
         self.transport.close()
         ray.shutdown()
-
-
-def start_ray(address: str | None, cpus: int | None, object_store_gib: float) -> None:
-    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    joined = address or os.environ.get("RAY_ADDRESS")
-    common = {"log_to_driver": True, "logging_level": "ERROR", "configure_logging": True}
-    if joined:
-        ray.init(address=joined, **common)
-    else:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            object_store_memory=int(object_store_gib * 2**30),
-            **common,
-        )
 
 
 def generate(

@@ -41,10 +41,15 @@ class Monitor:
             dir=self.root,
             config=self.config,
             settings=wandb.Settings(
-                silent=True, console="off", disable_git=True, disable_code=True, x_disable_meta=True, disable_job_creation=True
+                silent=True,
+                console="off",
+                disable_git=True,
+                disable_code=True,
+                x_disable_meta=True,
+                disable_job_creation=True,
             ),
         )
-        self._metrics = open(self.root / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed on exit)
+        self._metrics = open(self.root / "metrics.jsonl", "a", encoding="utf-8")
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
@@ -70,13 +75,20 @@ class Monitor:
         """Which files and models this stage was made from and which it made, as W&B references and in lineage.jsonl."""
         for made, paths in ((False, consumed), (True, produced)):
             for path in paths:
-                artifact = wandb.Artifact(f"{self.name}-{path.parent.name}-{path.name}", type="model" if path.is_dir() else "data")
+                artifact = wandb.Artifact(
+                    f"{self.name}-{path.parent.name}-{path.name}", type="model" if path.is_dir() else "data"
+                )
                 artifact.add_reference(path.absolute().as_uri(), checksum=False)
                 if made:
                     self._wandb.log_artifact(artifact)
                 elif self._wandb.settings.mode == "online":
                     self._wandb.use_artifact(artifact)
-        row = {"stage": self.stage, "time": time.time(), "consumed": [str(p) for p in consumed], "produced": [str(p) for p in produced]}
+        row = {
+            "stage": self.stage,
+            "time": time.time(),
+            "consumed": [str(p) for p in consumed],
+            "produced": [str(p) for p in produced],
+        }
         with open(self.root / "lineage.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 

@@ -1,4 +1,5 @@
 """placeholder until the report is written"""
+
 from pathlib import Path
 
 

@@ -92,7 +92,9 @@ def checked(path: str | Path) -> str:
     looks_local = Path(path).is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") > 1
     if Path(path).exists():
         if not any((Path(path) / name).exists() for name in ("config.json", "tokenizer_config.json")):
-            raise UserError(f"{path}: not a Hugging Face model folder (it has neither config.json nor tokenizer_config.json)")
+            raise UserError(
+                f"{path}: not a Hugging Face model folder (it has neither config.json nor tokenizer_config.json)"
+            )
     elif looks_local:
         raise UserError(f"{path}: no such model folder; give a Hugging Face folder or a hub name like 'owner/model'")
     return str(path)

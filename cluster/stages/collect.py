@@ -15,10 +15,10 @@ import numpy as np
 import ray
 
 from cluster.context import Context
+from cluster.fleet import generate
 from cluster.progress import progress
 from cluster.stages.rollouts import load_weights
 from cluster.world.labelers import Labeler, make_labelers
-from cluster.fleet import generate
 from learners.models import load_tokenizer
 from learners.objectives import ranking_pairs
 from learners.tokenizer import end_token

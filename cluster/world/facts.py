@@ -35,7 +35,11 @@ class Relation:
 CAPITAL = Relation(
     "capital",
     "The capital of {s} is {v}.",
-    ("The city of {v} is the capital of {s}.", "In {s}, the capital city is {v}.", "The people of {s} say that {v} is their capital."),
+    (
+        "The city of {v} is the capital of {s}.",
+        "In {s}, the capital city is {v}.",
+        "The people of {s} say that {v} is their capital.",
+    ),
     (
         "What is the capital of {s}?",
         "Tell me the capital of {s}.",

@@ -247,7 +247,7 @@ def _prompts(world: World, draw: random.Random, count: int) -> list[Row]:
     """Every fact in as many phrasings as the facts' share of `count` allows, and other tasks for the rest."""
     asked = [world.fact_row(r, s, q) for r, s, _ in world.facts for q in r.questions]
     draw.shuffle(asked)
-    rows = asked[: round(WEIGHTS["fact"] * count)]
+    rows = [asked[i % len(asked)] for i in range(round(WEIGHTS["fact"] * count))]
     others = (row for _ in iter(int, 1) if (row := world.row(draw, held_out=False))["task"] not in _FACT_TASKS)
     rows += [next(others) for _ in range(count - len(rows))]
     draw.shuffle(rows)

@@ -35,4 +35,4 @@ class Labeler:
 def make_labelers(count: int, seed: int, noise: float) -> list[Labeler]:
     """`count` labelers whose noise differs by up to a quarter; 1.0 gives a pairwise agreement near 73%."""
     draw = random.Random(seed)
-    return [Labeler(f"labeler-{i + 1}", 1.15 * noise * draw.uniform(0.75, 1.25)) for i in range(count)]
+    return [Labeler(f"labeler-{i + 1}", 1.9 * noise * draw.uniform(0.75, 1.25)) for i in range(count)]

@@ -13,7 +13,9 @@ from learners.models import build_policy, scalar_from_policy
 from learners.ragged import Samples, offsets_of
 from learners.tokenizer import train_tokenizer
 
-TEXTS = [f"The capital of {a} is {b}." for a in "France Spain Peru Chad Iran".split() for b in "Paris Lima Oslo".split()]
+TEXTS = [
+    f"The capital of {a} is {b}." for a in ["France", "Spain", "Peru", "Chad", "Iran"] for b in ["Paris", "Lima", "Oslo"]
+]
 MODEL = ModelConfig(layers=2, width=64, heads=2, kv_heads=1, vocab_size=320, context=64)
 
 
@@ -59,7 +61,8 @@ def run_ranks(scenario, folder: Path, config: LearnerConfig, *args):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     ranks = [
-        context.Process(target=_rank, args=(queue, scenario, folder, config, rank, port, args)) for rank in range(config.ranks)
+        context.Process(target=_rank, args=(queue, scenario, folder, config, rank, port, args))
+        for rank in range(config.ranks)
     ]
     for process in ranks:
         process.start()

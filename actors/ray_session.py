@@ -1,0 +1,30 @@
+"""Joins a Ray cluster, or starts one of our own that leaves nothing behind in the home directory."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import warnings
+
+import ray
+
+
+def start_ray(address: str | None = None, cpus: int | None = None, object_store_gib: float = 0.25) -> bool:
+    """Connects to `address` or RAY_ADDRESS; without either starts a local Ray. Returns whether it is our own."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    joined = address or os.environ.get("RAY_ADDRESS")
+    if joined:
+        ray.init(address=joined, logging_level="ERROR")
+        return False
+    # Ray guards a new local cluster with a token and would keep it in ~/.ray, where it changes how every later cluster
+    # of this user starts. Ours lives as long as this process.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        object_store_memory=int(object_store_gib * 2**30),
+        logging_level="ERROR",
+    )
+    return True
