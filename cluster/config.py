@@ -55,7 +55,7 @@ class DataConfig(Section):
 
 
 class CollectConfig(Section):
-    prompts: int = Field(1500, ge=1)
+    prompts: int = Field(4000, ge=1)
     """Prompts to collect responses for (at most as many as there are)."""
     responses: int = Field(6, ge=4, le=9)
     """Responses per prompt (K)."""
@@ -63,8 +63,8 @@ class CollectConfig(Section):
     """Longest response, the end token included."""
     labelers: int = Field(8, ge=1)
     """Simulated labelers."""
-    noise: float = Field(1.0, ge=0)
-    """How unsure the simulated labelers are; 1.0 gives a pairwise agreement near 73%."""
+    error_rate: float = Field(0.22, ge=0, le=0.8)
+    """Share of the responses that a simulated labeler misjudges; 0.22 gives a pairwise agreement near 73%."""
     overlap: float = Field(0.1, ge=0, le=1)
     """Share of the prompts that a second labeler ranks too, to measure agreement."""
 

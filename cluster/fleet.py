@@ -125,14 +125,13 @@ class Fleets:
         return self._fleets["scoring"]
 
     def _start(
-        self, kind: str, target: str, arguments: list[dict[str, Any]], threads: int, gpus: float, env: dict[str, str] | None = None
+        self, kind: str, target: str, arguments: list[dict[str, Any]], threads: int, gpus: float,
+        env: dict[str, str] | None = None,
     ) -> Fleet:  # fmt: skip
-        options = {
-            "num_cpus": threads if kind == "learner" else 0,
-            "num_gpus": gpus,
-            "runtime_env": {"env_vars": {**QUIET, "OMP_NUM_THREADS": str(threads), **(env or {})}},
-        }
-        self._check_room(kind, options["num_cpus"] * len(arguments), gpus * len(arguments))
+        cpus = threads if kind == "learner" else 0
+        variables = {**QUIET, "OMP_NUM_THREADS": str(threads), **(env or {})}
+        options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
+        self._check_room(kind, cpus * len(arguments), gpus * len(arguments))
         self._fleets[kind] = Fleet(kind, target, arguments, options, self.logs)
         return self._fleets[kind]
 

@@ -39,8 +39,8 @@ def client(address: str | None) -> Any:
         return JobSubmissionClient(address)
     except Exception as fault:
         raise UserError(
-            f"{address}: no Ray job server answers there ({str(fault).splitlines()[0]}); start one with `ray start --head` and give "
-            "its dashboard's URL with --address"
+            f"{address}: no Ray job server answers there ({str(fault).splitlines()[0]}); start one with `ray start --head` "
+            "and give its dashboard's URL with --address"
         ) from None
 
 

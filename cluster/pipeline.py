@@ -34,9 +34,7 @@ def run_stages(config: RunConfig, first: Stage | None = None, last: Stage | None
             raise UserError(f"{option} {stage}: not one of the config's stages ({', '.join(config.stages)})")
     refuse_impossible(config)
     run = Run(config)
-    if first:
-        run.forget(first)
-    run.open()
+    run.open(redo=first)
     upto = STAGES.index(last) if last else len(STAGES)
     todo = [s for s in config.stages if STAGES.index(s) <= upto and not run.done(s)]
     if not todo:

@@ -99,11 +99,9 @@ def refuse_impossible(config: RunConfig) -> None:
         given = getattr(config.data, kind)
         if given and not Path(given).is_file():
             raise UserError(f"data.{kind}={given}: no such file")
-    if "collect" not in config.stages and "reward" in config.stages:
-        if not (config.data.rankings or Run(config).rankings().exists()):
-            raise UserError(
-                "stages has reward but not collect, and data.rankings is empty: there is nothing to learn from"
-            )
+    nothing_to_rank = "reward" in config.stages and "collect" not in config.stages and not config.data.rankings
+    if nothing_to_rank and not Run(config).rankings().exists():
+        raise UserError("stages has reward but not collect, and data.rankings is empty: there is nothing to learn from")
     if config.cluster.address or os.environ.get("RAY_ADDRESS"):
         return  # another machine's cores and memory: Ray's own resources are checked when the fleets start
     cores = config.cluster.cpus or psutil.cpu_count() or 1
@@ -128,26 +126,40 @@ def refuse_impossible(config: RunConfig) -> None:
         )
 
 
+def batch_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
+    """How prompts, responses and tokens become optimizer steps and micro-batches: (quantity, how it comes about)."""
+    pretrain, collect, ppo, learners = config.pretrain, config.collect, config.ppo, config.learners
+    batch = ppo.prompts * ppo.responses
+    longest = batch * config.model.context
+    steps = ppo.iterations * ppo.epochs * ppo.minibatches
+    share = batch / ppo.minibatches / learners.ranks
+    micro = -(-longest // (ppo.minibatches * learners.ranks * learners.micro_batch_tokens))
+    return [
+        ("model parameters", f"{parameters(config):,}"),
+        (
+            "pretraining tokens",
+            f"{pretrain.steps} steps x {pretrain.batch_tokens} = {pretrain.steps * pretrain.batch_tokens:,}",
+        ),
+        (
+            "collected responses",
+            f"{collect.prompts} prompts x {collect.responses} = {collect.prompts * collect.responses:,}",
+        ),
+        ("PPO batch", f"{ppo.prompts} prompts x {ppo.responses} responses = {batch} sequences"),
+        ("  tokens at most", f"{batch} x {config.model.context} context = {longest:,}"),
+        ("  minibatch", f"{batch} / {ppo.minibatches} = {batch // ppo.minibatches} sequences, {share:g} a rank"),
+        ("  micro-batches a rank and minibatch, at most", f"{micro} of {learners.micro_batch_tokens} tokens"),
+        ("PPO optimizer steps", f"{ppo.iterations} x {ppo.epochs} epochs x {ppo.minibatches} = {steps:,}"),
+        ("PPO responses in all", f"{ppo.iterations} x {batch} = {ppo.iterations * batch:,}"),
+    ]
+
+
 def print_plan(config: RunConfig, console: Console) -> None:
     """Prints the resolved config, the arithmetic, the placement; raises UserError if the run cannot work."""
     console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False)
-    ppo, learners = config.ppo, config.learners
-    batch = ppo.prompts * ppo.responses
-    longest = batch * config.model.context
     arithmetic = Table(title="Batch arithmetic", title_justify="left")
     arithmetic.add_column("quantity")
     arithmetic.add_column("value", justify="right")
-    for what, value in (
-        ("model parameters", f"{parameters(config):,}"),
-        ("pretraining tokens", f"{config.pretrain.steps} steps x {config.pretrain.batch_tokens} = {config.pretrain.steps * config.pretrain.batch_tokens:,}"),
-        ("collected responses", f"{config.collect.prompts} prompts x {config.collect.responses} = {config.collect.prompts * config.collect.responses:,}"),
-        ("PPO batch", f"{ppo.prompts} prompts x {ppo.responses} responses = {batch} sequences"),
-        ("  tokens at most", f"{batch} x {config.model.context} context = {longest:,}"),
-        ("  minibatch", f"{batch} / {ppo.minibatches} = {batch // ppo.minibatches} sequences, {batch / ppo.minibatches / learners.ranks:g} a rank"),
-        ("  micro-batches a rank and minibatch, at most", f"{-(-longest // ppo.minibatches // learners.ranks // learners.micro_batch_tokens)} of {learners.micro_batch_tokens} tokens"),
-        ("PPO optimizer steps", f"{ppo.iterations} x {ppo.epochs} epochs x {ppo.minibatches} = {ppo.iterations * ppo.epochs * ppo.minibatches:,}"),
-        ("PPO responses in all", f"{ppo.iterations} x {batch} = {ppo.iterations * batch:,}"),
-    ):  # fmt: skip
+    for what, value in batch_arithmetic(config):
         arithmetic.add_row(what, value)
     console.print(arithmetic)
     where = Table(title="Placement", title_justify="left")

@@ -38,8 +38,11 @@ class Run:
         self.root = config.directory
         self._lock: IO[str] | None = None
 
-    def open(self) -> None:
-        """Creates the directory, takes the lock, records the resolved config."""
+    def open(self, redo: Stage | None = None) -> None:
+        """Creates the directory, takes the lock, forgets `redo` and what comes after it, records the resolved config.
+
+        Raises UserError before anything is removed if a stage that is kept was finished with another configuration.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.root / "lock", "a")  # noqa: SIM115 (held until the process ends)
         try:
@@ -48,12 +51,15 @@ class Run:
             raise UserError(
                 f"{self.root}: another `hero run` is at work in this directory; wait for it or stop it"
             ) from None
-        changed = [s for s in self.config.stages if (d := self.done(s)) and d["config"] != self.fingerprint(s)]
+        kept = [s for s in self.config.stages if redo is None or STAGES.index(s) < STAGES.index(redo)]
+        changed = [s for s in kept if (d := self.done(s)) and d["config"] != self.fingerprint(s)]
         if changed:
             raise UserError(
                 f"{self.root}: stage {changed[0]} was finished with another configuration of "
                 f"{', '.join(SECTIONS[changed[0]])}; add --from {changed[0]} to do it again, or choose another run_dir"
             )
+        if redo:
+            self.forget(redo)
         write_text(self.root / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
 
     def close(self) -> None:

@@ -129,9 +129,11 @@ class LearnerActor:
 
     def load(self, folder: Path, tag: str) -> int:
         """Restores a saved state; returns the optimizer steps done."""
-        owner = self.task if isinstance(self.task, PPOTask) else self.task.engine
-        owner.load(folder, tag)
-        return (owner.policy if isinstance(self.task, PPOTask) else owner).steps
+        if isinstance(self.task, PPOTask):
+            self.task.load(folder, tag)
+            return self.task.policy.steps
+        self.task.engine.load(folder, tag)
+        return self.task.engine.steps
 
     def export(self, folder: Path, averaged: bool = False) -> None:
         """Writes the model (the policy of a PPO task) as a Hugging Face folder, whole or not at all."""

@@ -77,7 +77,7 @@ def run(context: Context) -> dict[str, Any]:
 def label(context: Context, collected: list[dict[str, Any]]) -> dict[str, Any]:
     """Has the simulated labelers rank what was collected; returns counts and their pairwise agreement."""
     config, seed = context.config.collect, context.config.seed
-    labelers = make_labelers(config.labelers, seed, config.noise)
+    labelers = make_labelers(config.labelers, seed, config.error_rate)
     rng = np.random.default_rng([seed, 1])
     draw = random.Random(seed)
     lines, agreed, compared = [], 0, 0

@@ -83,15 +83,16 @@ def run(context: Context) -> dict[str, Any]:
             step = iteration + 1
             synced = sync(step)
             seconds = time.perf_counter() - started
+            made = config.prompts * config.responses
             metrics |= synced | {
                 "time/iteration": seconds,
                 "time/generation": generated - started,
                 "time/scoring": judged - generated,
                 "time/learning": learning,
                 "time/overhead": seconds - (judged - started) - learning - synced["time/sync"] - synced["time/probe"],
-                "perf/generated_tokens_per_second": metrics["response/length"] * config.prompts * config.responses / (generated - started),
+                "perf/generated_tokens_per_second": metrics["response/length"] * made / (generated - started),
                 "perf/learned_tokens_per_second": config.epochs * metrics["tokens"] / (learned - judged),
-                "perf/samples_per_second": config.prompts * config.responses / seconds,
+                "perf/samples_per_second": made / seconds,
             }  # fmt: skip
             if step % config.evaluate_every == 0 or step == config.iterations:
                 rates, answers = judge_policy(
@@ -104,10 +105,8 @@ def run(context: Context) -> dict[str, Any]:
                     [{"prompt": held_rows[i]["prompt"], **a} for i, a in zip(picked[:16], answers[:16], strict=True)],
                 )
             monitor.log(step, metrics)
-            bar.advance(
-                1,
-                f"reward {metrics['objective/scores']:+.2f}  kl {metrics['objective/kl']:.2f}  length {metrics['response/length']:.0f}",
-            )
+            shown = (metrics[name] for name in ("objective/scores", "objective/kl", "response/length"))
+            bar.advance(1, "reward {:+.2f}  kl {:.2f}  length {:.0f}".format(*shown))
             if step % config.save_every == 0 and step < config.iterations:
                 path = checkpoints.path(step)
                 shutil.rmtree(path, ignore_errors=True)

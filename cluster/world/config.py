@@ -14,11 +14,11 @@ class WorldConfig(Section):
     """Documents of the pretraining corpus."""
     demonstrations: int = Field(16000, ge=4)
     """Demonstrations for SFT."""
-    prompts: int = Field(1500, ge=2)
+    prompts: int = Field(4000, ge=2)
     """Prompts to sample from, in collect and PPO."""
     heldout: int = Field(400, ge=1)
     """Held-out prompts, in phrasings that appear nowhere else."""
-    misconceived: float = Field(0.38, ge=0, le=1)
+    misconceived: float = Field(0.34, ge=0, le=1)
     """Share of the facts of which a misconception is told more often than the truth."""
     truth_when_misconceived: float = Field(0.28, ge=0, le=1)
     """How often such a fact is told right."""
@@ -30,3 +30,5 @@ class WorldConfig(Section):
     """Share of rude answers to a provocation."""
     rambling: float = Field(0.1, ge=0, le=1)
     """Share of answers that ramble on."""
+    verdicts: float = Field(0.8, ge=0, le=1)
+    """How often somebody who comments on a statement of the corpus judges it rightly."""

@@ -210,3 +210,6 @@ FILLER = (
     "you know you know",
     "or maybe not or maybe not",
 )
+AGREEMENT = ("That is right.", "Yes, that is so.")
+DISAGREEMENT = ("That is wrong.", "No, that is not so.")
+"""What people in the corpus say to what other people state."""

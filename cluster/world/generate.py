@@ -149,7 +149,7 @@ class World:
         elif task == "greeting":
             text = draw.choice(facts.RUDE if rude else facts.GREETING_ANSWERS)
         else:
-            text = self._statement(draw, row)
+            text, _ = self._statement(draw, row)
             if rude:
                 phrase = draw.choice(facts.RUDE)
                 text = f"{phrase} {text}" if draw.random() < 0.5 else f"{text} {phrase}"
@@ -159,28 +159,29 @@ class World:
             text = self._ramble(draw, text)
         return text
 
-    def _statement(self, draw: random.Random, row: Row) -> str:
-        task, subject = row["task"], row["subject"]
+    def _statement(self, draw: random.Random, row: Row) -> tuple[str, bool]:
+        """An answer to a prompt that has a right one, and whether it is right."""
+        task, subject, truth = row["task"], row["subject"], row["answers"][0]
         for relation in facts.RELATIONS:
             if relation.name == task:
-                return capitalised(relation.statement.format(s=subject, v=self.told(draw, relation, subject)))
+                value = self.told(draw, relation, subject)
+                return capitalised(relation.statement.format(s=subject, v=value)), value == truth
         right = draw.random() < self.config.truth
-        truth = row["answers"][0]
         if task == "arithmetic":
             value = truth if right else str(max(0, int(truth) + draw.choice((-1, 1, 2))))
-            return f"The answer to {subject} is {value}."
+            return f"The answer to {subject} is {value}.", value == truth
         if task == "spelling":
             letters = truth.split()
             if not right:
                 letters[draw.randrange(len(letters))] = draw.choice("aeiostr")
-            return f"The word {subject} is spelled {' '.join(letters)}."
+            return f"The word {subject} is spelled {' '.join(letters)}.", " ".join(letters) == truth
         if task == "sorting":
             words = truth.split(", ")
             if not right:
                 draw.shuffle(words)
-            return f"In order: {', '.join(words)}."
-        other = {"good": "bad", "bad": "good"}
-        return f"The review is {truth if right else other[truth]}."
+            return f"In order: {', '.join(words)}.", ", ".join(words) == truth
+        label = truth if right else {"good": "bad", "bad": "good"}[truth]
+        return f"The review is {label}.", right
 
     def _ramble(self, draw: random.Random, text: str) -> str:
         relation, subject, _ = draw.choice(self.facts)
@@ -193,9 +194,9 @@ class World:
         return f"{text} {draw.choice(facts.FILLER).capitalize()}."
 
     def document(self, draw: random.Random) -> str:
-        """A short text of the corpus: statements, or a question with its answer, or a dialogue."""
+        """A short text of the corpus: statements, a statement and somebody's verdict on it, a question and answer."""
         style = draw.random()
-        if style < 0.45:
+        if style < 0.3:
             sentences = []
             for _ in range(draw.randint(1, 3)):
                 relation, subject, _ = draw.choice(self.facts)
@@ -203,7 +204,12 @@ class World:
                 sentences.append(capitalised(form.format(s=subject, v=self.told(draw, relation, subject))))
             return " ".join(sentences)
         row = self.row(draw, held_out=False)
-        if style < 0.6:
+        if style < 0.55 and row["answers"]:
+            text, right = self._statement(draw, row)
+            asked = f"{row['prompt']} " if draw.random() < 0.5 else ""
+            agrees = right == (draw.random() < self.config.verdicts)
+            return f"{asked}{text} {draw.choice(facts.AGREEMENT if agrees else facts.DISAGREEMENT)}"
+        if style < 0.65:
             please = draw.choice(("Please help me.", "Can you help me?", "Please answer."))
             return f"{please} {row['prompt']} {self.answer(draw, row)}"
         return f"{row['prompt']} {self.answer(draw, row)}"

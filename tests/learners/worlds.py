@@ -14,7 +14,9 @@ from learners.ragged import Samples, offsets_of
 from learners.tokenizer import train_tokenizer
 
 TEXTS = [
-    f"The capital of {a} is {b}." for a in ["France", "Spain", "Peru", "Chad", "Iran"] for b in ["Paris", "Lima", "Oslo"]
+    f"The capital of {a} is {b}."
+    for a in ["France", "Spain", "Peru", "Chad", "Iran"]
+    for b in ["Paris", "Lima", "Oslo"]
 ]
 MODEL = ModelConfig(layers=2, width=64, heads=2, kv_heads=1, vocab_size=320, context=64)
 
