@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from learners.errors import UserError
+from learners.errors import FleetError, UserError
 
 app = typer.Typer(
     help="Take a language model from random weights to a served chat assistant.",
@@ -37,6 +40,8 @@ def run(
     from cluster.pipeline import run_stages
     from cluster.summary import print_summary
 
+    # A job that is stopped gets SIGTERM; it ends as after Ctrl-C, with its checkpoints and W&B runs closed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     finished = run_stages(load_config(config, overrides), first, last)  # type: ignore[arg-type]
     print_summary(finished.root, console)
 
@@ -139,16 +144,18 @@ def main() -> None:
     """Runs a command; what is the user's to mend is told in one message, without a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        app()
-    except UserError as fault:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(fault))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
-
-
-def escape(text: str) -> str:
-    from rich.markup import escape as rich_escape
-
-    return rich_escape(text)
+        app(standalone_mode=False)
+    except (UserError, FleetError) as fault:
+        told, code = str(fault), 2 if isinstance(fault, UserError) else 1
+    except (KeyboardInterrupt, typer.Abort):
+        told, code = "stopped; the same command goes on from the last checkpoint", 130
+    except click.ClickException as fault:
+        fault.show()
+        sys.exit(fault.exit_code)
+    else:
+        return
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(told)}", highlight=False, soft_wrap=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -12,21 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from actors.config import Decoding
 from actors.ray_session import start_ray
 from actors.weights import make_transport
 from cluster.config import RunConfig
 from cluster.host import Host
-from learners.errors import UserError
+from learners.errors import FleetError, UserError
 
 # Passed on to every actor: without a hub, transformers must not try the network; torch and vLLM stay terse.
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
-
-
-class FleetError(RuntimeError):
-    """An actor died; names it, what it was doing and its log."""
 
 
 class Fleet:
@@ -54,17 +50,42 @@ class Fleet:
         return self.get([self.submit(i, method, *args, **kwargs) for i in range(len(self))], method)
 
     def get(self, refs: list[ray.ObjectRef], doing: str) -> list[Any]:
-        """Results of calls to this fleet; a death is told with the actor's name and log."""
-        try:
-            return ray.get(refs)
-        except RayActorError as fault:
-            raise FleetError(
-                f"a {self.kind} actor died during {doing}; see {self.logs}/{self.kind}-*.log\n{fault}"
-            ) from fault
+        """Results of one call to each actor. The first failure ends the wait: where one rank of a collective has died,
+        the others may wait for ever. Raises UserError if that is what the actor raised, else FleetError."""
+        pending = list(refs)
+        while pending:
+            (first,), pending = ray.wait(pending)
+            name = self.names[refs.index(first) % len(self.names)]
+            log = self.logs / f"{name}.log"
+            try:
+                ray.get(first)
+            except RayActorError as fault:
+                raise FleetError(f"{name} died during {doing} ({_first_line(fault)}); see {log}") from fault
+            except RayTaskError as fault:
+                cause = fault.cause
+                if isinstance(cause, UserError):
+                    raise UserError(str(cause)) from None
+                what = f"{type(cause).__name__}: {_first_line(cause)}"
+                raise FleetError(f"{name} failed in {doing} ({what}); see {log}") from fault
+        return ray.get(refs)
+
+    def busy(self) -> float:
+        """Mean seconds that an actor has spent in calls so far."""
+        return sum(ray.get([actor.busy.remote() for actor in self.actors])) / len(self)
 
     def stop(self) -> None:
         for actor in self.actors:
             ray.kill(actor)
+
+
+def utilization(learners: Fleet, tokens_per_second: float) -> dict[str, float]:
+    """Model FLOP utilization of the current task, where the device's peak is known."""
+    flops, peak = learners.get([learners.submit(0, "flops_per_token")], "flops_per_token")[0]
+    return {"perf/mfu": tokens_per_second * flops / (peak * len(learners))} if peak else {}
+
+
+def _first_line(fault: BaseException | None) -> str:
+    return next((line.strip() for line in str(fault).splitlines() if line.strip()), "no message")
 
 
 class Fleets:

@@ -7,6 +7,8 @@ imported after the redirection, because vLLM and DeepSpeed talk while they are i
 from __future__ import annotations
 
 import importlib
+import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,23 @@ class Host:
     def __init__(self, name: str, target: str, log: str, arguments: dict[str, Any]) -> None:
         log_to(Path(log), name)
         self.name = name
+        self._busy = 0.0
         self.inner = load_object(target)(**arguments)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a method of the hosted object; object references among the arguments arrive as their values."""
-        return getattr(self.inner, method)(*args, **kwargs)
+        started = time.perf_counter()
+        try:
+            return getattr(self.inner, method)(*args, **kwargs)
+        except Exception:
+            traceback.print_exc()  # into this actor's log; the driver shows one line
+            raise
+        finally:
+            self._busy += time.perf_counter() - started
+
+    def busy(self) -> float:
+        """Seconds spent in calls so far; the rest of an actor's time is waiting for work."""
+        return self._busy
 
 
 def load_object(path: str) -> Any:

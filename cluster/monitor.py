@@ -11,10 +11,13 @@ import math
 import os
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import wandb
+
+from cluster.run import write_text
 
 
 class Monitor:
@@ -71,7 +74,7 @@ class Monitor:
         with open(self.folder / "samples.jsonl", "a", encoding="utf-8") as file:
             file.write("".join(json.dumps({"step": step, **row}) + "\n" for row in rows))
 
-    def lineage(self, consumed: list[Path], produced: list[Path]) -> None:
+    def lineage(self, consumed: Sequence[Path], produced: list[Path]) -> None:
         """Which files and models this stage was made from and which it made, as W&B references and in lineage.jsonl."""
         for made, paths in ((False, consumed), (True, produced)):
             for path in paths:
@@ -94,11 +97,10 @@ class Monitor:
 
     def truncate(self, stage: str, last_step: int) -> None:
         """Drops this stage's rows after the step that a resumed stage starts from, so that no step is there twice."""
-        path = self.root / "metrics.jsonl"
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-        kept = [r for r in rows if r["stage"] != stage or r["step"] <= last_step]
         self._metrics.close()
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
-        partial.replace(path)
-        self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed on exit)
+        for path in (self.root / "metrics.jsonl", self.folder / "samples.jsonl"):
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+            kept = [r for r in rows if r.get("stage", stage) != stage or r["step"] <= last_step]
+            if len(kept) < len(rows):
+                write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
+        self._metrics = open(self.root / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed on exit)

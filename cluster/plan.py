@@ -102,6 +102,12 @@ def refuse_impossible(config: RunConfig) -> None:
     nothing_to_rank = "reward" in config.stages and "collect" not in config.stages and not config.data.rankings
     if nothing_to_rank and not Run(config).rankings().exists():
         raise UserError("stages has reward but not collect, and data.rankings is empty: there is nothing to learn from")
+    head = config.model.width // config.model.heads
+    if config.cluster.device == "cpu" and not config.model.path and head % 32:
+        raise UserError(
+            f"model.width={config.model.width} / model.heads={config.model.heads} = {head} per head; vLLM's attention on CPU "
+            "needs a multiple of 32"
+        )
     if config.cluster.address or os.environ.get("RAY_ADDRESS"):
         return  # another machine's cores and memory: Ray's own resources are checked when the fleets start
     cores = config.cluster.cpus or psutil.cpu_count() or 1

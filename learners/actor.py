@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from learners.config import LearnerConfig, ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from learners.datasets import RankingData, TokenData
-from learners.engine import join_process_group
+from learners.engine import Engine, join_process_group, peak_flops
 from learners.models import (
     PolicyModule,
     ScalarModule,
@@ -55,6 +55,12 @@ class LearnerActor:
     def join(self, address: str, port: int) -> int:
         join_process_group(self.rank, self.config.ranks, address, port, self.config.threads)
         return os.getpid()
+
+    def flops_per_token(self) -> tuple[float, float | None]:
+        """(FLOPs to train the current task's models on one token, peak FLOP/s of this rank's device if known): six for
+        each parameter, forward and backward (Kaplan et al. 2020, section 2.1; attention over the context left out)."""
+        engines = self._engines()
+        return 6.0 * sum(e.parameters for e in engines), peak_flops()
 
     def start_pretrain(self, model: ModelConfig, config: PretrainConfig, folder: Path, seed: int) -> int:
         """Next-token training on `folder/tokens.npz`. Each start returns the number of optimizer steps."""
@@ -152,9 +158,11 @@ class LearnerActor:
 
     def close(self) -> None:
         """Frees the current task's engines; the process and its group stay for the next."""
-        if self.task is not None:
-            for engine in (
-                (self.task.policy, self.task.critic) if isinstance(self.task, PPOTask) else (self.task.engine,)
-            ):
-                engine.close()
-            self.task = None
+        for engine in self._engines():
+            engine.close()
+        self.task = None
+
+    def _engines(self) -> list[Engine]:
+        if self.task is None:
+            return []
+        return [self.task.policy, self.task.critic] if isinstance(self.task, PPOTask) else [self.task.engine]

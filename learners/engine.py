@@ -52,6 +52,7 @@ class Engine:
             },
         }
         module.to(DTYPES[dtype])
+        self.parameters = sum(p.numel() for p in module.parameters())
         self.engine, *_ = deepspeed.initialize(model=module, model_parameters=module.parameters(), config=config)
         self.ranks = dist.get_world_size()
 
@@ -145,6 +146,18 @@ class Average:
             yield parameter.ds_tensor.data if hasattr(parameter, "ds_tensor") else parameter.data
 
 
+# Dense peak in bfloat16, FLOP/s (the makers' data sheets), by what torch calls the device.
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}
+
+
+def peak_flops() -> float | None:
+    """Peak of this rank's device, or None where it is not known (every CPU)."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+
+
 def scheduled_lr(config: OptimizerConfig, step: int, total: int) -> float:
     """Learning rate of 0-based `step`: linear warm-up, then constant, linear or cosine fall to final_ratio x lr."""
     if step < config.warmup_steps:
@@ -167,4 +180,7 @@ def join_process_group(rank: int, ranks: int, address: str, port: int, threads: 
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(threads)
+    # Where there is a compiler DeepSpeed would build a shared-memory all-reduce at first use: half a minute for each new
+    # machine, and arithmetic that depends on it. Gloo alone serves everywhere.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)

@@ -6,3 +6,7 @@ Raised anywhere, printed by the command line as a single message without a trace
 
 class UserError(Exception):
     """Says what is wrong and where (file, key or row), what was expected, and what to do."""
+
+
+class FleetError(RuntimeError):
+    """An actor failed or died; the message names it, what it was doing and its log."""

@@ -12,7 +12,6 @@ import time
 from typing import Any
 
 import numpy as np
-import ray
 
 from cluster.context import Context
 from cluster.fleet import generate
@@ -51,7 +50,7 @@ def run(context: Context) -> dict[str, Any]:
                 seeds,
             )
             lines = []
-            for samples in ray.get(refs):
+            for samples in rollouts.get(refs, "generate"):
                 texts = tokenizer.batch_decode(
                     [samples.response(b) for b in range(samples.size)], skip_special_tokens=True
                 )

@@ -16,7 +16,7 @@ import numpy as np
 import ray
 
 from cluster.context import Context
-from cluster.fleet import generate
+from cluster.fleet import generate, utilization
 from cluster.progress import progress
 from cluster.run import Checkpoints
 from cluster.stages.rollouts import judge_policy, prove_sync
@@ -63,10 +63,12 @@ def run(context: Context) -> dict[str, Any]:
     if first:
         learners.all("load", checkpoints.path(first) / "learner", "state")
     evaluated: dict[str, float] = {}
+    fleets = {"rollout": rollouts, "scoring": scorers, "learner": learners}
     with context.monitor("ppo") as monitor, progress("ppo", total=config.iterations, done=first) as bar:
         monitor.truncate("ppo", first)
         sync(first)
         for iteration in range(first, config.iterations):
+            busy = {name: fleet.busy() for name, fleet in fleets.items()}
             started = time.perf_counter()
             chosen = prompts_of(iteration, len(rows), config.prompts, seed)
             refs = generate(
@@ -83,6 +85,7 @@ def run(context: Context) -> dict[str, Any]:
             step = iteration + 1
             synced = sync(step)
             seconds = time.perf_counter() - started
+            learned_rate = config.epochs * metrics["tokens"] / (learned - judged)
             made = config.prompts * config.responses
             metrics |= synced | {
                 "time/iteration": seconds,
@@ -91,8 +94,10 @@ def run(context: Context) -> dict[str, Any]:
                 "time/learning": learning,
                 "time/overhead": seconds - (judged - started) - learning - synced["time/sync"] - synced["time/probe"],
                 "perf/generated_tokens_per_second": metrics["response/length"] * made / (generated - started),
-                "perf/learned_tokens_per_second": config.epochs * metrics["tokens"] / (learned - judged),
+                "perf/learned_tokens_per_second": learned_rate,
                 "perf/samples_per_second": made / seconds,
+                **{f"wait/{name}": seconds - fleet.busy() + busy[name] for name, fleet in fleets.items()},
+                **utilization(learners, learned_rate),
             }  # fmt: skip
             if step % config.evaluate_every == 0 or step == config.iterations:
                 rates, answers = judge_policy(
@@ -114,7 +119,8 @@ def run(context: Context) -> dict[str, Any]:
                 learners.all("export", path / "model")
                 context.run.promote("ppo", step, path / "model")
                 checkpoints.commit(step, {"kl_coef": kl_coef})
-    learners.all("export", folder / "model", averaged=True)
+        learners.all("export", folder / "model", averaged=True)
+        monitor.lineage([policy, reward, context.run.data("prompts")], [folder / "model"])
     context.run.promote("ppo", config.iterations, folder / "model")
     checkpoints.clear()
     return evaluated

@@ -34,4 +34,4 @@ def run(context: Context) -> dict[str, Any]:
         data.save(folder / "tokens.npz")
     learners = context.fleets.learners()
     total = learners.all("start_pretrain", config.model, config.pretrain, folder, config.seed)[0]
-    return supervise(context, "pretrain", learners, total, config.pretrain.save_every)
+    return supervise(context, "pretrain", learners, total, config.pretrain.save_every, [path])

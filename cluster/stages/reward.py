@@ -27,7 +27,7 @@ def run(context: Context) -> dict[str, Any]:
     def center() -> dict[str, float]:
         return {"bias": learners.all("center", demonstrations)[0]} if demonstrations.exists() else {}
 
-    return supervise(context, "reward", learners, total, config.reward.save_every, finish=center)
+    return supervise(context, "reward", learners, total, config.reward.save_every, [policy, path], finish=center)
 
 
 def truth_ranks(context: Context, rows: list[dict[str, Any]]) -> Any:

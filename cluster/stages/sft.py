@@ -21,6 +21,6 @@ def run(context: Context) -> dict[str, Any]:
     data.save(folder / "demonstrations.npz")
     learners = context.fleets.learners()
     total = learners.all("start_sft", base, config.sft, folder, config.seed)[0]
-    found = supervise(context, "sft", learners, total, config.sft.save_every)
+    found = supervise(context, "sft", learners, total, config.sft.save_every, [base, path])
     context.run.promote("sft", 0, folder / "model")
     return found

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from cluster.context import Context
-from cluster.fleet import Fleet
+from cluster.fleet import Fleet, utilization
 from cluster.progress import progress
 from cluster.run import Checkpoints
 
@@ -20,11 +21,13 @@ def supervise(
     learners: Fleet,
     total: int,
     save_every: int,
+    consumed: Sequence[Path],
     finish: Callable[[], dict[str, float]] = dict,
 ) -> dict[str, Any]:
     """Drives a started task to its last step, from its newest checkpoint if there is one, then exports the model.
 
-    `finish` runs on the trained task before the export. Returns the final validation and what `finish` found.
+    `consumed` are the files and models that the stage is made from, `finish` runs on the trained task before the
+    export. Returns the final validation and what `finish` found.
     """
     checkpoints = Checkpoints(context.run.stage(stage))
     saved = checkpoints.newest()
@@ -41,9 +44,10 @@ def supervise(
             steps = learners.all("train", min(stride, until_save, total - done))[0]
             seconds = time.perf_counter() - started
             rate = sum(s["tokens"] for s in steps) / seconds
+            speed = {"perf/tokens_per_second": rate, **utilization(learners, rate)}
             for metrics in steps:
                 done += 1
-                monitor.log(done, {**metrics, "perf/tokens_per_second": rate})
+                monitor.log(done, {**metrics, **speed})
             bar.advance(len(steps), f"loss {steps[-1]['loss/train']:.3f}  {rate:,.0f} tokens/s")
             stride = max(1, round(len(steps) * STRIDE_SECONDS / seconds))
             if done % save_every == 0:
@@ -54,6 +58,7 @@ def supervise(
                 checkpoints.commit(done, {})
         found = {**(found or learners.all("validate")[0]), **finish()}
         monitor.log(done, found)
-    learners.all("export", context.run.stage(stage) / "model")
+        learners.all("export", context.run.stage(stage) / "model")
+        monitor.lineage(consumed, [context.run.stage(stage) / "model"])
     checkpoints.clear()
     return found
