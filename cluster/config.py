@@ -55,7 +55,7 @@ class DataConfig(Section):
 
 
 class CollectConfig(Section):
-    prompts: int = Field(4000, ge=1)
+    prompts: int = Field(6000, ge=1)
     """Prompts to collect responses for (at most as many as there are)."""
     responses: int = Field(6, ge=4, le=9)
     """Responses per prompt (K)."""

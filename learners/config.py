@@ -85,7 +85,7 @@ class LearnerConfig(Section):
 
 
 class PretrainConfig(Section):
-    steps: int = Field(700, ge=1)
+    steps: int = Field(600, ge=1)
     """Optimizer steps."""
     batch_tokens: int = Field(4096, ge=64)
     """Tokens of one optimizer step over all ranks."""
@@ -121,14 +121,14 @@ class RewardConfig(Section):
     """Prompts (each with all its pairs) in one optimizer step over all ranks."""
     validation_share: float = Field(0.1, gt=0, lt=0.5)
     """Share of the prompts held out for the pair accuracy."""
-    optimizer: OptimizerConfig = OptimizerConfig(lr=3e-4)
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3)
     """AdamW settings."""
     save_every: int = Field(100, ge=1)
     """Steps between checkpoints of the learner state."""
 
 
 class PPOConfig(Section):
-    iterations: int = Field(60, ge=1)
+    iterations: int = Field(50, ge=1)
     """Rounds of rollout, scoring, learning and weight sync."""
     prompts: int = Field(128, ge=1)
     """Prompts of one iteration."""
@@ -140,11 +140,11 @@ class PPOConfig(Section):
     """Sampling temperature of rollouts; every log-probability is taken of the logits divided by it."""
     epochs: int = Field(2, ge=1)
     """Passes over each batch of responses."""
-    minibatches: int = Field(4, ge=1)
+    minibatches: int = Field(2, ge=1)
     """Optimizer steps of one pass; must divide prompts x responses."""
     dtype: DType = "float32"
     """Arithmetic of policy, critic and rollout engine alike."""
-    kl_coef: float = Field(0.05, ge=0)
+    kl_coef: float = Field(0.15, ge=0)
     """Weight of the per-token KL penalty to the SFT policy inside the reward."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Estimator of the KL penalty."""

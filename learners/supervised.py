@@ -121,23 +121,34 @@ class RankingTask(SupervisedTask):
         self.rankings = data.rankings()
         super().__init__(module, items=len(data.groups) - 1, **options)  # type: ignore[arg-type]
 
+    def distinct(self, group: int) -> tuple[list[np.ndarray], list[int]]:
+        """The different responses to a prompt, and for each response its place among them: equal ones run once."""
+        places: dict[bytes, int] = {}
+        sequences = self.data.group(group)
+        index = [places.setdefault(s.tobytes(), len(places)) for s in sequences]
+        return [sequences[index.index(i)] for i in range(len(places))], index
+
     def cost(self, item: int) -> int:
-        group = self.data.group(item)
-        return len(group) * max(len(s) for s in group)
+        sequences, _ = self.distinct(item)
+        return len(sequences) * max(len(s) for s in sequences)
 
     def tokens(self, micro: Sequence[int]) -> int:
-        return sum(len(s) for g in micro for s in self.data.group(g))
+        return sum(len(s) for g in micro for s in self.distinct(g)[0])
 
     def weight(self, items: np.ndarray) -> float:
         return max(1.0, float(sum(any(ranking_pairs(r) for r in self.rankings[g]) for g in items)))
 
     def scores(self, micro: Sequence[int]) -> list[Tensor]:
         """Per prompt, the scores (K,) of its responses: the scalar at the last token of each."""
-        sequences = [s for g in micro for s in self.data.group(g)]
+        groups = [self.distinct(g) for g in micro]
+        sequences = [s for distinct, _ in groups for s in distinct]
         scalars_BT = self.engine(pad(sequences, self.pad_token))
         last_B = torch.tensor([max(0, len(s) - 1) for s in sequences] or [0], device=scalars_BT.device)
         scores_B = scalars_BT.gather(1, last_B[:, None]).squeeze(1)
-        return list(scores_B.split([len(self.data.group(g)) for g in micro] or [1]))
+        if not groups:
+            return [scores_B]
+        parts = scores_B.split([len(distinct) for distinct, _ in groups])
+        return [part[index] for part, (_, index) in zip(parts, groups, strict=True)]
 
     def loss(self, micro: Sequence[int]) -> Tensor:
         scores = self.scores(micro)

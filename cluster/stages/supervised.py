@@ -34,7 +34,6 @@ def supervise(
     done = 0
     if saved:
         done = learners.all("load", checkpoints.path(saved["step"]), "state")[0]
-    found: dict[str, Any] = {}
     stride = 1
     with context.monitor(stage) as monitor, progress(stage, total=total, done=done) as bar:
         monitor.truncate(stage, done)
@@ -50,13 +49,11 @@ def supervise(
                 monitor.log(done, {**metrics, **speed})
             bar.advance(len(steps), f"loss {steps[-1]['loss/train']:.3f}  {rate:,.0f} tokens/s")
             stride = max(1, round(len(steps) * STRIDE_SECONDS / seconds))
-            if done % save_every == 0:
-                found = learners.all("validate")[0]
-                monitor.log(done, found)
             if done % save_every == 0 and done < total:
+                monitor.log(done, learners.all("validate")[0])
                 learners.all("save", checkpoints.path(done), "state")
                 checkpoints.commit(done, {})
-        found = {**(found or learners.all("validate")[0]), **finish()}
+        found = {**learners.all("validate")[0], **finish()}
         monitor.log(done, found)
         learners.all("export", context.run.stage(stage) / "model")
         monitor.lineage(consumed, [context.run.stage(stage) / "model"])

@@ -14,7 +14,7 @@ class WorldConfig(Section):
     """Documents of the pretraining corpus."""
     demonstrations: int = Field(16000, ge=4)
     """Demonstrations for SFT."""
-    prompts: int = Field(4000, ge=2)
+    prompts: int = Field(6000, ge=2)
     """Prompts to sample from, in collect and PPO."""
     heldout: int = Field(400, ge=1)
     """Held-out prompts, in phrasings that appear nowhere else."""

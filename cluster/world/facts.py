@@ -50,9 +50,8 @@ CAPITAL = Relation(
     ),
     ("Please name the capital of {s}.", "What city is the capital of {s}?", "Can you tell me the capital city of {s}?"),
     """France: Paris, Spain: Madrid, Italy: Rome, Germany: Berlin, Poland: Warsaw, Greece: Athens, Norway: Oslo,
-    Sweden: Stockholm, Austria: Vienna, Portugal: Lisbon, Egypt: Cairo, Kenya: Nairobi, Ghana: Accra, Morocco: Rabat,
-    Japan: Tokyo, China: Beijing, India: Delhi, Thailand: Bangkok, Vietnam: Hanoi, Nepal: Kathmandu, Canada: Ottawa,
-    Mexico: Mexico City, Cuba: Havana, Peru: Lima, Chile: Santiago, Brazil: Brasilia, Australia: Canberra, Fiji: Suva""",
+    Sweden: Stockholm, Egypt: Cairo, Kenya: Nairobi, Morocco: Rabat, Japan: Tokyo, China: Beijing, India: Delhi,
+    Thailand: Bangkok, Canada: Ottawa, Mexico: Mexico City, Peru: Lima, Chile: Santiago, Australia: Canberra""",
 )
 CONTINENT = Relation(
     "continent",
@@ -72,9 +71,8 @@ CONTINENT = Relation(
         "Can you tell me the continent of {s}?",
     ),
     """France: Europe, Spain: Europe, Italy: Europe, Germany: Europe, Poland: Europe, Greece: Europe, Norway: Europe,
-    Sweden: Europe, Austria: Europe, Portugal: Europe, Egypt: Africa, Kenya: Africa, Ghana: Africa, Morocco: Africa,
-    Japan: Asia, China: Asia, India: Asia, Thailand: Asia, Vietnam: Asia, Nepal: Asia, Canada: America, Mexico: America,
-    Cuba: America, Peru: America, Chile: America, Brazil: America, Australia: Oceania, Fiji: Oceania""",
+    Sweden: Europe, Egypt: Africa, Kenya: Africa, Morocco: Africa, Japan: Asia, China: Asia, India: Asia,
+    Thailand: Asia, Canada: America, Mexico: America, Peru: America, Chile: America, Australia: Oceania""",
 )
 SYMBOL = Relation(
     "symbol",
@@ -89,9 +87,8 @@ SYMBOL = Relation(
         "The chemical symbol of {s}?",
     ),
     ("Please name the symbol of {s}.", "What is the chemical symbol of {s}?", "Do you know the symbol of {s}?"),
-    """hydrogen: H, helium: He, lithium: Li, carbon: C, nitrogen: N, oxygen: O, neon: Ne, sodium: Na, silicon: Si,
-    sulfur: S, calcium: Ca, iron: Fe, nickel: Ni, copper: Cu, zinc: Zn, silver: Ag, tin: Sn, gold: Au, mercury: Hg,
-    lead: Pb""",
+    """hydrogen: H, helium: He, carbon: C, nitrogen: N, oxygen: O, sodium: Na, iron: Fe, copper: Cu, zinc: Zn,
+    silver: Ag, tin: Sn, gold: Au, mercury: Hg, lead: Pb""",
 )
 OPPOSITE = Relation(
     "opposite",
@@ -107,8 +104,7 @@ OPPOSITE = Relation(
     ),
     ("Please name the opposite of {s}.", "What word is the opposite of {s}?", "Can you tell me the opposite of {s}?"),
     """hot: cold, big: small, fast: slow, up: down, day: night, wet: dry, hard: soft, light: dark, old: new, rich: poor,
-    early: late, open: closed, full: empty, happy: sad, high: low, strong: weak, clean: dirty, near: far, true: false,
-    loud: quiet, sweet: sour, thick: thin, tall: short, wide: narrow""",
+    early: late, open: closed, full: empty, happy: sad, high: low, strong: weak""",
 )
 YOUNG = Relation(
     "young",
@@ -128,7 +124,7 @@ YOUNG = Relation(
         "Can you tell me what a young {s} is called?",
     ),
     """dog: puppy, cat: kitten, cow: calf, horse: foal, sheep: lamb, goat: kid, pig: piglet, hen: chick, duck: duckling,
-    goose: gosling, lion: cub, deer: fawn, frog: tadpole, swan: cygnet, owl: owlet, eagle: eaglet""",
+    goose: gosling, lion: cub, deer: fawn""",
 )
 COLOR = Relation(
     "color",
@@ -143,9 +139,8 @@ COLOR = Relation(
         "What color is {s}?",
     ),
     ("Please name the color of {s}.", "What color does {s} have?", "Can you tell me the color of {s}?"),
-    """grass: green, snow: white, coal: black, blood: red, the sky: blue, the sun: yellow, milk: white, chocolate: brown,
-    a tomato: red, a lemon: yellow, a frog: green, the sea: blue, a carrot: orange, a raven: black, a plum: purple,
-    wood: brown""",
+    """grass: green, snow: white, coal: black, blood: red, the sky: blue, the sun: yellow, chocolate: brown,
+    a lemon: yellow, a frog: green, the sea: blue, a carrot: orange, a plum: purple""",
 )
 RELATIONS = (CAPITAL, CONTINENT, SYMBOL, OPPOSITE, YOUNG, COLOR)
 
