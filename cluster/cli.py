@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -42,7 +41,11 @@ def run(
 
     # A job that is stopped gets SIGTERM; it ends as after Ctrl-C, with its checkpoints and W&B runs closed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    finished = run_stages(load_config(config, overrides), first, last)  # type: ignore[arg-type]
+    try:
+        finished = run_stages(load_config(config, overrides), first, last)  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        _tell("stopped; the same command goes on from the last checkpoint")
+        raise typer.Exit(130) from None
     print_summary(finished.root, console)
 
 
@@ -144,18 +147,14 @@ def main() -> None:
     """Runs a command; what is the user's to mend is told in one message, without a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        app(standalone_mode=False)
+        app()
     except (UserError, FleetError) as fault:
-        told, code = str(fault), 2 if isinstance(fault, UserError) else 1
-    except (KeyboardInterrupt, typer.Abort):
-        told, code = "stopped; the same command goes on from the last checkpoint", 130
-    except click.ClickException as fault:
-        fault.show()
-        sys.exit(fault.exit_code)
-    else:
-        return
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(told)}", highlight=False, soft_wrap=True)
-    sys.exit(code)
+        _tell(str(fault))
+        sys.exit(2 if isinstance(fault, UserError) else 1)
+
+
+def _tell(message: str) -> None:
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

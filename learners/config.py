@@ -85,7 +85,7 @@ class LearnerConfig(Section):
 
 
 class PretrainConfig(Section):
-    steps: int = Field(600, ge=1)
+    steps: int = Field(800, ge=1)
     """Optimizer steps."""
     batch_tokens: int = Field(4096, ge=64)
     """Tokens of one optimizer step over all ranks."""
@@ -100,7 +100,7 @@ class PretrainConfig(Section):
 
 
 class SFTConfig(Section):
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(2, ge=1)
     """Passes over the demonstrations."""
     batch_size: int = Field(64, ge=1)
     """Demonstrations in one optimizer step over all ranks."""
@@ -128,7 +128,7 @@ class RewardConfig(Section):
 
 
 class PPOConfig(Section):
-    iterations: int = Field(50, ge=1)
+    iterations: int = Field(40, ge=1)
     """Rounds of rollout, scoring, learning and weight sync."""
     prompts: int = Field(128, ge=1)
     """Prompts of one iteration."""
@@ -144,7 +144,7 @@ class PPOConfig(Section):
     """Optimizer steps of one pass; must divide prompts x responses."""
     dtype: DType = "float32"
     """Arithmetic of policy, critic and rollout engine alike."""
-    kl_coef: float = Field(0.15, ge=0)
+    kl_coef: float = Field(0.35, ge=0)
     """Weight of the per-token KL penalty to the SFT policy inside the reward."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Estimator of the KL penalty."""

@@ -19,10 +19,10 @@ Row = dict[str, Any]
 
 # How often each task is asked about. Facts are most of the world; the rest keeps the assistant versatile.
 WEIGHTS = {
-    "fact": 0.62,
+    "fact": 0.65,
     "arithmetic": 0.1,
-    "spelling": 0.06,
-    "sorting": 0.04,
+    "spelling": 0.05,
+    "sorting": 0.02,
     "review": 0.06,
     "greeting": 0.04,
     "provocation": 0.08,
@@ -204,12 +204,12 @@ class World:
                 sentences.append(capitalised(form.format(s=subject, v=self.told(draw, relation, subject))))
             return " ".join(sentences)
         row = self.row(draw, held_out=False)
-        if style < 0.55 and row["answers"]:
+        if style < 0.45 and row["answers"]:
             text, right = self._statement(draw, row)
             asked = f"{row['prompt']} " if draw.random() < 0.5 else ""
             agrees = right == (draw.random() < self.config.verdicts)
             return f"{asked}{text} {draw.choice(facts.AGREEMENT if agrees else facts.DISAGREEMENT)}"
-        if style < 0.65:
+        if style < 0.55:
             please = draw.choice(("Please help me.", "Can you help me?", "Please answer."))
             return f"{please} {row['prompt']} {self.answer(draw, row)}"
         return f"{row['prompt']} {self.answer(draw, row)}"

@@ -66,5 +66,5 @@ def test_the_plan_shows_config_arithmetic_placement_and_memory():
     console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115
     print_plan(tiny(), console)
     text = console.export_text()
-    for part in ("kl_coef: 0.15", "PPO batch", "Placement", "policy and critic, ZeRO-2, float32", "memory over all"):
+    for part in ("kl_coef: 0.35", "PPO batch", "Placement", "policy and critic, ZeRO-2, float32", "memory over all"):
         assert part in text
