@@ -49,7 +49,7 @@ def test_a_fault_is_named(path, overrides, told):
 def test_a_file_that_is_no_config_is_named(tmp_path, text, told):
     file = tmp_path / "bad.yaml"
     file.write_text(text + "\n")
-    with pytest.raises(UserError, match="bad.yaml") as fault:
+    with pytest.raises(UserError, match=r"bad\.yaml") as fault:
         load_config(file)
     assert told in str(fault.value)
 
