@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from cluster.config import STAGES, RunConfig, Stage
@@ -39,29 +40,44 @@ def run_stages(config: RunConfig, first: Stage | None = None, last: Stage | None
     todo = [s for s in config.stages if STAGES.index(s) <= upto and not run.done(s)]
     if not todo:
         return run
-    started, already = (
-        time.time(),
-        read_json(run.root / "timings.json") or {"stages": {}, "peak_memory_gib": 0.0, "total_s": 0.0},
-    )
+    timings = Timings(run.root / "timings.json")
     make_world(run)
     fleets = Fleets(config, run.root)
-    memory = PeakMemory()
     try:
         fleets.start()
-        already["stages"]["start"] = already["stages"].get("start", 0.0) + time.time() - started
+        timings.add("start")
         context = Context(config, run, fleets)
         for stage in todo:
             begun = time.time()
             results = RUNNERS[stage](context)
             run.finish(stage, time.time() - begun, results)
-            already["stages"][stage] = time.time() - begun
+            timings.add(stage)
     finally:
         fleets.close()
-        already["peak_memory_gib"] = max(already["peak_memory_gib"], memory.stop())
-        already["total_s"] += time.time() - started
-        write_json(run.root / "timings.json", already)
+        timings.close()
     write_report(run.root)
     return run
+
+
+class Timings:
+    """Seconds by stage and peak memory of a run, over all the sessions it took; on disk after every stage."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._memory, self._last = path, PeakMemory(), time.time()
+        self.found = read_json(path) or {"stages": {}, "peak_memory_gib": 0.0, "total_s": 0.0}
+
+    def add(self, stage: str) -> None:
+        """Puts the time since the last call down to a stage."""
+        spent = time.time() - self._last
+        self._last += spent
+        self.found["stages"][stage] = self.found["stages"].get(stage, 0.0) + spent
+        self.found["total_s"] += spent
+        self.found["peak_memory_gib"] = max(self.found["peak_memory_gib"], self._memory.peak)
+        write_json(self.path, self.found)
+
+    def close(self) -> None:
+        self._memory.stop()
+        self.add("stop")
 
 
 def make_world(run: Run) -> None:

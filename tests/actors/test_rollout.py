@@ -1,0 +1,156 @@
+"""A real vLLM engine: its log-probabilities are the model's, and an update changes every kind of weight or nothing."""
+
+import multiprocessing
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from actors.config import Decoding, RolloutConfig
+from actors.weights import FileTransport
+from learners.errors import UserError
+from learners.models import build_policy
+from learners.tokenizer import train_tokenizer
+from tests.learners.worlds import MODEL, TEXTS
+
+PROMPTS = [[10, 11, 12, 13], [40, 41, 42], [7, 8, 9, 10, 11, 12, 13, 14]]
+# One weight of every kind; tied models have no head of their own.
+KINDS = (
+    "embed_tokens",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "layernorm",
+    "model.norm",
+)
+
+
+def untied() -> LlamaForCausalLM:
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=320, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, max_position_embeddings=64, tie_word_embeddings=False,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def reference(model, sequences):
+    """Log-probability of every token but the first, by transformers."""
+    found = []
+    with torch.no_grad():
+        for s in sequences:
+            logits = model(torch.tensor([s])).logits[0, :-1].log_softmax(-1)
+            found.append(logits.gather(1, torch.tensor(s[1:])[:, None]).squeeze(1).numpy())
+    return np.concatenate(found)
+
+
+def exercise(folder, queue):
+    from actors.rollout import RolloutActor
+
+    config = RolloutConfig(kv_cache_gib=0.05, max_sequences=16, max_model_len=64, threads=2)
+    actor = RolloutActor("rollout-0", str(folder / "model"), config, seed=0, version=5)
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    decoding, end = Decoding(max_tokens=12), model.config.eos_token_id
+    stops = model.generation_config.eos_token_id  # the end of a turn, and for our own tokenizer the end of a text
+    result = {"end": end, "stops": stops if isinstance(stops, list) else [stops]}
+
+    seeds = list(range(6))
+    first = actor.generate(PROMPTS, [0, 1, 2], decoding, end_token=end, n=2, seeds=seeds)
+    alone = actor.generate(PROMPTS[1:2], [1], decoding, end_token=end, n=2, seeds=seeds[2:4])
+    result["same alone"] = [first.response(2).tolist(), first.response(3).tolist()] == [
+        alone.response(0).tolist(), alone.response(1).tolist(),
+    ]  # fmt: skip
+    result["prompt ids"] = first.prompt_ids_B.tolist()
+    result["versions"] = set(first.versions_N[first.response_mask_N].tolist())
+    result["lengths"] = first.response_lengths_B.tolist()
+    result["ended"] = first.ended_B.tolist()
+    result["last"] = [int(first.response(b)[-1]) for b in range(first.size)]
+    sequences = [first.sequence(b).tolist() for b in range(first.size)]
+    expected = np.concatenate([[0.0, *reference(model, [s])] for s in sequences])
+    result["sampled error"] = float(np.abs(expected - first.logprobs_N)[first.response_mask_N].max())
+
+    transport, version = FileTransport(folder / "weights"), 5
+    before = np.concatenate(actor.prompt_logprobs(sequences))
+    result["changes"], names = {}, [*KINDS, *([] if model.config.tie_word_embeddings else ["lm_head"])]
+    for kind in names:
+        name = next(n for n, _ in model.named_parameters() if kind in n)
+        with torch.no_grad():
+            parameter = dict(model.named_parameters())[name]
+            parameter.add_(torch.randn_like(parameter) * 0.3 * parameter.std().clamp(min=0.3))
+        version += 1
+        actor.update_weights(transport.send(model.named_parameters(), 0, version), version)
+        after = np.concatenate(actor.prompt_logprobs(sequences))
+        result["changes"][kind] = (
+            float(np.abs(after - before).max()), float(np.abs(after - reference(model, sequences)).mean()),
+        )  # fmt: skip
+        before = after
+    again = actor.generate(PROMPTS, [0, 1, 2], decoding, end_token=end)
+    result["new versions"] = (set(again.versions_N[again.response_mask_N].tolist()), version)
+
+    payload = transport.send(model.named_parameters(), 0, version + 1)
+    damaged = folder / "damaged.safetensors"
+    shutil.copy(payload["path"], damaged)
+    with open(damaged, "r+b") as file:
+        file.truncate(damaged.stat().st_size - 100)
+    result["refused"] = []
+    for bad in ({**payload, "path": str(damaged)}, {**payload, "path": "/nowhere"}, {**payload, "header": "0"}):
+        try:
+            actor.update_weights(bad, version + 1)
+        except UserError as fault:
+            result["refused"].append(str(fault))
+    result["unharmed"] = float(np.abs(np.concatenate(actor.prompt_logprobs(sequences)) - before).max())
+    result["version after"] = actor.version == version
+    try:
+        actor.generate([[5] * 60], [0], decoding, end_token=end)
+    except UserError as fault:
+        result["too long"] = str(fault)
+    queue.put(result)
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def result(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    tokenizer = train_tokenizer(TEXTS, MODEL.vocab_size)
+    model = build_policy(MODEL, tokenizer, seed=1) if request.param == "tied" else untied()
+    model.save_pretrained(folder / "model")
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=exercise, args=(folder, queue))
+    process.start()
+    found = queue.get(timeout=240)
+    process.join(60)
+    return found
+
+
+def test_samples_are_the_models_and_belong_to_their_seeds(result):
+    assert result["sampled error"] < 1e-5
+    assert result["same alone"]
+    assert result["prompt ids"] == [0, 0, 1, 1, 2, 2]
+    assert result["versions"] == {5}
+    for length, ended, last in zip(result["lengths"], result["ended"], result["last"], strict=True):
+        assert ended == (last == result["end"])
+        assert length == 12 or last in result["stops"]
+
+
+def test_an_update_changes_every_kind_of_weight(result):
+    for kind, (moved, error) in result["changes"].items():
+        assert moved > 1e-3, f"{kind} did not reach the engine"
+        assert error < 1e-5, f"{kind} reached the engine wrong"
+    versions, last = result["new versions"]
+    assert versions == {last}
+
+
+def test_a_damaged_payload_is_refused_and_the_engine_goes_on(result):
+    short, missing, changed = result["refused"]
+    assert "the file is incomplete" in short
+    assert "no such file" in missing
+    assert "names and shapes are not those that were sent" in changed
+    assert result["unharmed"] == 0
+    assert result["version after"]
+    assert "more than the engine's 64" in result["too long"]

@@ -1,0 +1,119 @@
+"""The whole loop on a very small config, with every real component: killed in the middle, resumed, served, asked."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+
+from cluster.config import STAGES
+from serve.config import ServeConfig
+
+HERO = [sys.executable, "-m", "cluster.cli"]
+
+
+def rows(path: Path, stage: str) -> list[dict]:
+    if not path.exists():
+        return []
+    return [r for line in path.read_text().splitlines() if (r := json.loads(line))["stage"] == stage]
+
+
+def start(root: Path, *more: str) -> subprocess.Popen:
+    log = open(root.parent / "run.log", "a")  # noqa: SIM115
+    env = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "WANDB_API_KEY", "WANDB_MODE")}
+    command = [*HERO, "run", "configs/tiny.yaml", f"run_dir={root}", *more]
+    return subprocess.Popen(command, stdout=log, stderr=log, env=env)
+
+
+def finished(process: subprocess.Popen, root: Path) -> None:
+    code = process.wait(timeout=500)
+    assert code == 0, (root.parent / "run.log").read_text()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run that was stopped in SFT by Ctrl-C and killed outright in PPO."""
+    root = tmp_path_factory.mktemp("e2e") / "run"
+    process = start(root)
+    deadline = time.monotonic() + 300
+    for stage, step, how in (("sft", 6, signal.SIGINT), ("ppo", 2, signal.SIGKILL)):
+        while not any(r["step"] >= step for r in rows(root / "metrics.jsonl", stage)):
+            assert process.poll() is None, (root.parent / "run.log").read_text()[-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(how)
+        assert process.wait(timeout=90) == {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[how]
+        process = start(root)
+        deadline = time.monotonic() + 300
+    finished(process, root)
+    return root
+
+
+@pytest.mark.timeout(900)
+def test_every_stage_is_done_and_every_step_is_there_once(run):
+    for stage in STAGES:
+        assert (run / stage / "done.json").exists()
+    for stage, steps in (("pretrain", 30), ("ppo", 4)):
+        assert sorted({r["step"] for r in rows(run / "metrics.jsonl", stage)}) == list(range(1, steps + 1))
+    assert [r["step"] for r in rows(run / "metrics.jsonl", "ppo")] == [1, 2, 3, 4]
+    assert not list(run.glob("*/checkpoints"))
+
+
+def test_learning_follows_the_rules(run):
+    ppo = rows(run / "metrics.jsonl", "ppo")
+    assert ppo[0]["val/first_ratio_error"] < 1e-5
+    assert abs(ppo[0]["objective/kl"]) < 1e-4
+    assert all(r["sync/mean_error"] < 1e-5 and r["mismatch/mean"] < 1e-5 for r in ppo)
+    pretrain = [r["loss/train"] for r in rows(run / "metrics.jsonl", "pretrain") if "loss/train" in r]
+    assert pretrain[-1] < pretrain[0] - 1
+
+
+def test_rankings_are_in_the_format_that_real_ones_will_use(run):
+    ranking = json.loads((run / "collect" / "rankings.jsonl").read_text().splitlines()[0])
+    assert {"prompt", "responses", "ranks", "labeler", "time", "policy", "decoding"} <= ranking.keys()
+    assert len(ranking["responses"]) == len(ranking["ranks"]) == 4
+    assert ranking["decoding"]["temperature"] == 1.0
+
+
+def test_a_run_leaves_evaluation_report_timings_and_wandb_files(run):
+    results = json.loads((run / "evaluate" / "results.json").read_text())
+    assert set(results["stages"]) == {"pretrain", "sft", "ppo"}
+    assert results["stages"]["sft"]["sampled"]["kl"] == pytest.approx(0, abs=1e-4)
+    assert 0 <= results["win_rate"]["low"] <= results["win_rate"]["rate"] <= results["win_rate"]["high"] <= 1
+    assert "The same prompts answered by each stage" in (run / "report.html").read_text()
+    timings = json.loads((run / "timings.json").read_text())
+    assert timings["peak_memory_gib"] > 1
+    assert set(STAGES) <= set(timings["stages"])
+    assert list((run / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_running_it_again_does_nothing(run):
+    before = (run / "ppo" / "done.json").stat().st_mtime_ns
+    process = start(run)
+    finished(process, run)
+    assert (run / "ppo" / "done.json").stat().st_mtime_ns == before
+
+
+def test_the_policy_answers_over_http(run):
+    from serve.launch import running
+
+    with running(run, ServeConfig(port=8017, kv_cache_gib=0.1)) as (url, served):
+        assert served.version == "ppo-4"
+        client = OpenAI(base_url=url, api_key="none")
+        messages = [{"role": "user", "content": "What is the capital of France?"}]
+        raw = client.chat.completions.with_raw_response.create(model="hero", messages=messages, max_tokens=8)
+        assert raw.headers["x-weight-version"] == "ppo-4"
+        assert raw.parse().usage.completion_tokens <= 8
+        greedy = {"model": "hero", "messages": messages, "max_tokens": 8, "temperature": 0}
+        whole = client.chat.completions.create(**greedy).choices[0].message.content
+        pieces = [c.choices[0].delta.content or "" for c in client.chat.completions.create(**greedy, stream=True)]
+        assert "".join(pieces) == whole
+        chat = [*HERO, "chat", url, "--temperature", "0"]
+        said = subprocess.run(chat, input="Hello!\n/quit\n", capture_output=True, text=True, timeout=60)
+        assert said.returncode == 0
+        assert said.stdout.strip()
