@@ -118,3 +118,10 @@ def ppo(actor, folder, iterations=2, **changes):
 
 def reward_config() -> RewardConfig:
     return RewardConfig(batch_size=4, validation_share=0.2, optimizer=optimizer())
+
+
+def load(folder: Path):
+    """Named tensors of an exported policy."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")

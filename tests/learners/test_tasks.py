@@ -1,0 +1,107 @@
+"""What the tasks of a learner must do beyond being the same on any number of ranks: learn, resume, average, mix."""
+
+import numpy as np
+import pytest
+import torch
+
+from learners.config import LearnerConfig
+from learners.datasets import RankingData, TokenData
+from learners.engine import scheduled_lr
+from learners.models import load_scalar
+from learners.ragged import offsets_of
+from tests.learners import worlds
+
+ONE = LearnerConfig(ranks=1, zero_stage=0, micro_batch_tokens=512, dtype="float32")
+TWO = LearnerConfig(ranks=2, zero_stage=2, micro_batch_tokens=512, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tasks")
+    worlds.make_files(path)
+    return path
+
+
+def whole_and_resumed(actor, folder):
+    """Weights after four iterations in one go, and after two, a save, a fresh task, a load and two more."""
+    scratch = folder / "resume"
+    _, whole = worlds.ppo(actor, folder, iterations=4, ema=0.9)
+    worlds.ppo(actor, folder, iterations=2, ema=0.9)
+    actor.save(scratch, "state")
+    worlds.ppo(actor, folder, iterations=0, ema=0.9)
+    steps = actor.load(scratch, "state")
+    for iteration in (2, 3):
+        samples, scored = worlds.make_batch(seed=iteration)
+        actor.iterate(iteration, 0.05, 1, samples, scored)
+    return whole, worlds.weights(actor), steps
+
+
+def test_a_restored_learner_goes_on_as_if_it_had_not_stopped(folder):
+    whole, resumed, steps = worlds.run_ranks(whole_and_resumed, folder, TWO)
+    assert steps == 2 * 2 * 3
+    for name, value in whole.items():
+        assert np.abs(value - resumed[name]).max() < 1e-6, name
+
+
+def ptx_and_average(actor, folder):
+    plain = worlds.ppo(actor, folder)[1]
+    metrics, mixed = worlds.ppo(actor, folder, ptx_coef=5.0, ptx_tokens=64, ema=0.5)
+    actor.export(folder / "last")
+    actor.export(folder / "averaged", averaged=True)
+    return plain, mixed, metrics
+
+
+def test_pretraining_mix_and_average_have_an_effect_on_the_policy(folder):
+    plain, mixed, metrics = worlds.run_ranks(ptx_and_average, folder, ONE)
+    assert 0 < metrics[0]["loss/ptx"] < 10
+    policy = [n for n in plain if n.startswith("0.")]
+    critic = [n for n in plain if n.startswith("1.")]
+    assert any(np.abs(plain[n] - mixed[n]).max() > 1e-4 for n in policy)
+    assert all(np.array_equal(plain[n], mixed[n]) for n in critic)
+    last, averaged = (worlds.load(folder / name) for name in ("last", "averaged"))
+    moved = [n for n in last if not torch.equal(last[n], averaged[n])]
+    assert len(moved) == len(last)
+
+
+def ranking(actor, folder):
+    rng = np.random.default_rng(0)
+    sequences, ranks = [], []
+    for _ in range(60):  # a response is better the more tokens 20 it has; a tie now and then
+        counts = rng.permutation([0, 1, 3, 3])
+        for c in counts:
+            sequences.append(np.array([9, 10, *([20] * c), *([21] * (4 - c)), 5], dtype=np.int32))
+        ranks += [{3: 1, 1: 2, 0: 3}[int(c)] for c in counts]
+    data = RankingData(
+        np.concatenate(sequences), offsets_of([len(s) for s in sequences]), offsets_of([4] * 60),
+        np.array(ranks, dtype=np.int32), np.arange(60, dtype=np.int32), np.array(ranks, dtype=np.int32),
+    )  # fmt: skip
+    data.save(folder / "rankings.npz")
+    config = worlds.reward_config().model_copy(update={"epochs": 6})
+    steps = actor.start_reward(folder / "policy", config, folder, 0)
+    before = actor.validate()["accuracy/truth"]
+    losses = [m["loss/train"] for m in actor.train(steps)]
+    after = actor.validate()
+    tokens = np.concatenate(sequences)
+    TokenData(tokens, offsets_of([len(s) for s in sequences]), np.ones(len(tokens), bool)).save(folder / "demos.npz")
+    actor.center(folder / "demos.npz")
+    actor.export(folder / "trained")
+    return before, after, losses, actor.center(folder / "demos.npz")
+
+
+def test_the_reward_model_learns_an_order_and_scores_demonstrations_zero(folder):
+    before, after, losses, centered = worlds.run_ranks(ranking, folder, TWO)
+    assert after["accuracy/truth"] > max(0.95, before)
+    assert after["pairs"] == 12 * 5  # four responses, one tie
+    assert losses[-1] < losses[0] / 2
+    assert abs(centered) < 1e-5
+    assert load_scalar(folder / "trained").config.reward_bias != 0
+
+
+def test_the_schedule_warms_up_and_falls():
+    config = worlds.optimizer().model_copy(
+        update={"lr": 1.0, "warmup_steps": 4, "schedule": "linear", "final_ratio": 0.2}
+    )
+    rates = [scheduled_lr(config, step, 24) for step in range(25)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[14] == pytest.approx(0.6)
+    assert rates[24] == pytest.approx(0.2)
