@@ -44,8 +44,8 @@ def test_a_restored_learner_goes_on_as_if_it_had_not_stopped(folder):
 
 
 def ptx_and_average(actor, folder):
-    plain = worlds.ppo(actor, folder)[1]
-    metrics, mixed = worlds.ppo(actor, folder, ptx_coef=5.0, ptx_tokens=64, ema=0.5)
+    plain = worlds.ppo(actor, folder, iterations=1)[1]
+    metrics, mixed = worlds.ppo(actor, folder, iterations=1, ptx_coef=5.0, ptx_tokens=64, ema=0.5)
     actor.export(folder / "last")
     actor.export(folder / "averaged", averaged=True)
     return plain, mixed, metrics
@@ -78,19 +78,18 @@ def ranking(actor, folder):
     data.save(folder / "rankings.npz")
     config = worlds.reward_config().model_copy(update={"epochs": 6})
     steps = actor.start_reward(folder / "policy", config, folder, 0)
-    before = actor.validate()["accuracy/truth"]
     losses = [m["loss/train"] for m in actor.train(steps)]
     after = actor.validate()
     tokens = np.concatenate(sequences)
     TokenData(tokens, offsets_of([len(s) for s in sequences]), np.ones(len(tokens), bool)).save(folder / "demos.npz")
     actor.center(folder / "demos.npz")
     actor.export(folder / "trained")
-    return before, after, losses, actor.center(folder / "demos.npz")
+    return after, losses, actor.center(folder / "demos.npz")
 
 
 def test_the_reward_model_learns_an_order_and_scores_demonstrations_zero(folder):
-    before, after, losses, centered = worlds.run_ranks(ranking, folder, TWO)
-    assert after["accuracy/truth"] > max(0.95, before)
+    after, losses, centered = worlds.run_ranks(ranking, folder, TWO)
+    assert after["accuracy/truth"] > 0.95
     assert after["pairs"] == 12 * 5  # four responses, one tie
     assert losses[-1] < losses[0] / 2
     assert abs(centered) < 1e-5

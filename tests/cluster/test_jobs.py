@@ -1,0 +1,84 @@
+"""A run as a Ray job, on a local Ray head with its dashboard, through `hero` and through plain `ray job submit`."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HERO = [sys.executable, "-m", "cluster.cli"]
+RAY = [str(Path(sys.executable).with_name("ray"))]
+TINY = ["configs/tiny.yaml", "stages=[pretrain]", "pretrain.steps=4", "world.documents=600"]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A Ray head of this test's own: its ports, its temporary directory, ended by its process group."""
+    folder, port, dashboard = Path(f"/tmp/hero-jobs-{os.getpid()}"), free_port(), free_port()
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "WANDB_"))}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    command = [
+        *RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
+        f"--temp-dir={folder}", "--object-store-memory=200000000", "--disable-usage-stats",
+    ]  # fmt: skip
+    log = open(f"{folder}.log", "w")  # noqa: SIM115
+    process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{dashboard}"
+    deadline = time.monotonic() + 90
+    while subprocess.run([*HERO, "status", "--address", url], env=env, capture_output=True).returncode:
+        assert time.monotonic() < deadline, Path(f"{folder}.log").read_text()
+        time.sleep(1)
+    yield url, env
+    process.terminate()
+    process.wait(60)
+    shutil.rmtree(folder, ignore_errors=True)
+    Path(f"{folder}.log").unlink()
+
+
+def hero(env, *args, **options):
+    return subprocess.run([*HERO, *args], env=env, capture_output=True, text=True, timeout=200, **options)
+
+
+@pytest.mark.timeout(400)
+def test_a_run_is_submitted_followed_refused_twice_and_continued(head, tmp_path):
+    url, env = head
+    more = [*TINY, f"run_dir={tmp_path / 'run'}"]
+    submitted = hero(env, "submit", *more, "--address", url)
+    assert submitted.returncode == 0, submitted.stderr
+    identity = submitted.stdout.split()[1].rstrip(";")
+    again = hero(env, "submit", *more, "--address", url)
+    assert again.returncode == 2
+    assert "already" in again.stderr
+    told = hero(env, "logs", "-f", identity, "--address", url)
+    assert "pretrain" in told.stdout
+    assert (tmp_path / "run" / "pretrain" / "done.json").exists(), told.stdout
+    listed = hero({**env, "COLUMNS": "200"}, "status", "--address", url).stdout
+    assert identity in listed
+    assert "SUCCEEDED" in listed
+    assert hero(env, "submit", *more, "--address", url).stdout.split()[1].rstrip(";") == identity
+    assert hero(env, "stop", identity, "--address", url).returncode == 0
+
+
+@pytest.mark.timeout(400)
+def test_plain_ray_job_submit_works_too(head, tmp_path):
+    url, env = head
+    source = tmp_path / "source"
+    for name in ("cluster", "actors", "learners", "serve", "configs"):
+        shutil.copytree(name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [*RAY, "job", "submit", "--address", url, "--working-dir", str(source), "--"]
+    done = subprocess.run(
+        [*command, "hero", "run", *TINY, f"run_dir={tmp_path / 'run'}"],
+        env=env, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (tmp_path / "run" / "pretrain" / "done.json").exists()
