@@ -54,6 +54,13 @@ def _stored_parameters(folder: Path) -> int:
     return size // BYTES.get(config.get("dtype") or config.get("torch_dtype") or "float32", 4)
 
 
+def _vocabulary(folder: str | None) -> int | None:
+    """Vocabulary size of a local model folder; None for a hub name, whose size is unknown before loading."""
+    if not folder or not (Path(folder) / "config.json").exists():
+        return None
+    return json.loads((Path(folder) / "config.json").read_text()).get("vocab_size")
+
+
 def placement(config: RunConfig) -> list[Placed]:
     """What runs where, with an estimate of memory per process.
 
@@ -102,6 +109,12 @@ def refuse_impossible(config: RunConfig) -> None:
     nothing_to_rank = "reward" in config.stages and "collect" not in config.stages and not config.data.rankings
     if nothing_to_rank and not Run(config).rankings().exists():
         raise UserError("stages has reward but not collect, and data.rankings is empty: there is nothing to learn from")
+    ours, theirs = _vocabulary(config.model.path), _vocabulary(config.reward.path)
+    if ours and theirs and ours != theirs:
+        raise UserError(
+            f"model.path={config.model.path} has a vocabulary of {ours} and reward.path={config.reward.path} one of {theirs}; "
+            "policy and reward model must come from one tokenizer"
+        )
     head = config.model.width // config.model.heads
     if config.cluster.device == "cpu" and not config.model.path and head % 32:
         raise UserError(

@@ -68,3 +68,11 @@ def test_the_plan_shows_config_arithmetic_placement_and_memory():
     text = console.export_text()
     for part in ("kl_coef: 0.35", "PPO batch", "Placement", "policy and critic, ZeRO-2, float32", "memory over all"):
         assert part in text
+
+
+def test_another_vocabulary_of_the_reward_model_is_refused(tmp_path):
+    for name, size in (("policy", 10), ("reward", 11)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(f'{{"vocab_size": {size}}}')
+    with pytest.raises(UserError, match="one tokenizer"):
+        refuse_impossible(tiny(f"model.path={tmp_path / 'policy'}", f"reward.path={tmp_path / 'reward'}"))
