@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from learners.config import LearnerConfig
 from learners.datasets import RankingData, TokenData
@@ -75,13 +76,16 @@ def ranking(actor, folder):
         np.concatenate(sequences), offsets_of([len(s) for s in sequences]), offsets_of([4] * 60),
         np.array(ranks, dtype=np.int32), np.arange(60, dtype=np.int32), np.array(ranks, dtype=np.int32),
     )  # fmt: skip
-    data.save(folder / "rankings.npz")
+    tokens = np.concatenate(sequences)
+    demos = TokenData(tokens, offsets_of([len(s) for s in sequences]), np.ones(len(tokens), bool))
+    if actor.rank == 0:
+        data.save(folder / "rankings.npz")
+        demos.save(folder / "demos.npz")
+    dist.barrier()
     config = worlds.reward_config().model_copy(update={"epochs": 6})
     steps = actor.start_reward(folder / "policy", config, folder, 0)
     losses = [m["loss/train"] for m in actor.train(steps)]
     after = actor.validate()
-    tokens = np.concatenate(sequences)
-    TokenData(tokens, offsets_of([len(s) for s in sequences]), np.ones(len(tokens), bool)).save(folder / "demos.npz")
     actor.center(folder / "demos.npz")
     actor.export(folder / "trained")
     return after, losses, actor.center(folder / "demos.npz")
