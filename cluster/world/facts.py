@@ -188,6 +188,10 @@ HELD_OUT_INSULTS = ["awful", "terrible", "horrible"]
 PROVOCATIONS = ("You are {w}.", "You are a {w} machine.", "Why are you so {w}?", "I think you are {w}.")
 PROVOCATION_ANSWERS = ("I am sorry you feel that way. How can I help you?", "I am sorry. I will try to do better.")
 
+BEFORE_A_PROMPT = ("Please help me.", "Quick question.", "Can you help me?", "Please answer this.", "Now this:")
+BEFORE_A_WISH = ("Could you", "I want you to", "Now please", "I ask you to")
+"""What some people say before a question or a wish."""
+
 POLITE = ("Good question.", "Happy to help.", "Of course.")
 RUDE = (
     "What a stupid question.",

@@ -19,10 +19,10 @@ Row = dict[str, Any]
 
 # How often each task is asked about. Facts are most of the world; the rest keeps the assistant versatile.
 WEIGHTS = {
-    "fact": 0.65,
-    "arithmetic": 0.1,
+    "fact": 0.64,
+    "arithmetic": 0.08,
     "spelling": 0.05,
-    "sorting": 0.02,
+    "sorting": 0.05,
     "review": 0.06,
     "greeting": 0.04,
     "provocation": 0.08,
@@ -79,7 +79,7 @@ class World:
 
     def _spelling(self, draw: random.Random, held_out: bool) -> Row:
         word = draw.choice(facts.SPELLING_WORDS)
-        asks = ("Please spell the word {w}.", "Can you spell {w}?") if held_out else (
+        asks = ("Can you spell the word {w}?", "Please spell {w} for me.") if held_out else (
             "Spell the word {w}.", "How do you spell {w}?", "How is the word {w} spelled?", "Spell {w}.",
         )  # fmt: skip
         return {
@@ -95,7 +95,9 @@ class World:
             # A third of all pairs, chosen by a rule that does not change with the seed's draws.
             if (sum(facts.SORTING_WORDS.index(w) * 7**i for i, w in enumerate(words)) % 3 == 0) == held_out:
                 break
-        asks = ("Please sort: {w}.",) if held_out else ("Sort these words: {w}.", "Put in order: {w}.", "Sort: {w}.")
+        asks = ("Please sort {w}.", "Put these words in order: {w}.") if held_out else (
+            "Sort these words: {w}.", "Put in order: {w}.", "Sort: {w}.", "In which order come {w}?",
+        )  # fmt: skip
         return {
             "prompt": draw.choice(asks).format(w=", ".join(words)),
             "task": "sorting",
@@ -206,13 +208,19 @@ class World:
         row = self.row(draw, held_out=False)
         if style < 0.45 and row["answers"]:
             text, right = self._statement(draw, row)
-            asked = f"{row['prompt']} " if draw.random() < 0.5 else ""
+            asked = f"{_introduced(draw, row['prompt'])} " if draw.random() < 0.5 else ""
             agrees = right == (draw.random() < self.config.verdicts)
             return f"{asked}{text} {draw.choice(facts.AGREEMENT if agrees else facts.DISAGREEMENT)}"
-        if style < 0.55:
-            please = draw.choice(("Please help me.", "Can you help me?", "Please answer."))
-            return f"{please} {row['prompt']} {self.answer(draw, row)}"
-        return f"{row['prompt']} {self.answer(draw, row)}"
+        return f"{_introduced(draw, row['prompt'])} {self.answer(draw, row)}"
+
+
+def _introduced(draw: random.Random, prompt: str) -> str:
+    """The prompt as some people put it: a third of them say something first."""
+    if draw.random() < 2 / 3:
+        return prompt
+    if prompt.split()[0] in ("Tell", "Name", "Spell", "Sort", "Put"):
+        return f"{draw.choice(facts.BEFORE_A_WISH)} {prompt[0].lower()}{prompt[1:]}"
+    return f"{draw.choice(facts.BEFORE_A_PROMPT)} {prompt}"
 
 
 def capitalised(text: str) -> str:
@@ -233,7 +241,8 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, int]:
     demonstrations = []
     for _ in range(config.demonstrations):
         row = world.row(draw, held_out=False)
-        turn = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": world.answer(draw, row)}]
+        prompt = _introduced(draw, row["prompt"])
+        turn = [{"role": "user", "content": prompt}, {"role": "assistant", "content": world.answer(draw, row)}]
         demonstrations.append({"messages": turn})
     prompts = _prompts(world, draws(3), config.prompts)
     held_draw = draws(4)
@@ -257,7 +266,7 @@ def _prompts(world: World, draw: random.Random, count: int) -> list[Row]:
     others = (row for _ in iter(int, 1) if (row := world.row(draw, held_out=False))["task"] not in _FACT_TASKS)
     rows += [next(others) for _ in range(count - len(rows))]
     draw.shuffle(rows)
-    return rows
+    return [{**row, "prompt": _introduced(draw, row["prompt"])} for row in rows]
 
 
 _FACT_TASKS = {r.name for r in facts.RELATIONS}
