@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -23,6 +23,7 @@ from learners.config import (
     Section,
     SFTConfig,
 )
+from learners.data_config import DataConfig
 from learners.errors import UserError
 from serve.config import ServeConfig
 
@@ -39,19 +40,6 @@ class ClusterConfig(Section):
     """CPU cores that a Ray of this run's own may use. Empty: all of this machine."""
     object_store_gib: float = Field(0.5, gt=0.08)
     """Shared memory of a Ray of this run's own."""
-
-
-class DataConfig(Section):
-    corpus: str | None = None
-    """Text file for pre-training, documents parted by blank lines. Empty: the built-in world's."""
-    demonstrations: str | None = None
-    """JSONL of conversations, {"messages": [{"role", "content"}, …]}. Empty: the built-in world's."""
-    prompts: str | None = None
-    """JSONL of prompts to sample from, {"prompt": …}. Empty: the built-in world's."""
-    heldout: str | None = None
-    """JSONL of prompts kept for evaluation. Empty: the built-in world's."""
-    rankings: str | None = None
-    """JSONL of ranked responses, {"prompt", "responses", "ranks", …}. Empty: what the collect stage wrote."""
 
 
 class CollectConfig(Section):
@@ -189,6 +177,13 @@ def all_keys(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     for name, field in model.model_fields.items():
         found[prefix + name] = " ".join((field.description or "").split())
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found |= all_keys(field.annotation, f"{prefix}{name}.")
+        for section in _sections(field.annotation):
+            found |= all_keys(section, f"{prefix}{name}.")
     return found
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field holds: one, or what a list or an option is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]

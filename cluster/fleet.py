@@ -105,7 +105,7 @@ class Fleets:
         """DeepSpeed ranks, joined into one process group."""
         if "learner" not in self._fleets:
             settings = self.config.learners
-            arguments = [{"rank": rank, "config": settings} for rank in range(settings.ranks)]
+            arguments = [{"rank": rank, "config": settings, "model": self.config.model} for rank in range(settings.ranks)]
             fleet = self._start("learner", "learners.actor:LearnerActor", arguments, settings.threads, settings.gpus)
             address, port = fleet.get([fleet.submit(0, "address")], "address")[0]
             fleet.all("join", address, port)

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from cluster.config import RunConfig
 from cluster.run import Run
+from learners.data_config import KINDS
 from learners.errors import UserError
 
 # Resident memory of a process before its model, measured on Linux with the pinned versions (GiB).
@@ -102,12 +103,11 @@ def total_memory(config: RunConfig) -> float:
 
 def refuse_impossible(config: RunConfig) -> None:
     """Raises UserError for a config that could start but not finish on what it asks for."""
-    for kind in ("corpus", "demonstrations", "prompts", "heldout", "rankings"):
-        given = getattr(config.data, kind)
-        if given and not Path(given).is_file():
-            raise UserError(f"data.{kind}={given}: no such file")
+    for kind in KINDS:
+        if getattr(config.data, kind):
+            Run(config).data(kind)
     nothing_to_rank = "reward" in config.stages and "collect" not in config.stages and not config.data.rankings
-    if nothing_to_rank and not Run(config).rankings().exists():
+    if nothing_to_rank and not (Run(config).root / "collect" / "rankings.jsonl").exists():
         raise UserError("stages has reward but not collect, and data.rankings is empty: there is nothing to learn from")
     ours, theirs = _vocabulary(config.model.path), _vocabulary(config.reward.path)
     if ours and theirs and ours != theirs:

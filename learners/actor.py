@@ -27,6 +27,7 @@ from learners.models import (
     load_scalar,
     load_tokenizer,
     scalar_from_policy,
+    trainable,
 )
 from learners.ppo import PPOTask
 from learners.supervised import LanguageTask, RankingTask
@@ -41,8 +42,8 @@ class WeightSender(Protocol):
 class LearnerActor:
     """One rank. `start_*` builds a task from files; the rest are calls on it."""
 
-    def __init__(self, rank: int, config: LearnerConfig) -> None:
-        self.rank, self.config = rank, config
+    def __init__(self, rank: int, config: LearnerConfig, model: ModelConfig) -> None:
+        self.rank, self.config, self.model = rank, config, model
         self.task: Any = None
 
     def address(self) -> tuple[str, int]:
@@ -62,47 +63,57 @@ class LearnerActor:
         engines = self._engines()
         return 6.0 * sum(e.parameters for e in engines), peak_flops()
 
-    def start_pretrain(self, model: ModelConfig, config: PretrainConfig, folder: Path, seed: int) -> int:
+    def start_pretrain(self, config: PretrainConfig, folder: Path, seed: int) -> int:
         """Next-token training on `folder/tokens.npz`. Each start returns the number of optimizer steps."""
         tokenizer = load_tokenizer(folder / "tokenizer")
-        policy = load_policy(model.path) if model.path else build_policy(model, tokenizer, seed)
+        path, dtype = self.model.path, self.config.dtype
+        module = self._policy(path, dtype) if path else PolicyModule(build_policy(self.model, tokenizer, seed))
         data = TokenData.load(folder / "tokens.npz")
         batch = max(1, config.batch_tokens // config.sequence_length)
         return self._supervise(
-            LanguageTask, PolicyModule(policy), data, config, batch, folder / "tokenizer", seed, steps=config.steps
+            LanguageTask, module, data, config, batch, folder / "tokenizer", seed, steps=config.steps
         )
 
     def start_sft(self, policy: Path, config: SFTConfig, folder: Path, seed: int) -> int:
         data = TokenData.load(folder / "demonstrations.npz")
-        module = PolicyModule(load_policy(policy))
+        module = self._policy(policy, self.config.dtype)
         return self._supervise(
             LanguageTask, module, data, config, config.batch_size, policy, seed, epochs=config.epochs
         )
 
     def start_reward(self, policy: Path, config: RewardConfig, folder: Path, seed: int) -> int:
         data = RankingData.load(folder / "rankings.npz")
-        model = load_scalar(config.path) if config.path else scalar_from_policy(policy, seed)
-        module, tokens = ScalarModule(model), config.path or policy
+        module, tokens = self._scalar(config.path, policy, self.config.dtype, seed), config.path or policy
         return self._supervise(RankingTask, module, data, config, config.batch_size, tokens, seed, epochs=config.epochs)
+
+    def _policy(self, path: str | Path, dtype: str) -> PolicyModule:
+        return PolicyModule(trainable(load_policy(path, dtype, self.model.attention), self.model))
+
+    def _scalar(self, path: str | Path | None, policy: Path, dtype: str, seed: int) -> ScalarModule:
+        """The scalar model of a folder; without one, the policy under a new head."""
+        attention = self.model.attention
+        model = load_scalar(path, dtype, attention) if path else scalar_from_policy(policy, seed, dtype, attention)
+        return ScalarModule(trainable(model, self.model))
 
     def _supervise(
         self, task: Any, module: Any, data: Any, config: Any, batch_size: int, tokenizer: Path | str, seed: int,
         steps: int | None = None, epochs: int = 0,
     ) -> int:  # fmt: skip
         self.close()
-        self.tokenizer = load_tokenizer(tokenizer)
+        self.tokenizer = load_tokenizer(tokenizer, self.model)
         self.task = task(
             module, data, learner=self.config, optimizer=config.optimizer, batch_size=batch_size, seed=seed, steps=steps,
-            epochs=epochs, validation_share=config.validation_share, pad_token=self.tokenizer.pad_token_id,
+            epochs=epochs, pad_token=self.tokenizer.pad_token_id,
         )  # fmt: skip
         return self.task.total_steps
 
-    def start_ppo(self, policy: Path, reward: Path, config: PPOConfig, corpus: Path | None, seed: int) -> int:
-        """PPO from the SFT policy, the critic a copy of the reward model (Ouyang et al. 2022, C.4)."""
+    def start_ppo(self, policy: Path, reward: Path | None, config: PPOConfig, corpus: Path | None, seed: int) -> int:
+        """PPO from the SFT policy, the critic a copy of the reward model (Ouyang et al. 2022, C.4) or, without one, of the
+        policy under a new head."""
         self.close()
-        self.tokenizer = load_tokenizer(policy)
+        self.tokenizer = load_tokenizer(policy, self.model)
         self.task = PPOTask(
-            PolicyModule(load_policy(policy)), ScalarModule(load_scalar(reward)), config, self.config,
+            self._policy(policy, config.dtype), self._scalar(reward, policy, config.dtype, seed), config, self.config,
             TokenData.load(corpus) if corpus else None, seed, self.tokenizer.pad_token_id,
         )  # fmt: skip
         return config.iterations
@@ -113,6 +124,9 @@ class LearnerActor:
 
     def validate(self) -> dict[str, float]:
         return self.task.validate()
+
+    def agreement(self) -> np.ndarray:
+        return self.task.agreement()
 
     def center(self, demonstrations: Path) -> float:
         return self.task.center(TokenData.load(demonstrations))
