@@ -127,7 +127,8 @@ class RunConfig(Section):
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Reads a YAML file, applies `dotted.key=value` overrides (values are YAML), validates. Raises UserError."""
+    """Reads a YAML file, applies `dotted.key=value` overrides (values are YAML; none: the default), validates.
+    Raises UserError."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such config file; the recipes are in configs/")
@@ -143,19 +144,22 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise UserError(f"override {override!r}: expected dotted.key=value, for example ppo.kl_coef=0.1")
-        _set(values, key.split("."), yaml.safe_load(text), override)
+        _set(values, key.split("."), text, override)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as fault:
         raise UserError("\n".join(_explain(path, error) for error in fault.errors())) from None
 
 
-def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+def _set(values: dict[str, Any], keys: list[str], text: str, override: str) -> None:
     for key in keys[:-1]:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
             raise UserError(f"override {override!r}: {key} is a value, not a section")
-    values[keys[-1]] = value
+    if text:
+        values[keys[-1]] = yaml.safe_load(text)
+    else:
+        values.pop(keys[-1], None)
 
 
 def _explain(path: Path, error: Any) -> str:

@@ -1,8 +1,9 @@
-"""Cuts a batch of ragged sequences into micro-batches by token count, balanced over ranks, and pads each.
+"""Cuts a batch of ragged sequences into micro-batches by token count, balanced over ranks, and lays each out in rows.
 
 Every learner rank calls this with the same lengths and gets the same plan, so no rank waits for another's word.
 All ranks get the same number of micro-batches (a collective runs in each backward pass under ZeRO); where there
-are fewer sequences than that, some micro-batches are empty.
+are fewer sequences than that, some micro-batches are empty. A row holds one sequence and its padding or, packed,
+several sequences one after the other, told apart by position ids that start again at 0.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from torch import Tensor
 
 from learners.errors import UserError
 
+ROW_LENGTH = 4  # a packed row is about this many times its longest sequence: little padding, cheap attention
 
-def plan_micro_batches(lengths: Sequence[int] | np.ndarray, ranks: int, budget: int) -> list[list[list[int]]]:
+
+def plan_micro_batches(
+    lengths: Sequence[int] | np.ndarray, ranks: int, budget: int, packing: bool = False
+) -> list[list[list[int]]]:
     """`plan[rank][micro]` is a list of sequence indices whose padded size is at most `budget` tokens.
 
-    Sequences of like length share a micro-batch, so little is padded; the micro-batches are dealt out so that the
-    ranks' token sums are near each other. Raises UserError if one sequence alone is over the budget.
+    Sequences of like length share a micro-batch, so little is padded; packed, each has long and short ones, which fill
+    rows evenly. The ranks' token sums are near each other. Raises UserError if one sequence alone is over the budget.
     """
     lengths = np.asarray(lengths)
     if len(lengths) and lengths.max() > budget:
@@ -30,8 +35,8 @@ def plan_micro_batches(lengths: Sequence[int] | np.ndarray, ranks: int, budget: 
     order = np.argsort(-lengths, kind="stable")
     rounds = max(1, -(-int(lengths.sum()) // (ranks * budget)))
     while True:
-        chunks = _cut(lengths, order, ranks * rounds)
-        if all(len(c) == 0 or lengths[c].max() * len(c) <= budget for c in chunks):
+        chunks = _deal(lengths, ranks * rounds) if packing else _cut(lengths, order, ranks * rounds)
+        if all(len(c) == 0 or _size(lengths[c], packing) <= budget for c in chunks):
             break
         rounds += 1
     chunks.sort(key=lambda c: -int(lengths[c].sum()))
@@ -51,12 +56,61 @@ def _cut(lengths: np.ndarray, order: np.ndarray, count: int) -> list[np.ndarray]
     return np.split(order, edges)
 
 
+def _deal(lengths: np.ndarray, count: int) -> list[np.ndarray]:
+    """All sequences in `count` lots of about equal token sums: the longest first, each to the lot that has least."""
+    lots: list[list[int]] = [[] for _ in range(count)]
+    sums = [0] * count
+    for i in np.argsort(-lengths, kind="stable").tolist():
+        least = sums.index(min(sums))
+        lots[least].append(i)
+        sums[least] += int(lengths[i])
+    return [np.array(lot, dtype=np.int64) for lot in lots]
+
+
+def _size(lengths: np.ndarray, packing: bool) -> int:
+    """Tokens of a micro-batch with its padding."""
+    rows = [sum(int(lengths[i]) for i in row) for row in in_rows(lengths, packing)]
+    return max(rows) * len(rows)
+
+
+def in_rows(lengths: Sequence[int] | np.ndarray, packing: bool) -> list[list[int]]:
+    """Which sequences of a micro-batch share a row: each has its own or, packed, they fill rows of about equal length.
+    Sequences that are equally long need no packing."""
+    lengths = np.asarray(lengths)
+    if not packing or not len(lengths) or lengths.min() == lengths.max():
+        return [[i] for i in range(len(lengths))]
+    return [row.tolist() for row in _deal(lengths, -(-int(lengths.sum()) // (ROW_LENGTH * int(lengths.max()))))]
+
+
+def join(rows: Sequence[Sequence[np.ndarray]], fill: int | bool) -> Tensor:
+    """(R, T): the arrays of each row one after the other, then `fill`; int64, or bool where `fill` is. No rows give one of
+    one `fill`, so that a rank without work still runs the same forward and backward as the others."""
+    lengths = [sum(map(len, row)) for row in rows]
+    joined_RT = torch.full((max(1, len(rows)), max([1, *lengths])), fill)
+    for r, row in enumerate(rows):
+        joined_RT[r, : lengths[r]] = torch.from_numpy(np.concatenate(row)).to(joined_RT.dtype)
+    return joined_RT
+
+
+def positions(rows: Sequence[Sequence[np.ndarray]]) -> Tensor:
+    """Position ids (R, T) of rows laid out by `join`: each sequence counts from 0."""
+    counted_RT = join([[np.ones(len(s), dtype=bool) for s in row] for row in rows], False)
+    starts_RT = join([[np.arange(len(s)) == 0 for s in row] for row in rows], False)
+    return position_ids(counted_RT, starts_RT)
+
+
+def position_ids(mask_RT: Tensor, starts_RT: Tensor | None = None) -> Tensor:
+    """How many real tokens (mask 1) come before each place of its row, or before it since the last start: int64 (R, T).
+
+    For rows padded on the left or inside this is what Hugging Face models expect ("The N implementation details of RLHF
+    with PPO", detail 3).
+    """
+    before_RT = mask_RT.long().cumsum(1) - mask_RT.long()
+    if starts_RT is None:
+        return before_RT
+    return before_RT - torch.where(starts_RT, before_RT, 0).cummax(1).values
+
+
 def pad(sequences: Sequence[np.ndarray], pad_token: int) -> Tensor:
-    """int64 (B, T): sequences padded on the right. An empty list gives one row of one pad token, so that a rank
-    without work still runs the same forward and backward as the others."""
-    if not sequences:
-        return torch.full((1, 1), pad_token, dtype=torch.int64)
-    tokens_BT = torch.full((len(sequences), max(len(s) for s in sequences)), pad_token, dtype=torch.int64)
-    for row, sequence in enumerate(sequences):
-        tokens_BT[row, : len(sequence)] = torch.from_numpy(np.asarray(sequence, dtype=np.int64))
-    return tokens_BT
+    """int64 (B, T): each sequence in its own row, padded on the right."""
+    return join([[s] for s in sequences], pad_token)

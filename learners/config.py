@@ -6,17 +6,44 @@ field is its documentation: `hero plan` prints it beside an unknown key.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 DType = Literal["float32", "bfloat16"]
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, field docstrings are the help."""
+    """A part of the configuration: unknown keys and keys without effect are errors, field docstrings are the help."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    def without_effect(self) -> dict[str, str]:
+        """Keys that change nothing beside the values of the others, and the setting under which each would."""
+        return {}
+
+    @model_validator(mode="after")
+    def _no_idle_key(self) -> Self:
+        for key, wanted in self.without_effect().items():
+            if key in self.model_fields_set:
+                raise ValueError(
+                    f"{key} has no effect here, only with {wanted}; choose that or leave {key} out (the override …{key}= "
+                    "takes it back to its default)"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _effective(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        idle = self.without_effect()
+        return {key: value for key, value in serialize(self).items() if key not in idle}
 
 
 class LoRAConfig(Section):
@@ -77,7 +104,7 @@ class OptimizerConfig(Section):
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """How the rate falls after the warm-up, down to `final_ratio` of the peak at the last step."""
     final_ratio: float = Field(0.1, ge=0, le=1)
-    """Rate at the last step as a share of the peak (not for a constant schedule)."""
+    """Rate at the last step as a share of the peak."""
     beta1: float = 0.9
     """AdamW beta 1."""
     beta2: float = 0.95
@@ -88,6 +115,9 @@ class OptimizerConfig(Section):
     """AdamW weight decay."""
     clip_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to at most this global norm."""
+
+    def without_effect(self) -> dict[str, str]:
+        return {"final_ratio": "schedule: linear, cosine"} if self.schedule == "constant" else {}
 
 
 class LearnerConfig(Section):
@@ -107,6 +137,8 @@ class LearnerConfig(Section):
     """Most padded tokens in one forward pass of a rank."""
     dtype: DType = "bfloat16"
     """Arithmetic of the supervised stages (pretrain, sft, reward); bfloat16 keeps float32 master weights."""
+    packing: bool = True
+    """Put several sequences in each row of a forward pass, so that next to nothing is padding."""
     transport: Literal["file"] = "file"
     """How weights reach the rollout engines."""
 
@@ -158,10 +190,35 @@ class RewardConfig(Section):
     """Prompts (each with all its pairs) in one optimizer step over all ranks."""
     validation_share: float = Field(0.1, gt=0, lt=0.5)
     """Share of the prompts held out for the pair accuracy."""
+    margin: float = Field(0.0, ge=0)
+    """By how much the scores of two responses must differ for each rank between them. 0: any difference counts."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3)
     """AdamW settings."""
     save_every: int = Field(100, ge=1)
     """Steps between checkpoints of the learner state."""
+
+
+class Needs(NamedTuple):
+    """What an advantage is made from beside the rewards."""
+
+    critic: bool = False
+    """A value for every token."""
+    group: bool = False
+    """Several responses to each prompt."""
+    tokens: bool = False
+    """Rewards token by token; else only their sum over the response matters."""
+
+
+# By name of a function of `learners.advantages`; a new advantage is a function there and a line here.
+ALGORITHMS = {
+    "gae": Needs(critic=True, tokens=True),
+    "grpo": Needs(group=True),
+    "dr_grpo": Needs(group=True),
+    "rloo": Needs(group=True),
+    "reinforce": Needs(tokens=True),
+    "reinforce_pp": Needs(tokens=True),
+    "reinforce_pp_baseline": Needs(group=True),
+}
 
 
 class PPOConfig(Section):
@@ -179,24 +236,52 @@ class PPOConfig(Section):
     """Passes over each batch of responses."""
     minibatches: int = Field(2, ge=1)
     """Optimizer steps of one pass; must divide prompts x responses."""
+    advantage: str = "gae"
+    """The algorithm: gae (PPO with a critic), grpo, dr_grpo, rloo, reinforce, reinforce_pp or reinforce_pp_baseline."""
     dtype: DType = "float32"
     """Arithmetic of policy, critic and rollout engine alike."""
     kl_coef: float = Field(0.35, ge=0)
-    """Weight of the per-token KL penalty to the SFT policy inside the reward."""
+    """Weight of the per-token KL penalty to the SFT policy; with kl_target, the weight it starts from."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Where the penalty goes: into the reward of each token, or into the loss (GRPO's paper, with k3)."""
+    kl_target: float | None = Field(None, gt=0)
+    """KL of a response, in nats, that the weight is adapted to hold (Ziegler 2019). Empty: the weight stays."""
+    kl_horizon: int = Field(10000, ge=1)
+    """Responses over which an adaptive weight changes by the relative error of the KL."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Estimator of the KL penalty."""
     score_clip: float | None = Field(None, gt=0)
     """Scores of the reward model are clipped to plus or minus this."""
     missing_end_penalty: float = Field(1.0, ge=0)
     """Taken off the score of a response that does not end by itself."""
+    overlong_buffer: int = Field(0, ge=0)
+    """Tokens before max_response_tokens over which a penalty on length grows from 0 (DAPO). 0: off."""
+    overlong_penalty: float = Field(1.0, gt=0)
+    """That penalty at max_response_tokens."""
+    dynamic_sampling: int = Field(0, ge=0)
+    """Most times that an iteration samples further prompts for groups whose scores are all equal (DAPO). 0: off."""
     gamma: float = Field(1.0, gt=0, le=1)
     """Discount."""
     lam: float = Field(0.95, ge=0, le=1)
     """Lambda of generalized advantage estimation."""
     whiten_rewards: bool = False
     """Scale token rewards to unit variance over the batch, keeping their mean."""
-    clip: float = Field(0.2, gt=0)
-    """Clip range of the policy ratio."""
+    aggregation: Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "fixed_length"] = "token_mean"
+    """How the policy's loss is averaged; fixed_length divides by sequences x max_response_tokens (Dr. GRPO)."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Policy ratio of each token, or one for the whole response (GSPO, with clips near 3e-4)."""
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    """How far below 1 the policy ratio is clipped."""
+    clip_high: float = Field(0.2, gt=0)
+    """How far above 1 the policy ratio is clipped; more than clip_low is DAPO's clip-higher."""
+    dual_clip: float | None = Field(None, gt=1)
+    """Bound on the loss of a token with negative advantage, in advantages (usually 3). Empty: off."""
+    correction: Literal["none", "tis", "icepop", "sequence", "decoupled"] = "none"
+    """Weight for responses that other weights or arithmetic sampled: truncated, masked, by sequence, or decoupled PPO."""
+    correction_low: float = Field(0.5, gt=0)
+    """Smallest weight that icepop lets through."""
+    correction_high: float = Field(2.0, gt=0)
+    """Largest weight: truncated to it by tis and sequence, left out above it by icepop."""
     value_clip: float = Field(0.2, gt=0)
     """Clip range of the value around its old estimate."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=2e-4, schedule="linear", warmup_steps=5, eps=1e-5, final_ratio=0.1)
@@ -215,12 +300,55 @@ class PPOConfig(Section):
     """Iterations between evaluations on held-out prompts."""
     evaluate_prompts: int = Field(128, ge=1)
     """Held-out prompts of those evaluations."""
+    best_of: int = Field(16, ge=1)
+    """Responses of the SFT policy to each of them before the first iteration: the best-of-N baseline. 1: off."""
     save_every: int = Field(10, ge=1)
     """Iterations between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
     """Checkpoints kept on disk; older ones are removed."""
     sync_bound: float | None = Field(None, gt=0)
     """Largest mean difference of probe log-probabilities between learner and engine. Empty: 1e-5 (bfloat16: 0.05)."""
+
+    @property
+    def needs(self) -> Needs:
+        return ALGORITHMS[self.advantage]
+
+    @field_validator("advantage")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in ALGORITHMS:
+            raise ValueError(f"expected one of {', '.join(ALGORITHMS)}")
+        return name
+
+    def without_effect(self) -> dict[str, str]:
+        critic, tokens = (", ".join(n for n, a in ALGORITHMS.items() if getattr(a, what)) for what in ("critic", "tokens"))
+        penalized = self.kl_coef > 0
+        rules = (
+            (self.needs.critic, ("lam", "value_clip", "critic_optimizer"), f"ppo.advantage: {critic}"),
+            (self.needs.tokens, ("gamma", "whiten_rewards"), f"ppo.advantage: {tokens}"),
+            (penalized, ("kl_in", "kl_target", "kl_estimator"), "ppo.kl_coef over 0"),
+            (penalized and self.kl_target is not None, ("kl_horizon",), "ppo.kl_target"),
+            (self.overlong_buffer > 0, ("overlong_penalty",), "ppo.overlong_buffer over 0"),
+            (self.correction == "icepop", ("correction_low",), "ppo.correction: icepop"),
+            (self.correction in ("tis", "icepop", "sequence"), ("correction_high",), "ppo.correction: tis, icepop, sequence"),
+            (self.ptx_coef > 0, ("ptx_tokens",), "ppo.ptx_coef over 0"),
+        )  # fmt: skip
+        return {key: wanted for used, keys, wanted in rules if not used for key in keys}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PPOConfig:
+        if self.responses == 1 and (self.needs.group or self.dynamic_sampling):
+            what = f"advantage {self.advantage}" if self.needs.group else "dynamic_sampling"
+            raise ValueError(f"responses is 1, but {what} compares the responses to one prompt; set it to 2 or more")
+        if self.overlong_buffer >= self.max_response_tokens:
+            raise ValueError(
+                f"overlong_buffer {self.overlong_buffer} must be below max_response_tokens {self.max_response_tokens}"
+            )
+        if not self.correction_low < self.correction_high:
+            raise ValueError(
+                f"correction_low {self.correction_low} must be below correction_high {self.correction_high}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _divisible(self) -> PPOConfig:

@@ -68,8 +68,8 @@ class Engine:
     def device(self) -> torch.device:
         return self.engine.device
 
-    def __call__(self, *inputs: Tensor, **options: float | bool) -> Any:
-        return self.engine(*(x.to(self.device) for x in inputs), **options)
+    def __call__(self, *inputs: Tensor | None, **options: float | bool) -> Any:
+        return self.engine(*(x if x is None else x.to(self.device) for x in inputs), **options)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds the gradient of this rank's share of a loss that is a sum over ranks; `last` closes the step's batch."""

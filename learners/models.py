@@ -139,6 +139,16 @@ def scalar_head(model: PreTrainedModel) -> nn.Linear:
     raise UserError(f"{type(model).__name__}: no linear head named score or classifier; use another reward model")
 
 
+def last_hidden(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
+    """(B, T, D). With neither mask nor cache, transformers keeps the sequences of a row apart where its position ids
+    start again; flash kernels look for that in a batch of one row only."""
+    shape_BT = tokens_BT.shape
+    if positions_BT is not None and "flash" in model.config._attn_implementation:
+        tokens_BT, positions_BT = tokens_BT.view(1, -1), positions_BT.view(1, -1)
+    found = model.base_model(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
+    return found.last_hidden_state.view(*shape_BT, -1)
+
+
 class PolicyModule(nn.Module):
     """A causal language model whose forward gives log-probabilities of chosen targets only."""
 
@@ -147,14 +157,15 @@ class PolicyModule(nn.Module):
         self.model = model
 
     def forward(
-        self, tokens_BT: Tensor, chosen_BT: Tensor, temperature: float = 1.0, with_entropy: bool = False
-    ) -> tuple[Tensor, Tensor]:
+        self, tokens_BT: Tensor, chosen_BT: Tensor, positions_BT: Tensor | None = None, temperature: float = 1.0,
+        with_entropy: bool = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """(logprobs_N, entropy_N) of `tokens_BT[chosen_BT]`, row by row, each given the tokens before it.
 
-        `chosen_BT` is bool (B, T) and never set in column 0. The head runs on the chosen positions alone.
-        entropy_N is empty unless asked for.
+        `chosen_BT` is bool (B, T) and never set on the first token of a sequence. The head runs on the chosen positions
+        alone. `positions_BT` says where the sequences of packed rows start. entropy_N is empty unless asked for.
         """
-        hidden_BTD = self.model.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state
+        hidden_BTD = last_hidden(self.model, tokens_BT, positions_BT)
         before_BT = torch.roll(chosen_BT, -1, dims=1)
         logits_NV = self.model.get_output_embeddings()(hidden_BTD[before_BT])
         cap = getattr(self.model.config, "final_logit_softcapping", None)
@@ -170,8 +181,8 @@ class ScalarModule(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
         """float32 (B, T): the scalar after reading each token, the bias of the reward model taken off."""
-        hidden_BTD = self.model.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state
+        hidden_BTD = last_hidden(self.model, tokens_BT, positions_BT)
         scalars_BT = scalar_head(self.model)(hidden_BTD).squeeze(-1).float()
         return scalars_BT - getattr(self.model.config, "reward_bias", 0.0)

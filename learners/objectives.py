@@ -1,97 +1,69 @@
 """The objectives of the whole pipeline as pure functions of tensors.
 
-No Ray, no DeepSpeed, no configuration object: everything a reader must trust about the learning is here and is
-tested against hand-computed values. B is the number of sequences, T the padded response length; a mask is 1 on
-response tokens that count and 0 elsewhere. Losses are sums divided by `denominator`, so that a caller who knows
-the global count gets the same gradient whatever the sharding; without one they are means over what they see.
+No Ray, no DeepSpeed, no configuration object: everything a reader must trust about the learning is here and in
+`learners.advantages` (whose names are passed on) and is tested against hand-computed values. B is the number of
+sequences, T the padded response length; a mask is 1 on response tokens that count and 0 elsewhere. Losses are sums
+divided by `denominator`, so that a caller who knows the global size gets the same gradient whatever the sharding;
+without one they are means over what they see.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KLEstimator = Literal["k1", "k2", "k3"]
+from learners.advantages import (
+    KLEstimator,
+    adapted_kl_coef,
+    dr_grpo,
+    gae,
+    groups_with_signal,
+    grpo,
+    kl_estimate,
+    masked_mean,
+    masked_whiten,
+    overlong_penalty,
+    reinforce,
+    reinforce_pp,
+    reinforce_pp_baseline,
+    rloo,
+    token_rewards,
+)
+
+__all__ = [
+    "Aggregation", "Correction", "KLEstimator", "adapted_kl_coef", "aggregate", "aggregation_size", "dr_grpo", "gae",
+    "groups_with_signal", "grpo", "importance_weights", "kl_estimate", "masked_mean", "masked_whiten", "mismatch",
+    "overlong_penalty", "policy_loss", "ranking_loss", "ranking_pairs", "reinforce", "reinforce_pp",
+    "reinforce_pp_baseline", "rloo", "token_logprobs", "token_rewards", "value_loss",
+]  # fmt: skip
+
+Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "fixed_length"]
+Correction = Literal["none", "tis", "icepop", "sequence", "decoupled"]
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x where mask is 1 (scalar); 0 where nothing is."""
-    return (x * mask).sum() / mask.sum().clamp(min=1)
+def aggregate(x_BT: Tensor, mask_BT: Tensor, aggregation: Aggregation, denominator: float | None = None) -> Tensor:
+    """One number from a quantity of tokens, divided by `aggregation_size` of these rows or by the one given.
 
-
-def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """x scaled to unit variance over the mask; the mean is kept when shift_mean is False.
-
-    Biased variance and 1e-8 inside the root, as in the summarization code of Ziegler et al. 2019 (arXiv:1909.08593).
+    token_mean: mean over all tokens (DAPO; PPO here). seq_mean_token_mean: mean over sequences of their token means
+    (GRPO, Shao et al. 2024, Eq. 3; GSPO). seq_mean_token_sum: mean over sequences of their sums (RLOO). fixed_length: sum
+    over everything divided by sequences times one fixed length (Dr. GRPO, Liu et al. 2025).
     """
-    mean = masked_mean(x, mask)
-    variance = masked_mean((x - mean) ** 2, mask)
-    whitened = (x - mean) * torch.rsqrt(variance + 1e-8)
-    return whitened if shift_mean else whitened + mean
+    size = aggregation_size(mask_BT, aggregation) if denominator is None else denominator
+    if aggregation == "seq_mean_token_mean":
+        return ((x_BT * mask_BT).sum(1) / mask_BT.sum(1).clamp(min=1)).sum() / size
+    return (x_BT * mask_BT).sum() / size
 
 
-def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator = "k1") -> Tensor:
-    """Per-token estimate of KL(policy || reference) in nats, from tokens sampled by the policy; any shape.
-
-    With d = logprobs - ref_logprobs: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d
-    (Schulman, joschu.net/blog/kl-approx.html).
-    """
-    d = logprobs - ref_logprobs
-    if estimator == "k1":
-        return d
-    if estimator == "k2":
-        return d**2 / 2
-    return torch.exp(-d) - 1 + d
-
-
-def token_rewards(
-    scores_B: Tensor,
-    logprobs_BT: Tensor,
-    ref_logprobs_BT: Tensor,
-    mask_BT: Tensor,
-    kl_coef: float,
-    estimator: KLEstimator = "k1",
-) -> Tensor:
-    """(B, T) rewards: minus the KL penalty on every response token, plus the score on the last one.
-
-    r_t = -kl_coef * kl_t + [t = last] * score (Ziegler et al. 2019; Stiennon et al. 2020, section 3.4).
-    A row without response tokens gets no reward.
-    """
-    rewards_BT = -kl_coef * kl_estimate(logprobs_BT, ref_logprobs_BT, estimator) * mask_BT
-    position_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
-    last_B = (mask_BT * (position_T + 1)).argmax(dim=1)
-    is_last_BT = (position_T == last_B[:, None]) * (mask_BT > 0)
-    return rewards_BT + is_last_BT * scores_B[:, None]
-
-
-def gae(
-    rewards_BT: Tensor,
-    values_BT: Tensor,
-    mask_BT: Tensor,
-    gamma: float,
-    lam: float,
-    bootstrap_B: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Generalized advantage estimation (Schulman et al. 2015, arXiv:1506.02438): (advantages_BT, returns_BT).
-
-    delta_t = r_t + gamma * V_{t+1} - V_t, A_t = delta_t + gamma * lam * A_{t+1}, return_t = A_t + V_t, where t + 1 is
-    the next token with mask 1: tokens of a tool or environment are skipped, not decayed through. `bootstrap_B` is
-    the value after the last token of a response that was cut; 0 (the default) where it ended.
-    """
-    length = rewards_BT.shape[1]
-    next_value_B = torch.zeros_like(rewards_BT[:, 0]) if bootstrap_B is None else bootstrap_B.to(rewards_BT.dtype)
-    advantage_B = torch.zeros_like(next_value_B)
-    advantages_BT = torch.zeros_like(rewards_BT)
-    for t in reversed(range(length)):
-        on_B = mask_BT[:, t] > 0
-        delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
-        advantage_B = torch.where(on_B, delta_B + gamma * lam * advantage_B, advantage_B)
-        next_value_B = torch.where(on_B, values_BT[:, t], next_value_B)
-        advantages_BT[:, t] = torch.where(on_B, advantage_B, torch.zeros_like(advantage_B))
-    return advantages_BT, (advantages_BT + values_BT) * (mask_BT > 0)
+def aggregation_size(mask_BT: Tensor, aggregation: Aggregation, length: int | None = None) -> float:
+    """What `aggregate` divides by: tokens, sequences that have any, or sequences times `length` (T if not given)."""
+    if aggregation == "token_mean":
+        return max(1.0, float(mask_BT.sum()))
+    sequences = max(1.0, float((mask_BT.sum(1) > 0).sum()))
+    return sequences * (length or mask_BT.shape[1]) if aggregation == "fixed_length" else sequences
 
 
 def policy_loss(
@@ -101,26 +73,40 @@ def policy_loss(
     mask_BT: Tensor,
     clip_low: float,
     clip_high: float,
+    dual_clip: float | None = None,
+    weights_BT: Tensor | None = None,
+    aggregation: Aggregation = "token_mean",
+    ratio: Literal["token", "sequence"] = "token",
     denominator: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate (Schulman et al. 2017, arXiv:1707.06347, Eq. 7), negated to be minimised.
 
-    Mean over tokens of -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A), ratio = exp(new - old).
+    Per token -min(r * A, clip(r, 1 - clip_low, 1 + clip_high) * A) with r = exp(new - old); clip_high over clip_low is
+    DAPO's clip-higher. With `dual_clip` c > 1 it is at most -c * A where A < 0 (Ye et al. 2020, arXiv:1912.09729, Eq. 5).
+    `ratio="sequence"` takes r as the geometric mean over the sequence (GSPO, Zheng et al. 2025, arXiv:2507.18071, Eq. 7).
+    `weights_BT`, of `importance_weights`, multiplies the token's loss.
+
     Metrics are sums over the mask (divide by the token count): approxkl is k2 of new against old.
     """
     log_ratio_BT = (logprobs_BT - old_logprobs_BT) * mask_BT
-    ratio_BT = torch.exp(log_ratio_BT)
-    clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
-    losses_BT = torch.maximum(-advantages_BT * ratio_BT, -advantages_BT * clipped_BT)
-    loss = (losses_BT * mask_BT).sum() / (mask_BT.sum().clamp(min=1) if denominator is None else denominator)
+    if ratio == "sequence":
+        log_ratio_BT = (log_ratio_BT.sum(1) / mask_BT.sum(1).clamp(min=1))[:, None] * mask_BT
+    ratio_BT = torch.exp(log_ratio_BT.clamp(-20, 20))
+    plain_BT = -advantages_BT * ratio_BT
+    clipped_BT = -advantages_BT * ratio_BT.clamp(1 - clip_low, 1 + clip_high)
+    losses_BT = torch.maximum(plain_BT, clipped_BT)
+    if dual_clip is not None:
+        losses_BT = torch.where(advantages_BT < 0, torch.minimum(losses_BT, -dual_clip * advantages_BT), losses_BT)
+    if weights_BT is not None:
+        losses_BT = losses_BT * weights_BT
     with torch.no_grad():
         metrics = {
             "approxkl": (log_ratio_BT**2).sum() / 2,
-            "clipfrac": ((-advantages_BT * clipped_BT > -advantages_BT * ratio_BT) * mask_BT).sum(),
+            "clipfrac": ((clipped_BT > plain_BT) * mask_BT).sum(),
             "ratio": (ratio_BT * mask_BT).sum(),
             "ratio_square": (ratio_BT**2 * mask_BT).sum(),
         }
-    return loss, metrics
+    return aggregate(losses_BT, mask_BT, aggregation, denominator), metrics
 
 
 def value_loss(
@@ -137,28 +123,83 @@ def value_loss(
     """
     clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
     plain_BT, cut_BT = (values_BT - returns_BT) ** 2, (clipped_BT - returns_BT) ** 2
-    loss = 0.5 * (torch.maximum(plain_BT, cut_BT) * mask_BT).sum()
-    loss = loss / (mask_BT.sum().clamp(min=1) if denominator is None else denominator)
+    loss = 0.5 * aggregate(torch.maximum(plain_BT, cut_BT), mask_BT, "token_mean", denominator)
     with torch.no_grad():
         metrics = {"clipfrac": ((cut_BT > plain_BT) * mask_BT).sum(), "square_error": (plain_BT * mask_BT).sum()}
     return loss, metrics
 
 
-def ranking_pairs(ranks: list[int]) -> list[tuple[int, int]]:
+def importance_weights(
+    old_logprobs_BT: Tensor,
+    behaviour_logprobs_BT: Tensor,
+    mask_BT: Tensor,
+    correction: Correction,
+    low: float = 0.5,
+    high: float = 2.0,
+) -> Tensor | None:
+    """Weights (B, T) for the policy loss where the engine that sampled is not the learner's policy; None for "none".
+
+    With w = exp(old - behaviour) of a token, `old` by the learner before the update and `behaviour` by the engine:
+    tis: min(w, high), truncated importance sampling (Yao et al. 2025, fengyao.notion.site/off-policy-rl).
+    icepop: w where low <= w <= high, else 0 (Ling Team 2025, arXiv:2510.18855).
+    sequence: min(product of w over the response, high), the same for all its tokens.
+    decoupled: w, so that `old` is the proximal policy and the clip holds the new one near it (Hilton et al. 2021,
+    arXiv:2110.00641, Eq. 5; Fu et al. 2025, arXiv:2505.24298, Eq. 4).
+    """
+    if correction == "none":
+        return None
+    log_weight_BT = (old_logprobs_BT - behaviour_logprobs_BT) * mask_BT
+    if correction == "sequence":
+        log_weight_BT = log_weight_BT.sum(1, keepdim=True) * mask_BT
+    weight_BT = torch.exp(log_weight_BT.clamp(-20, 20))
+    if correction == "icepop":
+        return torch.where((weight_BT >= low) & (weight_BT <= high), weight_BT, 0.0)
+    return weight_BT if correction == "decoupled" else weight_BT.clamp(max=high)
+
+
+def mismatch(
+    old_logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, mask_BT: Tensor, weights_BT: Tensor | None = None
+) -> dict[str, float]:
+    """How far the learner's policy is from the engine's on the tokens that the engine sampled.
+
+    mean and max of |old - behaviour|; kl, the k3 estimate of KL(behaviour || old) in nats a token; largest and smallest
+    w = exp(old - behaviour); effective, the effective share of the tokens (sum w)^2 / (n sum w^2); weight, the mean of
+    `importance_weights`, below 1 by what was truncated or masked.
+    """
+    on_BT = mask_BT > 0
+    difference_N = (old_logprobs_BT - behaviour_logprobs_BT)[on_BT]
+    ratio_N = difference_N.clamp(-20, 20).exp()
+    found = {
+        "mean": difference_N.abs().mean(),
+        "max": difference_N.abs().max(),
+        "kl": kl_estimate(-difference_N, torch.zeros_like(difference_N), "k3").mean(),
+        "ratio_max": ratio_N.max(),
+        "ratio_min": ratio_N.min(),
+        "effective": ratio_N.sum() ** 2 / (len(ratio_N) * (ratio_N**2).sum()),
+    }
+    if weights_BT is not None:
+        found["weight"] = weights_BT[on_BT].mean()
+    return {name: float(value) for name, value in found.items()}
+
+
+def ranking_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
     """(better, worse) index pairs of one ranking, 1 being best; ties make no pair."""
     return [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
 
 
-def ranking_loss(scores_K: Tensor, ranks: list[int]) -> Tensor:
+def ranking_loss(scores_K: Tensor, ranks: Sequence[int], margin: float = 0.0) -> Tensor:
     """Loss of one prompt with K ranked responses: mean over its non-tied pairs of -log sigmoid(better - worse).
 
     Ouyang et al. 2022 (arXiv:2203.02155), Eq. 1; ties are dropped (C.2), and a prompt with nothing but ties costs 0.
+    With a margin the scores must differ by that much for every rank between the two (Touvron et al. 2023,
+    arXiv:2307.09288, Eq. 2, whose margin grows with the strength of the preference).
     """
     pairs = ranking_pairs(ranks)
     if not pairs:
         return scores_K.sum() * 0
     better, worse = (torch.tensor(side, device=scores_K.device) for side in zip(*pairs, strict=True))
-    return -F.logsigmoid(scores_K[better] - scores_K[worse]).mean()
+    distance = torch.tensor([ranks[j] - ranks[i] for i, j in pairs], device=scores_K.device)
+    return -F.logsigmoid(scores_K[better] - scores_K[worse] - margin * distance).mean()
 
 
 def token_logprobs(
