@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from actors.config import RolloutConfig, ScoringConfig
+from actors.config import RewardsConfig, RolloutConfig, ScoringConfig
 from cluster.world.config import WorldConfig
 from learners.config import (
     LearnerConfig,
@@ -97,6 +97,8 @@ class RunConfig(Section):
     """Sampling responses and ranking them."""
     reward: RewardConfig = RewardConfig()
     """Training the reward model."""
+    rewards: RewardsConfig = RewardsConfig()
+    """What PPO is rewarded for."""
     ppo: PPOConfig = PPOConfig()
     """Reinforcement learning against the reward model."""
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -16,6 +16,7 @@ from cluster.config import RunConfig
 from cluster.run import Run
 from learners.data_config import KINDS
 from learners.errors import UserError
+from learners.plugins import load_object
 
 # Resident memory of a process before its model, measured on Linux with the pinned versions (GiB).
 BASE_GIB = {"driver": 0.9, "ray": 0.9, "learner": 0.75, "rollout": 1.0, "scoring": 0.6}
@@ -42,7 +43,7 @@ def parameters(config: RunConfig) -> int:
     head = model.width // model.heads
     attention = 2 * model.width * model.heads * head + 2 * model.width * model.kv_heads * head + 2 * head
     mlp = 3 * model.width * 3 * model.width
-    embeddings = model.vocab_size * model.width * (1 if model.tie_embeddings else 2)
+    embeddings = model.entries * model.width * (1 if model.tie_embeddings else 2)
     return embeddings + model.layers * (attention + mlp + 2 * model.width) + model.width
 
 
@@ -81,7 +82,7 @@ def placement(config: RunConfig) -> list[Placed]:
             + optimizer / (ranks if stage >= 1 else 1)
         )
     )
-    vocabulary = config.model.vocab_size
+    vocabulary = config.model.entries
     activations = learners.micro_batch_tokens * (vocabulary * 12 + config.model.width * config.model.layers * 100)
     gib = 2.0**30
     return [
@@ -106,6 +107,12 @@ def refuse_impossible(config: RunConfig) -> None:
     for kind in KINDS:
         if getattr(config.data, kind):
             Run(config).data(kind)
+            for convert in [s.convert for s in getattr(config.data, kind) if s.convert]:
+                load_object(convert)
+    for function in [s.path for s in config.rewards.sources if s.kind == "function"]:
+        load_object(function)
+    if "ppo" in config.stages and "reward" not in config.stages and config.rewards.from_model:
+        Run(config).model("reward")
     nothing_to_rank = "reward" in config.stages and "collect" not in config.stages and not config.data.rankings
     if nothing_to_rank and not (Run(config).root / "collect" / "rankings.jsonl").exists():
         raise UserError("stages has reward but not collect, and data.rankings is empty: there is nothing to learn from")

@@ -27,7 +27,7 @@ SECTIONS: dict[Stage, tuple[str, ...]] = {
     "sft": ("sft",),
     "collect": ("collect",),
     "reward": ("reward",),
-    "ppo": ("ppo",),
+    "ppo": ("rewards", "ppo"),
     "evaluate": ("evaluate",),
 }
 
@@ -85,6 +85,13 @@ class Run:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such model; run the {stage} stage first (hero run … --from {stage})")
         return folder
+
+    def reward_model(self) -> Path | None:
+        """The reward model to score with; None while there is none, or if the config's rewards do not ask for it."""
+        try:
+            return self.model("reward") if self.config.rewards.from_model else None
+        except UserError:
+            return None
 
     def policy_path(self) -> Path:
         """What SFT starts from: the pretrain stage's model, or the model of the config."""

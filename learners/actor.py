@@ -132,8 +132,9 @@ class LearnerActor:
         return self.task.center(TokenData.load(demonstrations))
 
     def iterate(self, iteration: int, kl_coef: float, parts: int, *batch: Any) -> tuple[dict[str, float], float]:
-        """One PPO iteration: (metrics, seconds)."""
+        """One PPO iteration over `parts` Samples, as many scores_B and as many ref_logprobs_N: (metrics, seconds)."""
         started = time.perf_counter()
+        batch = (*batch[:parts], *zip(batch[parts : 2 * parts], batch[2 * parts :], strict=True))
         return self.task.train(iteration, kl_coef, parts, *batch), time.perf_counter() - started
 
     def send_weights(self, transport: WeightSender, version: int) -> dict[str, Any]:

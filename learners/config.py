@@ -51,7 +51,7 @@ class LoRAConfig(Section):
 
     rank: int = Field(16, ge=1)
     """Rank r of the adapters."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: int = Field(32, ge=1)
     """Their scale: alpha / rank times the product of the two matrices is added to a weight."""
     targets: list[str] | Literal["all-linear"] = "all-linear"
     """Names of the layers that get one, for example q_proj; all-linear: every linear layer but the head."""
@@ -86,6 +86,15 @@ class ModelConfig(Section):
     """Token that ends a turn. Empty: the tokenizer's own."""
     pad_token: str | None = None
     """Token to pad with, another than the end token. Empty: the tokenizer's own."""
+
+    @property
+    def entries(self) -> int:
+        """Entries of the vocabulary; of one of characters, about."""
+        return 100 if self.vocab_size == "characters" else self.vocab_size
+
+    def without_effect(self) -> dict[str, str]:
+        made = ("layers", "width", "heads", "kv_heads", "vocab_size", "tie_embeddings")
+        return dict.fromkeys(made, "no model.path") if self.path else {}
 
     @model_validator(mode="after")
     def _divisible(self) -> ModelConfig:
@@ -142,12 +151,9 @@ class LearnerConfig(Section):
     transport: Literal["file"] = "file"
     """How weights reach the rollout engines."""
 
-    @model_validator(mode="after")
-    def _offload(self) -> LearnerConfig:
-        for key, least in (("offload_optimizer", 1), ("offload_parameters", 3)):
-            if getattr(self, key) and self.zero_stage < least:
-                raise ValueError(f"{key} needs a zero_stage of at least {least}, found {self.zero_stage}")
-        return self
+    def without_effect(self) -> dict[str, str]:
+        least = {"offload_optimizer": 1, "offload_parameters": 3}
+        return {key: f"learners.zero_stage of at least {n}" for key, n in least.items() if self.zero_stage < n}
 
 
 class PretrainConfig(Section):

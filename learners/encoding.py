@@ -51,9 +51,11 @@ def encode_prompts(
     kept, tokens = [], []
     for where, row in rows:
         messages = as_messages(row["prompt"])
-        text = intake.fitted(
-            where, messages[-1]["content"], lambda t, m=messages: len(encode_prompt(tokenizer, _ending(m, t))), limit
-        )
+
+        def size(text: str, messages: Messages = messages) -> int:
+            return len(encode_prompt(tokenizer, _ending(messages, text)))
+
+        text = intake.fitted(where, messages[-1]["content"], size, limit)
         if text is not None:
             shown = text if isinstance(row["prompt"], str) else _ending(messages, text)
             kept.append({**row, "prompt": shown})
@@ -66,7 +68,8 @@ def encode_demonstrations(
     validation_share: float = 0.1, seed: int = 0,
 ) -> TokenData:  # fmt: skip
     """Conversations in the tokenizer's chat template; only the assistant's tokens are learned, the end token too."""
-    sequences, masks, owners = [], [], []
+    sequences, masks = [], []
+    owners: list[Hashable] = []
     for where, row in rows:
         messages = row["messages"]
 
@@ -130,14 +133,14 @@ def encode_rankings(
         members: list[tuple[tuple[int, ...], float]] = []
         for response, ended in zip(row["responses"], row["ended"], strict=True):
 
-            def tokens(text: str, prompt_ids: list[int] = prompt_ids, ended: bool = ended) -> list[int]:
-                written: list[int] = tokenizer.encode(text, add_special_tokens=False)
-                return prompt_ids + written + [tokenizer.eos_token_id] * ended
+            def size(text: str, taken: int = len(prompt_ids) + ended) -> int:
+                return taken + len(tokenizer.encode(text, add_special_tokens=False))
 
-            text = intake.fitted(where, response, lambda t, size=tokens: len(size(t)), context)
+            text = intake.fitted(where, response, size, context)
             if text is None:
                 break
-            members.append((tuple(tokens(text)), worth(row, response, ended) if worth else 0.0))
+            written = tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id] * ended
+            members.append(((*prompt_ids, *written), worth(row, response, ended) if worth else 0.0))
         else:
             group = groups.setdefault(key, _Group())
             group.rankings.append(([group.place(*member) for member in members], row["ranks"]))

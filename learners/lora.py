@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -38,7 +39,9 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, head: nn.Module | N
 def merged_weights(model: PreTrainedModel, gathered: Gather) -> Iterator[tuple[str, Tensor]]:
     """(Hugging Face name, tensor) of every weight of the plain model. `gathered` makes sharded parameters whole; where
     they are, every rank iterates."""
-    layers = {f"{name}.base_layer.weight": m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+    layers: dict[str, Any] = {
+        f"{name}.base_layer.weight": m for name, m in model.named_modules() if isinstance(m, LoraLayer)
+    }
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             continue

@@ -12,7 +12,7 @@ from learners.errors import UserError
 
 def load_object(path: str) -> Any:
     """What "module:name" names; modules of the working directory are found too. Raises UserError if there is none."""
-    module, colon, name = path.partition(":")
+    module, _, name = path.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

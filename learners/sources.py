@@ -9,6 +9,7 @@ Every row keeps the place it came from, so that whatever is wrong with it later 
 from __future__ import annotations
 
 import bisect
+import csv
 import json
 import logging
 import re
@@ -106,7 +107,7 @@ class Intake:
         found: dict[str, Located] = {}
         for located in rows:
             content = json.dumps([located.row.get(key) for key in FORMS[self.kind].identity], ensure_ascii=False)
-            found.setdefault(re.sub(r"(\\[nrt]|\s)+", " ", content).lower(), located)
+            found.setdefault(re.sub(r"(\\[nrt]|\s)+", "", content).lower(), located)
         self.counts["duplicate"] += len(rows) - len(found)
         return list(found.values())
 
@@ -166,7 +167,9 @@ def _tabular(path: Path | None, source: SourceConfig) -> Iterator[tuple[str, Any
     name = str(path or source.path)
     try:
         if path and path.suffix == ".csv":
-            rows = datasets.Dataset.from_csv(name, dtype=str, keep_default_na=False)
+            with open(path, newline="", encoding="utf-8") as file:
+                columns = dict.fromkeys(next(csv.reader(file), []), datasets.Value("string"))
+            rows = datasets.Dataset.from_csv(name, features=datasets.Features(columns), keep_default_na=False)
         elif path and path.suffix == ".parquet":
             rows = datasets.Dataset.from_parquet(name)
         else:

@@ -18,6 +18,7 @@ import ray
 from cluster.context import Context
 from cluster.fleet import generate, utilization
 from cluster.progress import progress
+from cluster.rewards import Rewards
 from cluster.run import Checkpoints
 from cluster.stages.rollouts import judge_policy, prove_sync
 from learners.errors import UserError
@@ -27,7 +28,8 @@ from learners.tokenizer import end_token
 
 def run(context: Context) -> dict[str, Any]:
     config, seed, folder = context.config.ppo, context.config.seed, context.run.stage("ppo")
-    policy, reward = context.run.model("sft"), context.run.model("reward")
+    policy = context.run.model("sft")
+    reward = context.run.model("reward") if context.config.rewards.from_model else None
     tokenizer = load_tokenizer(policy)
     rows, tokens = context.prompts("prompts", tokenizer, config.max_response_tokens)
     held_rows, held_tokens = context.prompts("heldout", tokenizer, context.config.evaluate.max_response_tokens)
@@ -60,6 +62,7 @@ def run(context: Context) -> dict[str, Any]:
     checkpoints = Checkpoints(folder, config.keep_checkpoints)
     saved = checkpoints.newest() or {"step": 0, "kl_coef": config.kl_coef}
     first, kl_coef = saved["step"], saved["kl_coef"]
+    rewards = Rewards(context.config.rewards, scorers, folder, saved.get("rewards"))
     if first:
         learners.all("load", checkpoints.path(first) / "learner", "state")
     evaluated: dict[str, float] = {}
@@ -77,17 +80,16 @@ def run(context: Context) -> dict[str, Any]:
             )  # fmt: skip
             ray.wait(refs, num_returns=len(refs), fetch_local=False)
             generated = time.perf_counter()
-            scored = [scorers.submit(i, "score", ref, config.temperature) for i, ref in enumerate(refs)]
-            ray.wait(scored, num_returns=len(scored), fetch_local=False)
+            batch, rated = rewards.score(refs, {int(i): rows[i] for i in chosen}, config.temperature, iteration + 1)
             judged = time.perf_counter()
-            metrics, learning = learners.all("iterate", iteration, kl_coef, len(refs), *refs, *scored)[0]
+            metrics, learning = learners.all("iterate", iteration, kl_coef, len(refs), *batch)[0]
             learned = time.perf_counter()
             step = iteration + 1
             synced = sync(step)
             seconds = time.perf_counter() - started
             learned_rate = config.epochs * metrics["tokens"] / (learned - judged)
             made = config.prompts * config.responses
-            metrics |= synced | {
+            metrics |= rated | synced | {
                 "time/iteration": seconds,
                 "time/generation": generated - started,
                 "time/scoring": judged - generated,
@@ -118,9 +120,10 @@ def run(context: Context) -> dict[str, Any]:
                 learners.all("save", path / "learner", "state")
                 learners.all("export", path / "model")
                 context.run.promote("ppo", step, path / "model")
-                checkpoints.commit(step, {"kl_coef": kl_coef})
+                checkpoints.commit(step, {"kl_coef": kl_coef, "rewards": rewards.state})
         learners.all("export", folder / "model", averaged=True)
-        monitor.lineage([policy, reward, context.run.data("prompts")], [folder / "model"])
+        consumed = [policy, *([reward] if reward else []), *context.run.data("prompts")]
+        monitor.lineage(consumed, [folder / "model"])
     context.run.promote("ppo", config.iterations, folder / "model")
     checkpoints.clear()
     return evaluated

@@ -62,16 +62,17 @@ def judge_policy(
     """Answers every row once with the engines' present weights: (rates and means, one answer a row)."""
     policy = context.run.model("sft")
     tokenizer = load_tokenizer(policy)
-    reward = context.run.root / "reward" / "model"
-    scorers = context.fleets.scorers(policy, reward if reward.is_dir() else None)
+    scorers = context.fleets.scorers(policy, context.run.reward_model())
     seeds = [context.config.seed * 10**6 + 7 * i for i in range(len(rows))]
     decoding = context.decoding("evaluate", temperature)
     rollouts = context.fleets.rollouts(policy)
     refs = generate(rollouts, tokens, range(len(rows)), decoding, end_token(tokenizer), 1, seeds)
-    scored = [scorers.submit(i, "score", ref, 1.0) for i, ref in enumerate(refs)]
+    scored = [scorers.submit(i, "score", ref, 1.0, dict(enumerate(rows))) for i, ref in enumerate(refs)]
     samples = Samples.concat(rollouts.get(refs, "generate"))
     parts = scorers.get(scored, "score")
-    scores_B = np.concatenate([p[0] for p in parts])
+    raw_KB = np.concatenate([p[0].raw_KB for p in parts], axis=1)
+    sources = context.config.rewards.sources
+    scores_B = np.array([source.weight for source in sources]) @ raw_KB
     ref_N = np.concatenate([p[1] for p in parts])
     texts = tokenizer.batch_decode([samples.response(b) for b in range(samples.size)], skip_special_tokens=True)
     judge = context.judge()
@@ -82,12 +83,13 @@ def judge_policy(
             {
                 "text": text,
                 "ended": bool(samples.ended_B[b]),
-                "reward": float(scores_B[b]),
+                "reward": float(scores_B[b]) if np.isfinite(scores_B[b]) else None,
                 **({"factual": verdict.factual, "rude": verdict.rude, "coherent": verdict.coherent} if verdict else {}),
             }
         )
     rates = {
-        "reward": float(scores_B.mean()),
+        "reward": float(np.nanmean(scores_B)),
+        **({f"reward/{s.name}": float(np.nanmean(raw)) for s, raw in zip(sources, raw_KB, strict=True)} if sources[1:] else {}),
         "length": float(samples.response_lengths_B.mean()),
         "ended": float(samples.ended_B.mean()),
         "count": float(samples.size),

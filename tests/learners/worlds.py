@@ -8,7 +8,7 @@ from queue import Empty
 import numpy as np
 
 from learners.config import LearnerConfig, ModelConfig, OptimizerConfig, PPOConfig, PretrainConfig, RewardConfig
-from learners.datasets import pack_corpus
+from learners.encoding import pack_corpus
 from learners.models import build_policy, scalar_from_policy
 from learners.ragged import Samples, offsets_of
 from learners.tokenizer import train_tokenizer
@@ -55,7 +55,7 @@ def optimizer() -> OptimizerConfig:
     return OptimizerConfig(lr=1e-3, warmup_steps=0, schedule="constant", eps=1e-3)
 
 
-def run_ranks(scenario, folder: Path, config: LearnerConfig, *args):
+def run_ranks(scenario, folder: Path, config: LearnerConfig, *args, model: ModelConfig = MODEL):
     """Runs scenario(actor, folder, *args) on every rank in a process of its own; returns rank 0's result."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -63,7 +63,7 @@ def run_ranks(scenario, folder: Path, config: LearnerConfig, *args):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     ranks = [
-        context.Process(target=_rank, args=(queue, scenario, folder, config, rank, port, args))
+        context.Process(target=_rank, args=(queue, scenario, folder, config, model, rank, port, args))
         for rank in range(config.ranks)
     ]
     for process in ranks:
@@ -80,10 +80,10 @@ def run_ranks(scenario, folder: Path, config: LearnerConfig, *args):
     return result
 
 
-def _rank(queue, scenario, folder, config, rank, port, args):
+def _rank(queue, scenario, folder, config, model, rank, port, args):
     from learners.actor import LearnerActor
 
-    actor = LearnerActor(rank, config)
+    actor = LearnerActor(rank, config, model)
     actor.join("127.0.0.1", port)
     result = scenario(actor, folder, *args)
     if rank == 0:
@@ -98,7 +98,7 @@ def weights(actor) -> dict[str, np.ndarray]:
 
 def pretrain(actor, folder, steps=2):
     config = PretrainConfig(steps=8, batch_tokens=160, sequence_length=16, optimizer=optimizer())
-    actor.start_pretrain(MODEL, config, folder, 0)
+    actor.start_pretrain(config, folder, 0)
     metrics = actor.train(steps)
     return metrics, weights(actor), actor.validate()
 
@@ -117,7 +117,7 @@ def ppo(actor, folder, iterations=2, **changes):
 
 
 def reward_config() -> RewardConfig:
-    return RewardConfig(batch_size=4, validation_share=0.2, optimizer=optimizer())
+    return RewardConfig(batch_size=4, optimizer=optimizer())
 
 
 def load(folder: Path):
