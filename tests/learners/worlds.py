@@ -7,7 +7,16 @@ from queue import Empty
 
 import numpy as np
 
-from learners.config import LearnerConfig, ModelConfig, OptimizerConfig, PPOConfig, PretrainConfig, RewardConfig
+from learners.config import (
+    LearnerConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PPOConfig,
+    PretrainConfig,
+    RewardConfig,
+    SFTConfig,
+)
+from learners.data_config import DataConfig
 from learners.encoding import pack_corpus
 from learners.models import build_policy, scalar_from_policy
 from learners.ragged import Samples, offsets_of
@@ -18,6 +27,7 @@ TEXTS = [
     for a in ["France", "Spain", "Peru", "Chad", "Iran"]
     for b in ["Paris", "Lima", "Oslo"]
 ]
+DATA = DataConfig()
 MODEL = ModelConfig(layers=2, width=64, heads=2, kv_heads=1, vocab_size=320, context=64)
 
 
@@ -103,17 +113,24 @@ def pretrain(actor, folder, steps=2):
     return metrics, weights(actor), actor.validate()
 
 
+def ppo_config(**changes) -> PPOConfig:
+    given = {"prompts": 12, "responses": 1, "minibatches": 3, "epochs": 2, **changes}
+    return PPOConfig(optimizer=optimizer(), critic_optimizer=optimizer(), **given)
+
+
 def ppo(actor, folder, iterations=2, **changes):
-    config = PPOConfig(
-        prompts=12, responses=1, minibatches=3, epochs=2, optimizer=optimizer(), critic_optimizer=optimizer(), **changes
-    )
+    config = ppo_config(**changes)
     corpus = folder / "tokens.npz" if config.ptx_coef else None
     actor.start_ppo(folder / "policy", folder / "reward", config, corpus, 0)
     metrics = []
     for iteration in range(iterations):
         samples, scored = make_batch(seed=iteration)
-        metrics.append(actor.iterate(iteration, 0.05, 1, samples, scored)[0])
+        metrics.append(actor.iterate(iteration, 0.05, 1, samples, *scored)[0])
     return metrics, weights(actor)
+
+
+def sft_config() -> SFTConfig:
+    return SFTConfig(epochs=6, batch_size=4, optimizer=optimizer())
 
 
 def reward_config() -> RewardConfig:
