@@ -10,10 +10,12 @@ import os
 import shutil
 import socket
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 import torch.distributed as dist
 
 from learners.config import LearnerConfig, ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
@@ -28,6 +30,7 @@ from learners.models import (
     load_tokenizer,
     scalar_from_policy,
 )
+from learners.objectives import groups_with_signal
 from learners.ppo import PPOTask
 from learners.supervised import LanguageTask, RankingTask
 
@@ -83,7 +86,8 @@ class LearnerActor:
         data = RankingData.load(folder / "rankings.npz")
         model = load_scalar(config.path) if config.path else scalar_from_policy(policy, seed)
         module, tokens = ScalarModule(model), config.path or policy
-        return self._supervise(RankingTask, module, data, config, config.batch_size, tokens, seed, epochs=config.epochs)
+        task = partial(RankingTask, margin=config.margin)
+        return self._supervise(task, module, data, config, config.batch_size, tokens, seed, epochs=config.epochs)
 
     def _supervise(
         self, task: Any, module: Any, data: Any, config: Any, batch_size: int, tokenizer: Path | str, seed: int,
@@ -98,12 +102,12 @@ class LearnerActor:
         return self.task.total_steps
 
     def start_ppo(self, policy: Path, reward: Path, config: PPOConfig, corpus: Path | None, seed: int) -> int:
-        """PPO from the SFT policy, the critic a copy of the reward model (Ouyang et al. 2022, C.4)."""
+        """PPO from the SFT policy; the critic, if the advantage has one, a copy of the reward model (Ouyang et al. 2022, C.4)."""
         self.close()
         self.tokenizer = load_tokenizer(policy)
         self.task = PPOTask(
-            PolicyModule(load_policy(policy)), ScalarModule(load_scalar(reward)), config, self.config,
-            TokenData.load(corpus) if corpus else None, seed, self.tokenizer.pad_token_id,
+            PolicyModule(load_policy(policy)), ScalarModule(load_scalar(reward)) if config.needs.critic else None, config,
+            self.config, TokenData.load(corpus) if corpus else None, seed, self.tokenizer.pad_token_id,
         )  # fmt: skip
         return config.iterations
 
@@ -121,6 +125,15 @@ class LearnerActor:
         """One PPO iteration: (metrics, seconds)."""
         started = time.perf_counter()
         return self.task.train(iteration, kl_coef, parts, *batch), time.perf_counter() - started
+
+    def groups_with_signal(self, parts: int, *batch: Any) -> int:
+        """How many prompts have responses whose scores differ (see `learners.objectives.groups_with_signal`)."""
+        ids = torch.from_numpy(np.concatenate([samples.prompt_ids_B for samples in batch[:parts]]))
+        scores_B = torch.from_numpy(np.concatenate([scored[0] for scored in batch[parts:]]))
+        return len(ids[groups_with_signal(scores_B, ids)].unique())
+
+    def pretrain_loss(self) -> float:
+        return self.task.pretrain_loss()
 
     def send_weights(self, transport: WeightSender, version: int) -> dict[str, Any]:
         return transport.send(self.task.policy.named_weights(), self.rank, version)
@@ -165,4 +178,4 @@ class LearnerActor:
     def _engines(self) -> list[Engine]:
         if self.task is None:
             return []
-        return [self.task.policy, self.task.critic] if isinstance(self.task, PPOTask) else [self.task.engine]
+        return self.task.engines if isinstance(self.task, PPOTask) else [self.task.engine]
