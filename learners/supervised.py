@@ -57,14 +57,14 @@ class SupervisedTask:
     def _step(self, items: np.ndarray) -> dict[str, float]:
         micros = self.plan(items)[self.rank]
         weight = self.weight(items)
-        total, tokens, self.padded = 0.0, 0, 0
+        total, tokens, self.padded = 0.0, 0.0, 0
         for i, micro in enumerate(micros):
             loss = self.loss(micro) / weight
             self.engine.backward(loss, last=i == len(micros) - 1)
             total += float(loss.detach())
             tokens += self.tokens(micro)
-        loss_, tokens_, padded = summed_over_ranks([total, tokens, self.padded])
-        return {"loss/train": loss_, "tokens": tokens_, "batch/padding": 1 - tokens_ / padded, **self.engine.step()}
+        total, tokens, padded = summed_over_ranks([total, tokens, self.padded])
+        return {"loss/train": total, "tokens": tokens, "batch/padding": 1 - tokens / padded, **self.engine.step()}
 
     def plan(self, items: np.ndarray) -> list[list[list[int]]]:
         costs, learner = [self.cost(i) for i in items], self.learner

@@ -8,7 +8,7 @@ from queue import Empty
 import numpy as np
 
 from learners.config import LearnerConfig, ModelConfig, OptimizerConfig, PPOConfig, PretrainConfig, RewardConfig
-from learners.datasets import pack_corpus
+from learners.datasets import RankingData, pack_corpus
 from learners.models import build_policy, scalar_from_policy
 from learners.ragged import Samples, offsets_of
 from learners.tokenizer import train_tokenizer
@@ -30,9 +30,10 @@ def make_files(folder: Path) -> None:
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     scalar_from_policy(folder / "policy", seed=2).save_pretrained(folder / "reward")
+    make_rankings(folder)
 
 
-def make_batch(size: int = 12, seed: int = 0) -> tuple[Samples, tuple[np.ndarray, np.ndarray]]:
+def make_batch(size: int = 12, seed: int = 0, responses: int = 1) -> tuple[Samples, tuple[np.ndarray, np.ndarray]]:
     """Random samples with scores and reference log-probabilities."""
     rng = np.random.default_rng(seed)
     prompts, lengths = rng.integers(2, 9, size), rng.integers(3, 20, size)
@@ -43,7 +44,7 @@ def make_batch(size: int = 12, seed: int = 0) -> tuple[Samples, tuple[np.ndarray
         prompt_lengths_B=prompts.astype(np.int32),
         logprobs_N=rng.normal(-5, 1, total).astype(np.float32),
         versions_N=np.zeros(total, dtype=np.int32),
-        prompt_ids_B=np.arange(size),
+        prompt_ids_B=np.arange(size) // responses,
         ended_B=rng.random(size) > 0.3,
     )
     mask_N = samples.response_mask_N
@@ -92,7 +93,7 @@ def _rank(queue, scenario, folder, config, rank, port, args):
 
 def weights(actor) -> dict[str, np.ndarray]:
     task = actor.task
-    engines = [task.policy, task.critic] if hasattr(task, "critic") else [task.engine]
+    engines = task.engines if hasattr(task, "engines") else [task.engine]
     return {f"{i}.{n}": p.float().numpy().copy() for i, e in enumerate(engines) for n, p in e.named_weights()}
 
 
@@ -103,15 +104,32 @@ def pretrain(actor, folder, steps=2):
     return metrics, weights(actor), actor.validate()
 
 
+def make_rankings(folder: Path, seed: int = 0) -> None:
+    """rankings.npz: ten prompts with four random responses each, some equal or tied."""
+    rng = np.random.default_rng(seed)
+    sequences = [rng.integers(8, 300, rng.integers(3, 13)).astype(np.int32) for _ in range(40)]
+    sequences[1] = sequences[0]
+    RankingData(
+        np.concatenate(sequences), offsets_of([len(s) for s in sequences]), offsets_of([4] * 10),
+        rng.integers(1, 5, 40).astype(np.int32), np.arange(10, dtype=np.int32), np.zeros(0, dtype=np.int32),
+    ).save(folder / "rankings.npz")  # fmt: skip
+
+
+def reward(actor, folder, steps=2):
+    actor.start_reward(folder / "policy", reward_config(), folder, 0)
+    actor.train(steps)
+    return weights(actor)
+
+
 def ppo(actor, folder, iterations=2, **changes):
-    config = PPOConfig(
-        prompts=12, responses=1, minibatches=3, epochs=2, optimizer=optimizer(), critic_optimizer=optimizer(), **changes
-    )
+    plain = {"prompts": 12, "responses": 1, "minibatches": 3, "epochs": 2, "optimizer": optimizer()}
+    critic = {} if changes.get("advantage", "gae") != "gae" else {"critic_optimizer": optimizer()}
+    config = PPOConfig(**(plain | critic | changes))
     corpus = folder / "tokens.npz" if config.ptx_coef else None
     actor.start_ppo(folder / "policy", folder / "reward", config, corpus, 0)
     metrics = []
     for iteration in range(iterations):
-        samples, scored = make_batch(seed=iteration)
+        samples, scored = make_batch(seed=iteration, responses=config.responses)
         metrics.append(actor.iterate(iteration, 0.05, 1, samples, scored)[0])
     return metrics, weights(actor)
 
