@@ -10,10 +10,12 @@ import os
 import shutil
 import socket
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 import torch.distributed as dist
 
 from learners.config import LearnerConfig, ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
@@ -29,6 +31,7 @@ from learners.models import (
     scalar_from_policy,
     trainable,
 )
+from learners.objectives import groups_with_signal
 from learners.ppo import PPOTask
 from learners.supervised import LanguageTask, RankingTask
 
@@ -84,7 +87,8 @@ class LearnerActor:
     def start_reward(self, policy: Path, config: RewardConfig, folder: Path, seed: int) -> int:
         data = RankingData.load(folder / "rankings.npz")
         module, tokens = self._scalar(config.path, policy, self.config.dtype, seed), config.path or policy
-        return self._supervise(RankingTask, module, data, config, config.batch_size, tokens, seed, epochs=config.epochs)
+        task = partial(RankingTask, margin=config.margin)
+        return self._supervise(task, module, data, config, config.batch_size, tokens, seed, epochs=config.epochs)
 
     def _policy(self, path: str | Path, dtype: str) -> PolicyModule:
         return PolicyModule(trainable(load_policy(path, dtype, self.model.attention), self.model))
@@ -108,13 +112,14 @@ class LearnerActor:
         return self.task.total_steps
 
     def start_ppo(self, policy: Path, reward: Path | None, config: PPOConfig, corpus: Path | None, seed: int) -> int:
-        """PPO from the SFT policy, the critic a copy of the reward model (Ouyang et al. 2022, C.4) or, without one, of the
-        policy under a new head."""
+        """PPO from the SFT policy; the critic, if the advantage has one, a copy of the reward model (Ouyang et al. 2022, C.4)
+        or, without one, of the policy under a new head."""
         self.close()
         self.tokenizer = load_tokenizer(policy, self.model)
         self.task = PPOTask(
-            self._policy(policy, config.dtype), self._scalar(reward, policy, config.dtype, seed), config, self.config,
-            TokenData.load(corpus) if corpus else None, seed, self.tokenizer.pad_token_id,
+            self._policy(policy, config.dtype),
+            self._scalar(reward, policy, config.dtype, seed) if config.needs.critic else None,
+            config, self.config, TokenData.load(corpus) if corpus else None, seed, self.tokenizer.pad_token_id,
         )  # fmt: skip
         return config.iterations
 
@@ -136,6 +141,15 @@ class LearnerActor:
         started = time.perf_counter()
         batch = (*batch[:parts], *zip(batch[parts : 2 * parts], batch[2 * parts :], strict=True))
         return self.task.train(iteration, kl_coef, parts, *batch), time.perf_counter() - started
+
+    def groups_with_signal(self, parts: int, *batch: Any) -> int:
+        """How many prompts have responses whose scores differ (see `learners.objectives.groups_with_signal`)."""
+        ids = torch.from_numpy(np.concatenate([samples.prompt_ids_B for samples in batch[:parts]]))
+        scores_B = torch.from_numpy(np.concatenate(batch[parts : 2 * parts]))
+        return len(ids[groups_with_signal(scores_B, ids)].unique())
+
+    def pretrain_loss(self) -> float:
+        return self.task.pretrain_loss()
 
     def send_weights(self, transport: WeightSender, version: int) -> dict[str, Any]:
         return transport.send(self.task.policy.named_weights(), self.rank, version)
@@ -180,4 +194,4 @@ class LearnerActor:
     def _engines(self) -> list[Engine]:
         if self.task is None:
             return []
-        return [self.task.policy, self.task.critic] if isinstance(self.task, PPOTask) else [self.task.engine]
+        return self.task.engines if isinstance(self.task, PPOTask) else [self.task.engine]

@@ -9,6 +9,7 @@ several sequences one after the other, told apart by position ids that start aga
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -109,6 +110,31 @@ def position_ids(mask_RT: Tensor, starts_RT: Tensor | None = None) -> Tensor:
     if starts_RT is None:
         return before_RT
     return before_RT - torch.where(starts_RT, before_RT, 0).cummax(1).values
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A micro-batch as a forward pass takes it."""
+
+    order: list[int]
+    """Which sequence comes first, second, … when rows are read one after the other."""
+    tokens_RT: Tensor
+    """int64. Sequences and padding."""
+    chosen_RT: Tensor
+    """bool. Tokens that the caller marked."""
+    positions_RT: Tensor | None
+    """Position ids where rows are shared."""
+
+
+def lay_out(
+    sequences: Sequence[np.ndarray], chosen: Sequence[np.ndarray], pad_token: int, packing: bool = False
+) -> Rows:
+    """Puts sequences, and a bool array over the tokens of each, into rows."""
+    rows = in_rows([len(s) for s in sequences], packing)
+    tokens, marks = ([[arrays[i] for i in row] for row in rows] for arrays in (sequences, chosen))
+    shared = any(len(row) > 1 for row in rows)
+    order = [i for row in rows for i in row]
+    return Rows(order, join(tokens, pad_token), join(marks, False), positions(tokens) if shared else None)
 
 
 def pad(sequences: Sequence[np.ndarray], pad_token: int) -> Tensor:

@@ -149,6 +149,18 @@ def last_hidden(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor 
     return found.last_hidden_state.view(*shape_BT, -1)
 
 
+@torch.no_grad()
+def refuse_leaks(model: PreTrainedModel) -> None:
+    """Raises UserError if a sequence in a packed row sees the one before it: some architectures ignore position ids."""
+    positions_BT = torch.tensor([[0, 1, 0, 1]])
+    one, other = (last_hidden(model, torch.tensor([[*first, 3, 4]]), positions_BT) for first in ((1, 2), (5, 6)))
+    if not torch.equal(one[:, 2:], other[:, 2:]):
+        raise UserError(
+            f"{type(model).__name__}: sequences packed into one row are not kept apart in this architecture; set "
+            "learners.packing=false"
+        )
+
+
 class PolicyModule(nn.Module):
     """A causal language model whose forward gives log-probabilities of chosen targets only."""
 

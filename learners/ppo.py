@@ -1,12 +1,12 @@
 """The PPO task of a learner rank: one call to `train` turns a scored batch of responses into one policy version.
 
     samples, scores, reference logprobs      (from rollout and scoring actors, the whole batch on every rank)
-        -> old logprobs, entropy, values     each rank runs its share of the sequences; summed into flat arrays
+        -> old logprobs, entropy, values     each rank runs its share of the sequences; summed into whole tensors
         -> rewards, advantages, returns      the same arithmetic on every rank, over the whole batch
         -> epochs x minibatches              one permutation for all ranks; each runs its share; ZeRO adds gradients
 
 Only forwards and backwards are sharded. So whitening sees the whole batch, minibatches are the same for any number
-of ranks, and a metric is a metric of the batch.
+of ranks, and a metric is a metric of the batch. The critic is there only if the advantage needs it.
 """
 
 from __future__ import annotations
@@ -20,254 +20,238 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learners import objectives
-from learners.batching import pad, plan_micro_batches
+from learners.batching import Rows, lay_out, plan_micro_batches
 from learners.config import LearnerConfig, PPOConfig
 from learners.datasets import TokenData
 from learners.engine import Average, Engine
-from learners.models import PolicyModule, ScalarModule
+from learners.experience import Experience
+from learners.models import PolicyModule, ScalarModule, refuse_leaks
 from learners.ragged import Samples
 from learners.supervised import summed_over_ranks
 
+HELD_SEQUENCES = 64  # of the pretraining corpus at most, to measure its loss on; they take no part in the mix
+
 
 class PPOTask:
-    """Policy and critic of one rank."""
+    """Policy and, if there is one, critic of one rank."""
 
     def __init__(
-        self, policy: PolicyModule, critic: ScalarModule, config: PPOConfig, learner: LearnerConfig,
+        self, policy: PolicyModule, critic: ScalarModule | None, config: PPOConfig, learner: LearnerConfig,
         corpus: TokenData | None, seed: int, pad_token: int,
     ) -> None:  # fmt: skip
         self.config, self.learner, self.seed, self.pad_token, self.corpus = config, learner, seed, pad_token, corpus
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        if learner.packing:
+            refuse_leaks(policy.model)
         steps = config.iterations * config.epochs * config.minibatches
         self.policy = Engine(policy, learner, config.optimizer, config.dtype, steps)
-        self.critic = Engine(critic, learner, config.critic_optimizer, config.dtype, steps)
+        self.critic = Engine(critic, learner, config.critic_optimizer, config.dtype, steps) if critic else None
         self.average = Average(self.policy, config.ema) if config.ema else None
+
+    @property
+    def engines(self) -> list[Engine]:
+        return [self.policy, self.critic] if self.critic else [self.policy]
 
     def train(self, iteration: int, kl_coef: float, parts: int, *batch: object) -> dict[str, float]:
         """One PPO iteration over `parts` Samples followed by as many (scores_B, ref_logprobs_N). Metrics of the batch."""
-        samples = Samples.concat(batch[:parts])  # type: ignore[arg-type]
-        scores_B = torch.from_numpy(np.concatenate([scored[0] for scored in batch[parts:]]))  # type: ignore[index]
-        ref_N = np.concatenate([scored[1] for scored in batch[parts:]])  # type: ignore[index]
-        rows = Rows(samples)
-        old_N, entropy_N, values_N = self._evaluate(samples)
-        old_BT, ref_BT, values_BT, mask_BT = rows.pad(old_N), rows.pad(ref_N), rows.pad(values_N), rows.mask_BT
+        experience = Experience.gather(batch, parts, self.config)
+        self._evaluate(experience)
+        found = experience.shape(self.config, kl_coef)
+        return {**found, **self._update(iteration, kl_coef, experience)}
 
-        clipped_B = (
-            scores_B
-            if self.config.score_clip is None
-            else scores_B.clamp(-self.config.score_clip, self.config.score_clip)
-        )
-        given_B = clipped_B - self.config.missing_end_penalty * ~torch.from_numpy(samples.ended_B)
-        rewards_BT = objectives.token_rewards(given_B, old_BT, ref_BT, mask_BT, kl_coef, self.config.kl_estimator)
-        shaped_BT = (
-            objectives.masked_whiten(rewards_BT, mask_BT, shift_mean=False)
-            if self.config.whiten_rewards
-            else rewards_BT
-        )
-        advantages_BT, returns_BT = objectives.gae(shaped_BT, values_BT, mask_BT, self.config.gamma, self.config.lam)
-        advantages_BT = objectives.masked_whiten(advantages_BT, mask_BT)
-
-        flat = {
-            "old": torch.from_numpy(old_N),
-            "values": torch.from_numpy(values_N),
-            "advantages": rows.flatten(advantages_BT),
-            "returns": rows.flatten(returns_BT),
-        }
-        sums = self._update(iteration, samples, flat)
-
-        kl_B = ((old_BT - ref_BT) * mask_BT).sum(1)
-        mismatch_N = np.abs(old_N - samples.logprobs_N)[rows.where]
-        returns_mean = objectives.masked_mean(returns_BT, mask_BT)
-        variance = objectives.masked_mean((returns_BT - returns_mean) ** 2, mask_BT)
-        residual = objectives.masked_mean((returns_BT - values_BT) ** 2, mask_BT)
-        return {
-            "objective/scores": float(scores_B.mean()),
-            "objective/scores_std": float(scores_B.std(correction=0)),
-            "objective/kl": float(kl_B.mean()),
-            "objective/kl_max": float(kl_B.max()),
-            "objective/non_score_reward": float(-kl_coef * kl_B.mean()),
-            "objective/rlhf_reward": float((given_B - kl_coef * kl_B).mean()),
-            "objective/entropy": float(entropy_N[rows.where].mean()),
-            "response/length": float(samples.response_lengths_B.mean()),
-            "response/ended": float(samples.ended_B.mean()),
-            "val/num_eos_tokens": float(samples.ended_B.sum()),
-            "val/var_explained": float(1 - residual / variance.clamp(min=1e-8)),
-            "mismatch/mean": float(mismatch_N.mean()),
-            "mismatch/max": float(mismatch_N.max()),
-            "kl_coef": kl_coef,
-            "tokens": float(samples.offsets[-1]),
-            **sums,
-        }
-
-    def _evaluate(self, samples: Samples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(logprobs_N, entropy_N, values_N), float32, before any update; zero off the responses. The value of a response
-        token is the critic's output on reading the token before it, the state in which it was chosen."""
-        found_3N = torch.zeros(3, int(samples.offsets[-1]))
-        everything = list(range(samples.size))
+    def _evaluate(self, experience: Experience) -> None:
+        """Fills in logprobs, entropy and values, float32, before any update. The value of a response token is the critic's
+        output on reading the token before it, the state in which it was chosen."""
+        found_3BT = torch.zeros(3, *experience.on_BT.shape)
         with torch.no_grad():
-            for micro in self._plan(samples, everything):
-                tokens_BT, chosen_BT, where = self._inputs(samples, micro)
-                logprobs_N, entropy_N = self.policy(
-                    tokens_BT, chosen_BT, temperature=self.config.temperature, with_entropy=True
-                )
-                values_N = self._values(tokens_BT, chosen_BT)
-                found_3N[:, where] = torch.stack([logprobs_N, entropy_N, values_N]).float().cpu()
-        on_device = found_3N.to(self.policy.device)
+            for micro, rows in self._micros(experience.samples, range(experience.samples.size)):
+                found = list(self._logprobs(rows, with_entropy=True))
+                found += [self._values(rows)] if self.critic else []
+                for place, values_N in enumerate(found):
+                    found_3BT[place, micro] = experience.spread(values_N.float().cpu(), experience.on_BT[micro])
+        on_device = found_3BT.to(self.policy.device)
         dist.all_reduce(on_device)
-        old_N, entropy_N, values_N = on_device.cpu().numpy()
-        return old_N, entropy_N, values_N
+        experience.old_BT, experience.entropy_BT, experience.values_BT = on_device.cpu()
 
-    def _update(self, iteration: int, samples: Samples, flat: dict[str, Tensor]) -> dict[str, float]:
+    def _update(self, iteration: int, kl_coef: float, experience: Experience) -> dict[str, float]:
         """Every epoch and minibatch: policy step, critic step. Returns means over tokens (and the last lr)."""
-        config = self.config
-        sums: dict[str, float] = {}
-        padded = response_tokens = 0.0
-        first_ratio_error = 0.0
-        for epoch in range(config.epochs):
+        samples, sums, first_error, response_tokens = experience.samples, Sums(), 0.0, 0.0
+        minibatches = min(self.config.minibatches, samples.size)
+        for epoch in range(self.config.epochs):
             order = np.random.default_rng([self.seed, iteration, epoch]).permutation(samples.size)
-            for m, minibatch in enumerate(np.split(order, config.minibatches)):
-                count = float(samples.response_lengths_B[minibatch].sum())
-                micros = [(micro, *self._inputs(samples, micro)) for micro in self._plan(samples, minibatch.tolist())]
-                ptx = self._ptx_micros(iteration, epoch * config.minibatches + m)
-                for i, (_, tokens_BT, chosen_BT, where) in enumerate(micros):
-                    logprobs_N, _ = self.policy(tokens_BT, chosen_BT, temperature=config.temperature)
-                    loss, metrics = objectives.policy_loss(
-                        logprobs_N, flat["old"][where].to(logprobs_N.device), flat["advantages"][where].to(logprobs_N.device),
-                        torch.ones_like(logprobs_N), config.clip, config.clip, denominator=count,
-                    )  # fmt: skip
-                    if epoch == m == 0 and len(where):
-                        error = (logprobs_N.detach().cpu() - flat["old"][where]).exp() - 1
-                        first_ratio_error = max(first_ratio_error, float(error.abs().max()))
-                    self.policy.backward(loss, last=i == len(micros) - 1 and not ptx)
-                    padded += tokens_BT.numel()
-                    _add(sums, {"loss/policy_avg": float(loss.detach()) * count}, metrics, prefix="policy/")
-                for i, (tokens_BT, chosen_BT, weight) in enumerate(ptx):
-                    logprobs_N, _ = self.policy(tokens_BT, chosen_BT)
-                    loss = -config.ptx_coef * logprobs_N.sum() / weight
-                    self.policy.backward(loss, last=i == len(ptx) - 1)
-                    _add(sums, {"loss/ptx": float(loss.detach()) / config.ptx_coef * count})
-                policy_step = self.policy.step()
-                if self.average:
-                    self.average.update()
-                for i, (_, tokens_BT, chosen_BT, where) in enumerate(micros):
-                    values_N = self._values(tokens_BT, chosen_BT)
-                    loss, metrics = objectives.value_loss(
-                        values_N, flat["values"][where].to(values_N.device), flat["returns"][where].to(values_N.device),
-                        torch.ones_like(values_N), config.value_clip, denominator=count,
-                    )  # fmt: skip
-                    self.critic.backward(loss, last=i == len(micros) - 1)
-                    _add(sums, {"loss/value_avg": float(loss.detach()) * count}, metrics, prefix="value/")
-                critic_step = self.critic.step()
-                response_tokens += count
-                _add(sums, {"grad_norm/policy": policy_step["grad_norm"] * count / self.ranks})
-                _add(sums, {"grad_norm/critic": critic_step["grad_norm"] * count / self.ranks})
-        names = sorted(sums)
-        means = dict(
-            zip(names, (x / response_tokens for x in summed_over_ranks([sums[n] for n in names])), strict=True)
-        )
-        used, first = summed_over_ranks([padded])[0], torch.tensor(first_ratio_error)
+            for m, minibatch in enumerate(np.array_split(order, minibatches)):
+                micros = self._micros(samples, minibatch.tolist())
+                tokens = float(experience.mask_BT[minibatch].sum())
+                ptx = self._ptx_micros(iteration, epoch * minibatches + m)
+                error, lr = self._policy_step(experience, micros, minibatch, kl_coef, ptx, sums)
+                if epoch == m == 0:
+                    first_error = error
+                if self.critic:
+                    self._critic_step(experience, micros, tokens, sums)
+                response_tokens += tokens
+        means = sums.means(response_tokens)
+        first = torch.tensor(first_error)
         dist.all_reduce(first, op=dist.ReduceOp.MAX)
-        ratio = means.pop("policy/ratio")
+        ratio, used = means.pop("val/ratio"), means.pop("padded") * response_tokens
         return {
-            "loss/policy_avg": means.pop("loss/policy_avg"),
-            "loss/value_avg": means.pop("loss/value_avg"),
-            "policy/approxkl_avg": means.pop("policy/approxkl"),
-            "policy/clipfrac_avg": means.pop("policy/clipfrac"),
-            "val/clipfrac_avg": means.pop("value/clipfrac"),
-            "val/error": means.pop("value/square_error") ** 0.5,
             "val/ratio": ratio,
-            "val/ratio_var": max(0.0, means.pop("policy/ratio_square") - ratio**2),
+            "val/ratio_var": max(0.0, means.pop("val/ratio_square") - ratio**2),
+            **({"val/error": means.pop("val/square_error") ** 0.5} if self.critic else {}),
             "val/first_ratio_error": float(first),
-            "batch/padding": 1 - config.epochs * float(samples.offsets[-1]) / used,
-            "lr": policy_step["lr"],
+            "batch/padding": 1 - self.config.epochs * float(samples.offsets[-1]) / used,
+            "lr": lr,
             **means,
         }
 
-    def _plan(self, samples: Samples, indices: Sequence[int]) -> list[list[int]]:
-        """This rank's micro-batches of the given sequences."""
-        plan = plan_micro_batches(samples.lengths_B[list(indices)], self.ranks, self.learner.micro_batch_tokens)
-        return [[indices[i] for i in micro] for micro in plan[self.rank]]
+    def _policy_step(
+        self, experience: Experience, micros: list[tuple[list[int], Rows]], minibatch: np.ndarray, kl_coef: float,
+        ptx: list[tuple[Rows, float]], sums: Sums,
+    ) -> tuple[float, float]:  # fmt: skip
+        """One optimizer step of the policy: (largest error of a ratio that should be 1 in the first step, lr)."""
+        config, device, error = self.config, self.policy.device, 0.0
+        mask_BT = experience.mask_BT[minibatch]
+        size = objectives.aggregation_size(mask_BT, config.aggregation, config.max_response_tokens)
+        tokens = float(mask_BT.sum())
+        for i, (micro, rows) in enumerate(micros):
+            on_BT, mask_BT = experience.on_BT[micro].to(device), experience.mask_BT[micro].to(device)
+            old_BT = experience.old_BT[micro].to(device)
+            logprobs_BT = experience.spread(self._logprobs(rows)[0], on_BT)
+            weights_BT = experience.weights_BT[micro].to(device) if experience.weights_BT is not None else None
+            loss, metrics = objectives.policy_loss(
+                logprobs_BT, old_BT, experience.advantages_BT[micro].to(device), mask_BT, config.clip_low,
+                config.clip_high, config.dual_clip, weights_BT, config.aggregation, config.ratio, size,
+            )  # fmt: skip
+            if micro:
+                error = max(error, float((logprobs_BT.detach() - old_BT).exp().sub(1).abs().max()))
+            sums.add({"loss/policy_avg": loss * tokens, "padded": rows.tokens_RT.numel()})
+            sums.add({_NAMES[name]: value for name, value in metrics.items()})
+            if config.kl_in == "loss":
+                kl_BT = objectives.kl_estimate(logprobs_BT, experience.ref_BT[micro].to(device), config.kl_estimator)
+                penalty = kl_coef * objectives.aggregate(kl_BT, mask_BT, config.aggregation, size)
+                sums.add({"loss/kl": penalty * tokens})
+                loss = loss + penalty
+            self.policy.backward(loss, last=i == len(micros) - 1 and not ptx)
+        for i, (rows, count) in enumerate(ptx):
+            loss = -self.policy(rows.tokens_RT, rows.chosen_RT)[0].sum() / count
+            self.policy.backward(config.ptx_coef * loss, last=i == len(ptx) - 1)
+            sums.add({"loss/ptx": loss * tokens})
+        step = self.policy.step()
+        sums.add({"grad_norm/policy": step["grad_norm"] * tokens / self.ranks})
+        if self.average:
+            self.average.update()
+        return error, step["lr"]
 
-    def _inputs(self, samples: Samples, micro: Sequence[int]) -> tuple[Tensor, Tensor, np.ndarray]:
-        """(tokens_BT, chosen_BT, where): padded sequences, their response tokens, and the flat places of those."""
-        tokens_BT = pad([samples.sequence(b) for b in micro], self.pad_token)
-        position_T = torch.arange(tokens_BT.shape[1])
-        index = list(micro)
-        start_B = torch.from_numpy(samples.prompt_lengths_B[index].astype(np.int64))
-        end_B = torch.from_numpy(samples.lengths_B[index])
-        if not index:
-            return tokens_BT, torch.zeros_like(tokens_BT, dtype=torch.bool), np.zeros(0, np.int64)
-        chosen_BT = (position_T >= start_B[:, None]) & (position_T < end_B[:, None])
-        spans = [np.arange(samples.offsets[b] + samples.prompt_lengths_B[b], samples.offsets[b + 1]) for b in micro]
-        return tokens_BT, chosen_BT, np.concatenate(spans)
+    def _critic_step(
+        self, experience: Experience, micros: list[tuple[list[int], Rows]], tokens: float, sums: Sums
+    ) -> None:
+        assert self.critic is not None
+        for i, (micro, rows) in enumerate(micros):
+            on_BT = experience.on_BT[micro].to(self.critic.device)
+            old_BT, returns_BT, mask_BT = (
+                x[micro].to(on_BT.device) for x in (experience.values_BT, experience.returns_BT, experience.mask_BT)
+            )
+            values_BT = experience.spread(self._values(rows), on_BT)
+            loss, metrics = objectives.value_loss(
+                values_BT, old_BT, returns_BT, mask_BT, self.config.value_clip, denominator=tokens
+            )
+            self.critic.backward(loss, last=i == len(micros) - 1)
+            sums.add({"loss/value_avg": loss * tokens})
+            sums.add({"val/clipfrac_avg": metrics["clipfrac"], "val/square_error": metrics["square_error"]})
+        sums.add({"grad_norm/critic": self.critic.step()["grad_norm"] * tokens / self.ranks})
 
-    def _values(self, tokens_BT: Tensor, chosen_BT: Tensor) -> Tensor:
-        before_BT = torch.roll(chosen_BT, -1, dims=1).to(self.critic.device)
-        return self.critic(tokens_BT)[before_BT]
-
-    def _ptx_micros(self, iteration: int, step: int) -> list[tuple[Tensor, Tensor, float]]:
-        """This rank's micro-batches of pretraining sequences for one step, each with the step's token count."""
-        if self.corpus is None:
-            return []
-        length = int(self.corpus.lengths_S[0])
-        draw = np.random.default_rng([self.seed, iteration, step, 1])
-        picked = draw.integers(0, len(self.corpus.lengths_S), size=max(1, self.config.ptx_tokens // length))
-        plan = plan_micro_batches(self.corpus.lengths_S[picked], self.ranks, self.learner.micro_batch_tokens)
+    def _micros(self, samples: Samples, indices: Sequence[int]) -> list[tuple[list[int], Rows]]:
+        """This rank's micro-batches of the given sequences: which they are, row by row, and the rows, responses marked."""
+        budget, packing = self.learner.micro_batch_tokens, self.learner.packing
         micros = []
-        for micro in plan[self.rank]:
-            tokens_BT = pad([self.corpus.sequence(picked[i]) for i in micro], self.pad_token)
-            chosen_BT = torch.full_like(tokens_BT, bool(micro), dtype=torch.bool)
-            chosen_BT[:, 0] = False
-            micros.append((tokens_BT, chosen_BT, float(len(picked) * (length - 1))))
+        for part in plan_micro_batches(samples.lengths_B[list(indices)], self.ranks, budget, packing)[self.rank]:
+            micro = [indices[i] for i in part]
+            response = [np.arange(samples.lengths_B[b]) >= samples.prompt_lengths_B[b] for b in micro]
+            rows = lay_out([samples.sequence(b) for b in micro], response, self.pad_token, packing)
+            micros.append(([micro[i] for i in rows.order], rows))
         return micros
+
+    def _logprobs(self, rows: Rows, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
+        """(logprobs_N, entropy_N) of the marked tokens at the sampling temperature."""
+        inputs = (rows.tokens_RT, rows.chosen_RT, rows.positions_RT)
+        return self.policy(*inputs, temperature=self.config.temperature, with_entropy=with_entropy)
+
+    def _values(self, rows: Rows) -> Tensor:
+        assert self.critic is not None
+        before_RT = torch.roll(rows.chosen_RT, -1, dims=1).to(self.critic.device)
+        return self.critic(rows.tokens_RT, rows.positions_RT)[before_RT]
+
+    def _ptx_micros(self, iteration: int, step: int) -> list[tuple[Rows, float]]:
+        """This rank's micro-batches of pretraining sequences for one step, each with the step's token count."""
+        if self.corpus is None or not self.config.ptx_coef:
+            return []
+        _, learned = self._corpus_split()
+        draw = np.random.default_rng([self.seed, iteration, step, 1])
+        count = max(1, self.config.ptx_tokens // int(self.corpus.lengths_S[0]))
+        return self._corpus_micros(learned[draw.integers(0, len(learned), size=count)])
+
+    def _corpus_split(self) -> tuple[np.ndarray, np.ndarray]:
+        """(held, learned) pretraining sequences, in the order of the pretrain stage, which validates on the first."""
+        assert self.corpus is not None
+        count = len(self.corpus.lengths_S)
+        order = np.random.default_rng(self.seed).permutation(count)
+        return tuple(np.split(order, [min(HELD_SEQUENCES, count // 4)]))  # type: ignore[return-value]
+
+    def _corpus_micros(self, picked: np.ndarray) -> list[tuple[Rows, float]]:
+        assert self.corpus is not None
+        lengths = self.corpus.lengths_S[picked]
+        micros = []
+        for part in plan_micro_batches(lengths, self.ranks, self.learner.micro_batch_tokens)[self.rank]:
+            sequences = [self.corpus.sequence(picked[i]) for i in part]
+            rows = lay_out(sequences, [np.arange(len(s)) > 0 for s in sequences], self.pad_token)
+            micros.append((rows, float(lengths.sum() - len(lengths))))
+        return micros
+
+    def pretrain_loss(self) -> float:
+        """Next-token loss on held-out sequences of the pretraining corpus, nats a token: what PTX is to keep down."""
+        with torch.no_grad():
+            micros = self._corpus_micros(self._corpus_split()[0])
+            total = sum(-float(self.policy(r.tokens_RT, r.chosen_RT)[0].sum()) / count for r, count in micros)
+        return summed_over_ranks([total])[0]
 
     def probe(self, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Log-probability of every token but the first of each sequence, float32, at temperature 1."""
-        tokens_BT = pad(sequences, self.pad_token)
-        chosen_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
-        for row, sequence in enumerate(sequences):
-            chosen_BT[row, 1 : len(sequence)] = True
+        rows = lay_out(sequences, [np.arange(len(s)) > 0 for s in sequences], self.pad_token)
         with torch.no_grad():
-            logprobs_N, _ = self.policy(tokens_BT, chosen_BT)
+            logprobs_N, _ = self.policy(rows.tokens_RT, rows.chosen_RT)
         return np.split(logprobs_N.float().cpu().numpy(), np.cumsum([len(s) - 1 for s in sequences])[:-1])
 
     def save(self, folder: Path, tag: str) -> None:
-        self.policy.save(folder / "policy", tag)
-        self.critic.save(folder / "critic", tag)
+        for name, engine in zip(("policy", "critic"), self.engines, strict=False):
+            engine.save(folder / name, tag)
         if self.average:
             torch.save(self.average.shadow, folder / f"average-{tag}-{self.rank}.pt")
 
     def load(self, folder: Path, tag: str) -> None:
-        self.policy.load(folder / "policy", tag)
-        self.critic.load(folder / "critic", tag)
+        for name, engine in zip(("policy", "critic"), self.engines, strict=False):
+            engine.load(folder / name, tag)
         if self.average:
             self.average.shadow = torch.load(folder / f"average-{tag}-{self.rank}.pt")
 
 
-class Rows:
-    """Moves response tokens between flat arrays over N and padded (B, T) tensors of responses alone."""
+class Sums:
+    """Adds up quantities of this rank's micro-batches."""
 
-    def __init__(self, samples: Samples) -> None:
-        self.where = np.flatnonzero(samples.response_mask_N)
-        self.row = np.repeat(np.arange(samples.size), samples.response_lengths_B)
-        self.column = self.where - (samples.offsets[:-1] + samples.prompt_lengths_B)[self.row]
-        self.length = int(samples.response_lengths_B.max())
-        self.size, self.total = samples.size, int(samples.offsets[-1])
-        self.mask_BT = self.pad(np.ones(self.total, dtype=np.float32))
+    def __init__(self) -> None:
+        self.found: dict[str, float] = {}
 
-    def pad(self, flat_N: np.ndarray) -> Tensor:
-        padded_BT = torch.zeros(self.size, self.length)
-        padded_BT[self.row, self.column] = torch.from_numpy(flat_N[self.where])
-        return padded_BT
+    def add(self, more: dict[str, Tensor | float]) -> None:
+        for name, value in more.items():
+            value = value.detach() if isinstance(value, Tensor) else value
+            self.found[name] = self.found.get(name, 0.0) + float(value)
 
-    def flatten(self, padded_BT: Tensor) -> Tensor:
-        flat_N = torch.zeros(self.total)
-        flat_N[self.where] = padded_BT[self.row, self.column]
-        return flat_N
+    def means(self, count: float) -> dict[str, float]:
+        """Over all ranks, divided by `count`; every rank must have added the same names."""
+        names = sorted(self.found)
+        totals = summed_over_ranks([self.found[n] for n in names])
+        return {name: total / count for name, total in zip(names, totals, strict=True)}
 
 
-def _add(
-    sums: dict[str, float], own: dict[str, float], metrics: dict[str, Tensor] | None = None, prefix: str = ""
-) -> None:
-    for name, value in [*own.items(), *((prefix + n, float(v)) for n, v in (metrics or {}).items())]:
-        sums[name] = sums.get(name, 0.0) + value
+_NAMES = {
+    "approxkl": "policy/approxkl_avg", "clipfrac": "policy/clipfrac_avg", "ratio": "val/ratio",
+    "ratio_square": "val/ratio_square",
+}  # fmt: skip

@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from learners.batching import pad, plan_micro_batches
+from learners.batching import Rows, lay_out, plan_micro_batches
 from learners.config import LearnerConfig, OptimizerConfig
 from learners.datasets import RankingData, TokenData
 from learners.engine import Engine
-from learners.models import PolicyModule, ScalarModule
+from learners.models import PolicyModule, ScalarModule, refuse_leaks
 from learners.objectives import ranking_loss, ranking_pairs
 
 
@@ -35,6 +35,9 @@ class SupervisedTask:
         self.total_steps = steps if steps is not None else epochs * (len(self.training) // self.batch_size)
         self.learner, self.seed, self.pad_token = learner, seed, pad_token
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        self.padded = 0
+        if learner.packing:
+            refuse_leaks(module.model)  # type: ignore[arg-type]
         self.engine = Engine(module, learner, optimizer, learner.dtype, self.total_steps)
 
     def batch(self, step: int) -> np.ndarray:
@@ -53,18 +56,24 @@ class SupervisedTask:
     def _step(self, items: np.ndarray) -> dict[str, float]:
         micros = self.plan(items)[self.rank]
         weight = self.weight(items)
-        total, tokens = 0.0, 0
+        total, tokens, self.padded = 0.0, 0.0, 0
         for i, micro in enumerate(micros):
             loss = self.loss(micro) / weight
             self.engine.backward(loss, last=i == len(micros) - 1)
             total += float(loss.detach())
             tokens += self.tokens(micro)
-        summed = summed_over_ranks([total, tokens])
-        return {"loss/train": summed[0], "tokens": summed[1], **self.engine.step()}
+        total, tokens, padded = summed_over_ranks([total, tokens, self.padded])
+        return {"loss/train": total, "tokens": tokens, "batch/padding": 1 - tokens / padded, **self.engine.step()}
 
     def plan(self, items: np.ndarray) -> list[list[list[int]]]:
-        plan = plan_micro_batches([self.cost(i) for i in items], self.ranks, self.learner.micro_batch_tokens)
+        costs, learner = [self.cost(i) for i in items], self.learner
+        plan = plan_micro_batches(costs, self.ranks, learner.micro_batch_tokens, learner.packing)
         return [[[int(items[i]) for i in micro] for micro in rank] for rank in plan]
+
+    def rows(self, sequences: Sequence[np.ndarray], chosen: Sequence[np.ndarray]) -> Rows:
+        rows = lay_out(sequences, chosen, self.pad_token, self.learner.packing)
+        self.padded += rows.tokens_RT.numel()
+        return rows
 
     def cost(self, item: int) -> int:
         raise NotImplementedError
@@ -98,11 +107,8 @@ class LanguageTask(SupervisedTask):
         return max(1.0, float(sum(self.data.learned(i).sum() for i in items)))
 
     def loss(self, micro: Sequence[int]) -> Tensor:
-        tokens_BT = pad([self.data.sequence(i) for i in micro], self.pad_token)
-        learn_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
-        for row, i in enumerate(micro):
-            learn_BT[row, : self.cost(i)] = torch.from_numpy(self.data.learned(i))
-        logprobs_N, _ = self.engine(tokens_BT, learn_BT)
+        rows = self.rows([self.data.sequence(i) for i in micro], [self.data.learned(i) for i in micro])
+        logprobs_N, _ = self.engine(rows.tokens_RT, rows.chosen_RT, rows.positions_RT)
         return -logprobs_N.sum()
 
     def validate(self) -> dict[str, float]:
@@ -115,8 +121,8 @@ class LanguageTask(SupervisedTask):
 class RankingTask(SupervisedTask):
     """Ranking loss; an item is a prompt with all its responses and pairs (Ouyang et al. 2022, section 3.5)."""
 
-    def __init__(self, module: ScalarModule, data: RankingData, **options: object) -> None:
-        self.data = data
+    def __init__(self, module: ScalarModule, data: RankingData, margin: float, **options: object) -> None:
+        self.data, self.margin = data, margin
         self.rankings = data.rankings()
         super().__init__(module, held=data.held_G, **options)  # type: ignore[arg-type]
 
@@ -133,17 +139,20 @@ class RankingTask(SupervisedTask):
     def scores(self, micro: Sequence[int]) -> list[Tensor]:
         """Per prompt, the scores (K,) of its different responses: the scalar at the last token of each."""
         groups = [self.data.group(g) for g in micro]
-        sequences = [s for group in groups for s in group]
-        scalars_BT = self.engine(pad(sequences, self.pad_token))
-        last_B = torch.tensor([max(0, len(s) - 1) for s in sequences] or [0], device=scalars_BT.device)
-        scores_B = scalars_BT.gather(1, last_B[:, None]).squeeze(1)
+        scores_B = self.last_scalars([s for group in groups for s in group])
         return list(scores_B.split([len(group) for group in groups])) if groups else [scores_B]
+
+    def last_scalars(self, sequences: Sequence[np.ndarray]) -> Tensor:
+        """(S,): the scalar at the last token of each sequence."""
+        rows = self.rows(sequences, [np.arange(len(s)) == len(s) - 1 for s in sequences])
+        scalars_RT = self.engine(rows.tokens_RT, rows.positions_RT)
+        return scalars_RT[rows.chosen_RT.to(scalars_RT.device)][np.argsort(rows.order)]
 
     def loss(self, micro: Sequence[int]) -> Tensor:
         scores = self.scores(micro)
         total = scores[0].sum() * 0
         for g, scores_K in zip(micro, scores, strict=False):
-            losses = [ranking_loss(scores_K[members], ranks) for members, ranks in self.rankings[g]]
+            losses = [ranking_loss(scores_K[members], ranks, self.margin) for members, ranks in self.rankings[g]]
             total = total + torch.stack(losses).mean()
         return total
 
@@ -169,12 +178,12 @@ class RankingTask(SupervisedTask):
 
     def center(self, demonstrations: TokenData) -> float:
         """Sets the model's bias so that the demonstrations score 0 on average; returns the mean taken off."""
-        plan = plan_micro_batches(demonstrations.lengths_S, self.ranks, self.learner.micro_batch_tokens)
+        learner = self.learner
+        plan = plan_micro_batches(demonstrations.lengths_S, self.ranks, learner.micro_batch_tokens, learner.packing)
         total = 0.0
         with torch.no_grad():
             for micro in plan[self.rank]:
-                scalars_BT = self.engine(pad([demonstrations.sequence(i) for i in micro], self.pad_token))
-                total += sum(float(scalars_BT[row, demonstrations.lengths_S[i] - 1]) for row, i in enumerate(micro))
+                total += float(self.last_scalars([demonstrations.sequence(i) for i in micro]).sum())
         mean = summed_over_ranks([total])[0] / len(demonstrations.lengths_S)
         config = self.engine.module.model.config
         config.reward_bias = getattr(config, "reward_bias", 0.0) + mean

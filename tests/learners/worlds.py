@@ -17,6 +17,7 @@ from learners.config import (
     SFTConfig,
 )
 from learners.data_config import DataConfig
+from learners.datasets import RankingData
 from learners.encoding import pack_corpus
 from learners.models import build_policy, scalar_from_policy
 from learners.ragged import Samples, offsets_of
@@ -40,9 +41,10 @@ def make_files(folder: Path) -> None:
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     scalar_from_policy(folder / "policy", seed=2).save_pretrained(folder / "reward")
+    make_rankings(folder)
 
 
-def make_batch(size: int = 12, seed: int = 0) -> tuple[Samples, tuple[np.ndarray, np.ndarray]]:
+def make_batch(size: int = 12, seed: int = 0, responses: int = 1) -> tuple[Samples, tuple[np.ndarray, np.ndarray]]:
     """Random samples with scores and reference log-probabilities."""
     rng = np.random.default_rng(seed)
     prompts, lengths = rng.integers(2, 9, size), rng.integers(3, 20, size)
@@ -53,7 +55,7 @@ def make_batch(size: int = 12, seed: int = 0) -> tuple[Samples, tuple[np.ndarray
         prompt_lengths_B=prompts.astype(np.int32),
         logprobs_N=rng.normal(-5, 1, total).astype(np.float32),
         versions_N=np.zeros(total, dtype=np.int32),
-        prompt_ids_B=np.arange(size),
+        prompt_ids_B=np.arange(size) // responses,
         ended_B=rng.random(size) > 0.3,
     )
     mask_N = samples.response_mask_N
@@ -102,7 +104,7 @@ def _rank(queue, scenario, folder, config, model, rank, port, args):
 
 def weights(actor) -> dict[str, np.ndarray]:
     task = actor.task
-    engines = [task.policy, task.critic] if hasattr(task, "critic") else [task.engine]
+    engines = task.engines if hasattr(task, "engines") else [task.engine]
     return {f"{i}.{n}": p.float().numpy().copy() for i, e in enumerate(engines) for n, p in e.named_weights()}
 
 
@@ -113,9 +115,30 @@ def pretrain(actor, folder, steps=2):
     return metrics, weights(actor), actor.validate()
 
 
+def make_rankings(folder: Path, seed: int = 0) -> None:
+    """rankings.npz: ten prompts with four random responses each, one of them there twice, some tied."""
+    rng = np.random.default_rng(seed)
+    sequences = [rng.integers(8, 300, rng.integers(3, 13)).astype(np.int32) for _ in range(40)]
+    members = np.tile(np.arange(4, dtype=np.int32), 10)
+    members[1] = 0
+    RankingData(
+        np.concatenate(sequences), offsets_of([len(s) for s in sequences]), offsets_of([4] * 10), members_M=members,
+        ranks_M=rng.integers(1, 5, 40).astype(np.int32), ranking_offsets=offsets_of([4] * 10),
+        ranking_groups_R=np.arange(10, dtype=np.int32), truth=np.zeros(0, dtype=np.int32),
+        owner_G=np.arange(10, dtype=np.int32), held_G=np.arange(10) < 1,
+    ).save(folder / "rankings.npz")  # fmt: skip
+
+
+def reward(actor, folder, steps=2):
+    actor.start_reward(folder / "policy", reward_config(), folder, 0)
+    actor.train(steps)
+    return weights(actor)
+
+
 def ppo_config(**changes) -> PPOConfig:
-    given = {"prompts": 12, "responses": 1, "minibatches": 3, "epochs": 2, **changes}
-    return PPOConfig(optimizer=optimizer(), critic_optimizer=optimizer(), **given)
+    plain = {"prompts": 12, "responses": 1, "minibatches": 3, "epochs": 2, "optimizer": optimizer()}
+    critic = {} if changes.get("advantage", "gae") != "gae" else {"critic_optimizer": optimizer()}
+    return PPOConfig(**(plain | critic | changes))
 
 
 def ppo(actor, folder, iterations=2, **changes):
@@ -124,7 +147,7 @@ def ppo(actor, folder, iterations=2, **changes):
     actor.start_ppo(folder / "policy", folder / "reward", config, corpus, 0)
     metrics = []
     for iteration in range(iterations):
-        samples, scored = make_batch(seed=iteration)
+        samples, scored = make_batch(seed=iteration, responses=config.responses)
         metrics.append(actor.iterate(iteration, 0.05, 1, samples, *scored)[0])
     return metrics, weights(actor)
 

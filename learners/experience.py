@@ -1,0 +1,115 @@
+"""A batch of scored responses as (B, T) tensors of response tokens alone, and what one iteration makes of it.
+
+    scores, reference logprobs      from the scoring actors
+    old logprobs, entropy, values   from the learner, before any update
+        -> rewards, advantages, returns, importance weights
+
+`learners.ppo` fills one on every rank with the whole batch, so the arithmetic here sees all of it and is the same for
+any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learners import advantages, objectives
+from learners.config import PPOConfig
+from learners.errors import UserError
+from learners.ragged import Samples
+
+
+class Experience:
+    """B responses; column t of a (B, T) tensor is the t-th token of each response, 0 after its end."""
+
+    def __init__(self, samples: Samples, scores_B: np.ndarray, ref_N: np.ndarray) -> None:
+        self.samples = samples
+        self.scores_B, self.lengths_B = torch.from_numpy(scores_B), torch.from_numpy(samples.response_lengths_B)
+        self.on_BT = torch.arange(int(self.lengths_B.max())) < self.lengths_B[:, None]
+        self.mask_BT = self.on_BT.float()
+        self.behaviour_BT, self.ref_BT = self._padded(samples.logprobs_N), self._padded(ref_N)
+        self.old_BT, self.entropy_BT, self.values_BT = torch.zeros(3, *self.on_BT.shape)
+        self.advantages_BT, self.returns_BT = torch.zeros(2, *self.on_BT.shape)
+        self.weights_BT: Tensor | None = None
+
+    @staticmethod
+    def gather(batch: Sequence[Any], parts: int, config: PPOConfig) -> Experience:
+        """From `parts` Samples and as many (scores_B, ref_logprobs_N) after them; with dynamic sampling, the first
+        `config.prompts` groups whose scores differ (all responses if there is none)."""
+        samples = Samples.concat(batch[:parts])
+        scores_B = np.concatenate([scored[0] for scored in batch[parts:]])
+        ref_N = np.concatenate([scored[1] for scored in batch[parts:]])
+        if samples.size == 0:
+            raise UserError("an iteration without a single scored response; see what became of them in the run directory")
+        if config.dynamic_sampling:
+            ids = torch.from_numpy(samples.prompt_ids_B)
+            useful = ids[objectives.groups_with_signal(torch.from_numpy(scores_B), ids)].numpy()
+            wanted = useful[np.sort(np.unique(useful, return_index=True)[1])][: config.prompts]
+            kept = np.flatnonzero(np.isin(samples.prompt_ids_B, wanted if len(wanted) else samples.prompt_ids_B))
+            ref_N = ref_N[np.repeat(np.isin(np.arange(samples.size), kept), samples.lengths_B)]
+            samples, scores_B = samples.select(kept.tolist()), scores_B[kept]
+        return Experience(samples, scores_B, ref_N)
+
+    def _padded(self, flat_N: np.ndarray) -> Tensor:
+        return self.spread(torch.from_numpy(flat_N[self.samples.response_mask_N]).float(), self.on_BT)
+
+    @staticmethod
+    def spread(values_N: Tensor, on_BT: Tensor) -> Tensor:
+        """(B, T) with the values of response tokens, given one response after the other, and 0 elsewhere."""
+        spread_BT = values_N.new_zeros(on_BT.shape)
+        spread_BT[on_BT] = values_N
+        return spread_BT
+
+    def shape(self, config: PPOConfig, kl_coef: float) -> dict[str, float]:
+        """Fills in advantages, returns and weights; returns the metrics of the batch."""
+        old_BT, mask_BT, samples = self.old_BT, self.mask_BT, self.samples
+        given_B = self.scores_B - config.missing_end_penalty * ~torch.from_numpy(samples.ended_B)
+        if config.score_clip is not None:
+            given_B = given_B + self.scores_B.clamp(-config.score_clip, config.score_clip) - self.scores_B
+        if config.overlong_buffer:
+            over_B = objectives.overlong_penalty(self.lengths_B, config.max_response_tokens, config.overlong_buffer)
+            given_B = given_B + config.overlong_penalty * over_B
+        inside = kl_coef if config.kl_in == "reward" else 0.0
+        rewards_BT = objectives.token_rewards(given_B, old_BT, self.ref_BT, mask_BT, inside, config.kl_estimator)
+        if config.whiten_rewards:
+            rewards_BT = objectives.masked_whiten(rewards_BT, mask_BT, shift_mean=False)
+        if config.needs.critic:
+            found_BT, self.returns_BT = objectives.gae(rewards_BT, self.values_BT, mask_BT, config.gamma, config.lam)
+            self.advantages_BT = objectives.masked_whiten(found_BT, mask_BT)
+        else:
+            groups_B = torch.from_numpy(samples.prompt_ids_B)
+            advantage = getattr(advantages, config.advantage)
+            self.advantages_BT = advantage(rewards_BT, mask_BT, groups_B, config.gamma)
+        self.weights_BT = objectives.importance_weights(
+            old_BT, self.behaviour_BT, mask_BT, config.correction, config.correction_low, config.correction_high
+        )
+        kl_B = ((old_BT - self.ref_BT) * mask_BT).sum(1)
+        drift = objectives.mismatch(old_BT, self.behaviour_BT, mask_BT, self.weights_BT)
+        return {
+            "objective/scores": float(self.scores_B.mean()),
+            "objective/scores_std": float(self.scores_B.std(correction=0)),
+            "objective/kl": float(kl_B.mean()),
+            "objective/kl_max": float(kl_B.max()),
+            "objective/non_score_reward": float(-kl_coef * kl_B.mean()),
+            "objective/rlhf_reward": float((given_B - kl_coef * kl_B).mean()),
+            "objective/entropy": float(objectives.masked_mean(self.entropy_BT, mask_BT)),
+            "objective/responses": float(samples.size),
+            "response/length": float(samples.response_lengths_B.mean()),
+            "response/ended": float(samples.ended_B.mean()),
+            "val/num_eos_tokens": float(samples.ended_B.sum()),
+            **({"val/var_explained": self._explained()} if config.needs.critic else {}),
+            **{f"mismatch/{name}": value for name, value in drift.items()},
+            "kl_coef": kl_coef,
+            "tokens": float(samples.offsets[-1]),
+        }
+
+    def _explained(self) -> float:
+        """Share of the variance of the returns that the critic foresaw."""
+        mean = objectives.masked_mean(self.returns_BT, self.mask_BT)
+        variance = objectives.masked_mean((self.returns_BT - mean) ** 2, self.mask_BT)
+        residual = objectives.masked_mean((self.returns_BT - self.values_BT) ** 2, self.mask_BT)
+        return float(1 - residual / variance.clamp(min=1e-8))
