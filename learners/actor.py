@@ -70,7 +70,8 @@ class LearnerActor:
         """Next-token training on `folder/tokens.npz`. Each start returns the number of optimizer steps."""
         tokenizer = load_tokenizer(folder / "tokenizer")
         path, dtype = self.model.path, self.config.dtype
-        module = self._policy(path, dtype) if path else PolicyModule(build_policy(self.model, tokenizer, seed))
+        new = None if path else build_policy(self.model, tokenizer, seed)
+        module = PolicyModule(trainable(new, self.model)) if new else self._policy(path, dtype)
         data = TokenData.load(folder / "tokens.npz")
         batch = max(1, config.batch_tokens // config.sequence_length)
         return self._supervise(

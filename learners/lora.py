@@ -47,5 +47,5 @@ def merged_weights(model: PreTrainedModel, gathered: Gather) -> Iterator[tuple[s
             continue
         layer = layers.get(name)
         with gathered([parameter, *(layer.parameters() if layer else [])]):
-            weight = parameter.data + layer.get_delta_weight("default") if layer else parameter.data
+            weight = parameter.data + layer.get_delta_weight("default").detach() if layer else parameter.data
             yield name.replace(".base_layer.", "."), weight

@@ -58,7 +58,7 @@ def counted(actor, folder):
     updates = both(actor, folder)
     layer = actor.task.policy.module.model.base_model.layers[0].mlp
     runs = []
-    layer.register_forward_hook(lambda *_: runs.append(1))
+    layer.register_forward_pre_hook(lambda *_: runs.append(1))
     samples, scored = worlds.make_batch(seed=5)
     actor.iterate(2, 0.05, 1, samples, *scored)
     return updates, len(runs)
