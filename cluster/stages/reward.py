@@ -6,7 +6,6 @@ from typing import Any
 
 from cluster.context import Context
 from cluster.stages.supervised import supervise
-from cluster.world.oracle import utility
 from learners.datasets import check_ranking, encode_rankings, read_rows
 from learners.errors import UserError
 from learners.models import load_tokenizer
@@ -38,7 +37,7 @@ def truth_ranks(context: Context, rows: list[dict[str, Any]]) -> Any:
 
     def ranks(row: dict[str, Any]) -> list[int]:
         ended = row.get("ended") or [True] * len(row["responses"])
-        worth = [utility(judge(row["row"], r, e)) for r, e in zip(row["responses"], ended, strict=True)]
+        worth = [judge(row["row"], r, e)["score"] for r, e in zip(row["responses"], ended, strict=True)]
         order = sorted(set(worth), reverse=True)
         return [order.index(w) + 1 for w in worth]
 
