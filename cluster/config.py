@@ -140,6 +140,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"pretrain.sequence_length={self.pretrain.sequence_length} is over model.context={self.model.context}"
             )
+        if self.pretrain.sequence_length > self.learners.micro_batch_tokens:
+            raise ValueError(
+                f"pretrain.sequence_length={self.pretrain.sequence_length} is over learners.micro_batch_tokens="
+                f"{self.learners.micro_batch_tokens}; a sequence must fit a micro-batch"
+            )
         for key, limit in (
             ("ppo.max_response_tokens", self.ppo.max_response_tokens),
             ("collect.max_response_tokens", self.collect.max_response_tokens),
