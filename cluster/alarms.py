@@ -27,7 +27,7 @@ class AlarmsConfig(Section):
     """Rings when responses are longer than this many times those of the first iteration."""
     overoptimization: float = Field(2.0, gt=0)
     """Rings when the judge's score is this many standard errors below its best while the reward model's has risen."""
-    stop: list[Name] = []
+    stop: list[Name] = Field(default_factory=list)
     """Alarms that stop the run; the others warn."""
 
 

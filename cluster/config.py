@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from actors.config import RewardsConfig, RolloutConfig, ScoringConfig
+from cluster.alarms import AlarmsConfig
 from cluster.world.config import WorldConfig
 from learners.config import (
     LearnerConfig,
@@ -63,7 +64,16 @@ class EvaluateConfig(Section):
     max_response_tokens: int = Field(32, ge=1)
     """Longest response, the end token included."""
     judge: str | None = "cluster.world.oracle:judge"
-    """module:function (row, response, ended) -> verdict with factual, rude, coherent. Empty: reward and KL only."""
+    """module:function (row, response, ended) -> the score, a number, or a mapping of measures, "score" among them. Empty:
+    reward and KL only."""
+    samples: int = Field(1, ge=1)
+    """Responses sampled to each prompt. More than one give pass@k, and mean@k is the mean over all of them."""
+    passes: str = "factual"
+    """The judge's measure that pass@k counts: a response is right if it is at least 1 (or true)."""
+
+    def without_effect(self) -> dict[str, str]:
+        counted = self.samples > 1 and self.judge is not None
+        return {} if counted else {"passes": "evaluate.judge and evaluate.samples over 1"}
 
 
 class RunConfig(Section):
@@ -103,6 +113,8 @@ class RunConfig(Section):
     """Reinforcement learning against the reward model."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Every stage's model on held-out prompts."""
+    alarms: AlarmsConfig = AlarmsConfig()
+    """Signs of trouble that PPO is watched for."""
     serve: ServeConfig = ServeConfig()
     """The chat endpoint."""
 
@@ -117,6 +129,11 @@ class RunConfig(Section):
         if self.pretrain.sequence_length > self.model.context:
             raise ValueError(
                 f"pretrain.sequence_length={self.pretrain.sequence_length} is over model.context={self.model.context}"
+            )
+        if self.pretrain.sequence_length > self.learners.micro_batch_tokens:
+            raise ValueError(
+                f"pretrain.sequence_length={self.pretrain.sequence_length} is over learners.micro_batch_tokens="
+                f"{self.learners.micro_batch_tokens}; a sequence must fit a micro-batch"
             )
         for key, limit in (
             ("ppo.max_response_tokens", self.ppo.max_response_tokens),

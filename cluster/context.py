@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -49,9 +49,19 @@ class Context:
         """How many rows of each kind the present stage has read, left out and kept."""
         return {f"data/{kind}/{name}": n for kind, intake in self.intakes.items() for name, n in intake.counts.items()}
 
-    def judge(self) -> Callable[..., Any] | None:
-        """The function that tells right from wrong, for evaluation only; None where nobody knows."""
-        return load_object(self.config.evaluate.judge) if self.config.evaluate.judge else None
+    def judge(self) -> Callable[..., dict[str, Any]] | None:
+        """The function that tells right from wrong, for evaluation only, as named measures; None where nobody knows."""
+        if not self.config.evaluate.judge:
+            return None
+        function = load_object(self.config.evaluate.judge)
+        return lambda row, response, ended=True: measures(function(row, response, ended))
 
     def decoding(self, stage: str, temperature: float) -> Decoding:
         return Decoding(temperature=temperature, max_tokens=getattr(self.config, stage).max_response_tokens)
+
+
+def measures(found: Any) -> dict[str, Any]:
+    """What an evaluation function said, by name; a number alone is the score."""
+    if is_dataclass(found) and not isinstance(found, type):
+        return {**asdict(found), "score": getattr(found, "score", None)}
+    return dict(found) if isinstance(found, Mapping) else {"score": float(found)}

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import wandb
 
-from cluster.run import write_text
+from cluster.run import read_jsonl, write_text
 
 
 class Monitor:
@@ -74,6 +74,11 @@ class Monitor:
         with open(self.folder / "samples.jsonl", "a", encoding="utf-8") as file:
             file.write("".join(json.dumps({"step": step, **row}) + "\n" for row in rows))
 
+    def alarm(self, step: int, name: str, evidence: str) -> None:
+        self._wandb.alert(title=name, text=evidence, level="WARN")
+        with open(self.folder / "alarms.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "alarm": name, "evidence": evidence}) + "\n")
+
     def lineage(self, consumed: Sequence[Path], produced: list[Path]) -> None:
         """Which files and models this stage was made from and which it made, as W&B references and in lineage.jsonl."""
         for made, paths in ((False, consumed), (True, produced)):
@@ -95,12 +100,16 @@ class Monitor:
         with open(self.root / "lineage.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def truncate(self, stage: str, last_step: int) -> None:
-        """Drops this stage's rows after the step that a resumed stage starts from, so that no step is there twice."""
+    def truncate(self, stage: str, last_step: int) -> list[dict[str, Any]]:
+        """Drops this stage's rows after the step that a resumed stage starts from, so that no step is there twice. Returns
+        the stage's metrics up to there."""
         self._metrics.close()
-        for path in (self.root / "metrics.jsonl", self.folder / "samples.jsonl"):
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        kept: list[dict[str, Any]] = []
+        own = (self.folder / f"{name}.jsonl" for name in ("samples", "alarms", "quarantine"))
+        for path in (*own, self.root / "metrics.jsonl"):
+            rows = read_jsonl(path)
             kept = [r for r in rows if r.get("stage", stage) != stage or r["step"] <= last_step]
             if len(kept) < len(rows):
                 write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
         self._metrics = open(self.root / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed on exit)
+        return [r for r in kept if r["stage"] == stage]

@@ -32,6 +32,10 @@ class Bar:
             line = f"{self.stage:9} {self.done}/{self.total}  {spent:.0f} s, {left:.0f} s left  {note}"
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def tell(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        (self._live.console if self._live else self._console).print(text, markup=False, highlight=False, soft_wrap=True)
+
 
 @contextmanager
 def progress(stage: str, total: int, done: int = 0, console: Console | None = None) -> Iterator[Bar]:

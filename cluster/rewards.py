@@ -32,8 +32,8 @@ class Rewards:
     def score(
         self, refs: Sequence[ray.ObjectRef], rows: dict[int, dict[str, Any]], temperature: float, step: int
     ) -> tuple[list[Any], dict[str, float]]:
-        """(batch, metrics): references of samples, their scores_B and references of their ref_logprobs_N, each as many
-        as there are parts, for `LearnerActor.iterate`."""
+        """(batch, metrics): for each part a reference of Samples, its scores_B and a reference of its ref_logprobs_N, as
+        `LearnerActor.iterate` takes them."""
         known = rows if any(source.kind != "model" for source in self.config.sources) else {}
         split = [self.scorers.submit_split(i, 2, "score", ref, temperature, known) for i, ref in enumerate(refs)]
         found: list[Scores] = self.scorers.get([scores for scores, _ in split], "score")
@@ -48,7 +48,7 @@ class Rewards:
                 samples[i], references[i] = self.scorers.submit_split(i, 2, "select", refs[i], references[i], chosen)
         parts = np.split(total_B.astype(np.float32), np.cumsum([int(kept.sum()) for kept in finite])[:-1])
         metrics["rewards/quarantined"] = float(self.state["quarantined"])
-        return [*samples, *parts, *references], metrics
+        return [x for part in zip(samples, parts, references, strict=True) for x in part], metrics
 
     def _combined(self, raw_KB: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         """The weighted sum (B,) of the sources' scores, and the mean raw score of each source where there are several."""

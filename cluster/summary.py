@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cluster.run import read_json
+from cluster.run import read_json, read_jsonl
 
-RATES = ("factual", "rude", "coherent")
+HIDDEN = ("count", "ended", "score_error")
 
 
 def print_summary(root: Path, console: Console) -> None:
@@ -33,6 +33,8 @@ def print_summary(root: Path, console: Console) -> None:
             f"reward model: {found['accuracy/truth']:.1%} of held-out pairs as the truth, "
             f"{found['accuracy/labelers']:.1%} as the labelers{between}"
         )
+    for alarm in read_jsonl(root / "ppo" / "alarms.jsonl"):
+        console.print(f"alarm {alarm['alarm']}: {alarm['evidence']}", markup=False, highlight=False)
     timings = read_json(root / "timings.json")
     if timings:
         spent = "  ".join(f"{stage} {seconds:.0f} s" for stage, seconds in timings["stages"].items())
@@ -50,13 +52,16 @@ def evaluation_table(results: dict) -> Table:
     table = Table(title="Held-out prompts", title_justify="left")
     table.add_column("model")
     table.add_column("decoding")
-    columns = [*RATES, "reward", "kl", "length"]
+    found = [(stage, way, rates) for stage, ways in results["stages"].items() for way, rates in ways.items()]
+    columns = list(dict.fromkeys(name for *_, rates in found for name in rates if name not in HIDDEN))
     for name in columns:
         table.add_column(name, justify="right")
-    for stage, by_decoding in results["stages"].items():
-        for decoding, rates in by_decoding.items():
-            cells = [
-                "" if rates.get(c) is None else f"{rates[c]:.1%}" if c in RATES else f"{rates[c]:.2f}" for c in columns
-            ]
-            table.add_row(stage, decoding, *cells)
+    for stage, decoding, rates in found:
+        cells = ["" if rates.get(c) is None else f"{rates[c]:.1%}" if is_rate(c) else f"{rates[c]:.2f}" for c in columns]
+        table.add_row(stage, decoding, *cells)
     return table
+
+
+def is_rate(name: str) -> bool:
+    """Whether a measure is a share between 0 and 1."""
+    return name in ("factual", "rude", "coherent") or name.startswith(("pass@", "mean@"))

@@ -69,9 +69,11 @@ class LearnerActor:
     def start_pretrain(self, config: PretrainConfig, folder: Path, seed: int) -> int:
         """Next-token training on `folder/tokens.npz`. Each start returns the number of optimizer steps."""
         tokenizer = load_tokenizer(folder / "tokenizer")
-        path, dtype = self.model.path, self.config.dtype
-        new = None if path else build_policy(self.model, tokenizer, seed)
-        module = PolicyModule(trainable(new, self.model)) if new else self._policy(path, dtype)
+        if self.model.path:
+            module = self._policy(self.model.path, self.config.dtype)
+        else:
+            whole = self.model.model_copy(update={"lora": None})  # adapters of random weights would learn nothing
+            module = PolicyModule(trainable(build_policy(self.model, tokenizer, seed), whole))
         data = TokenData.load(folder / "tokens.npz")
         batch = max(1, config.batch_tokens // config.sequence_length)
         return self._supervise(
@@ -137,16 +139,16 @@ class LearnerActor:
     def center(self, demonstrations: Path) -> float:
         return self.task.center(TokenData.load(demonstrations))
 
-    def iterate(self, iteration: int, kl_coef: float, parts: int, *batch: Any) -> tuple[dict[str, float], float]:
-        """One PPO iteration over `parts` Samples, as many scores_B and as many ref_logprobs_N: (metrics, seconds)."""
+    def iterate(self, iteration: int, kl_coef: float, *batch: Any) -> tuple[dict[str, float], float]:
+        """One PPO iteration over parts of a batch, for each part Samples, scores_B, ref_logprobs_N: (metrics, seconds)."""
         started = time.perf_counter()
-        batch = (*batch[:parts], *zip(batch[parts : 2 * parts], batch[2 * parts :], strict=True))
-        return self.task.train(iteration, kl_coef, parts, *batch), time.perf_counter() - started
+        samples, scored = batch[0::3], zip(batch[1::3], batch[2::3], strict=True)
+        return self.task.train(iteration, kl_coef, len(samples), *samples, *scored), time.perf_counter() - started
 
-    def groups_with_signal(self, parts: int, *batch: Any) -> int:
+    def groups_with_signal(self, *batch: Any) -> int:
         """How many prompts have responses whose scores differ (see `learners.objectives.groups_with_signal`)."""
-        ids = torch.from_numpy(np.concatenate([samples.prompt_ids_B for samples in batch[:parts]]))
-        scores_B = torch.from_numpy(np.concatenate(batch[parts : 2 * parts]))
+        ids = torch.from_numpy(np.concatenate([samples.prompt_ids_B for samples in batch[0::3]]))
+        scores_B = torch.from_numpy(np.concatenate(batch[1::3]))
         return len(ids[groups_with_signal(scores_B, ids)].unique())
 
     def pretrain_loss(self) -> float:

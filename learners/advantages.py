@@ -101,12 +101,12 @@ def reinforce(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: floa
 
 def reinforce_pp(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: float) -> Tensor:
     """REINFORCE++ (Hu 2025, arXiv:2501.03262): REINFORCE whitened over the whole batch."""
-    return masked_whiten(reinforce(rewards_BT, mask_BT, groups_B, gamma), mask_BT)
+    return masked_whiten(reinforce(rewards_BT, mask_BT, groups_B, gamma), mask_BT) * mask_BT
 
 
 def reinforce_pp_baseline(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: float) -> Tensor:
     """REINFORCE++ with baseline (Hu 2025): return minus the mean of its group, whitened over the whole batch."""
-    return masked_whiten(dr_grpo(rewards_BT, mask_BT, groups_B, gamma), mask_BT)
+    return masked_whiten(dr_grpo(rewards_BT, mask_BT, groups_B, gamma), mask_BT) * mask_BT
 
 
 def grpo(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: float) -> Tensor:

@@ -170,6 +170,16 @@ class PretrainConfig(Section):
     save_every: int = Field(100, ge=1)
     """Steps between checkpoints of the learner state."""
 
+    @model_validator(mode="after")
+    def _divisible(self) -> PretrainConfig:
+        below = self.batch_tokens // self.sequence_length * self.sequence_length
+        if below != self.batch_tokens:
+            near = " or ".join(str(n) for n in (below, below + self.sequence_length) if n)
+            raise ValueError(
+                f"batch_tokens {self.batch_tokens} is not a multiple of sequence_length {self.sequence_length}; {near} would work"
+            )
+        return self
+
 
 class SFTConfig(Section):
     epochs: int = Field(2, ge=1)

@@ -10,7 +10,6 @@ from cluster.context import Context
 from cluster.progress import progress
 from cluster.run import write_json, write_text
 from cluster.stages.rollouts import judge_policy, load_weights
-from cluster.world.oracle import utility
 from learners.models import load_tokenizer
 
 MODELS = ("pretrain", "sft", "ppo")
@@ -29,11 +28,11 @@ def run(context: Context) -> dict[str, Any]:
             load_weights(context, context.run.model(stage))
             found[stage] = {}
             for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-                found[stage][name], answers[stage] = judge_policy(context, rows, tokens, stage, temperature)
+                found[stage][name], answers[stage] = judge_policy(context, rows, tokens, temperature)
                 bar.advance(1, f"{stage} {name}")
         results: dict[str, Any] = {"stages": found}
         if context.judge() and {"sft", "ppo"} <= set(stages):
-            results["win_rate"] = win_rate(rows, answers["ppo"], answers["sft"], config.judge)
+            results["win_rate"] = win_rate(answers["ppo"], answers["sft"], config.judge)
         monitor.log(1, {f"{s}/{n}/{k}": v for s, by in found.items() for n, r in by.items() for k, v in r.items()})
     lines = [
         {"prompt": row["prompt"], "task": row.get("task"), "answers": {s: answers[s][i] for s in stages}}
@@ -44,16 +43,10 @@ def run(context: Context) -> dict[str, Any]:
     return results
 
 
-def win_rate(
-    rows: list[dict[str, Any]], challenger: list[dict[str, Any]], baseline: list[dict[str, Any]], judge: str | None
-) -> dict[str, Any]:
-    """Share of prompts where the judge prefers the challenger, ties half, with a 95% normal interval over prompts."""
-    from cluster.world.oracle import Verdict
-
-    points = []
-    for ours, theirs in zip(challenger, baseline, strict=True):
-        a, b = (utility(Verdict(x["factual"], x["rude"], x["coherent"])) for x in (ours, theirs))
-        points.append(1.0 if a > b else 0.5 if a == b else 0.0)
+def win_rate(challenger: list[dict[str, Any]], baseline: list[dict[str, Any]], judge: str | None) -> dict[str, Any]:
+    """Share of prompts where the judge scores the challenger higher, ties half, with a 95% normal interval over prompts."""
+    pairs = [(ours["score"], theirs["score"]) for ours, theirs in zip(challenger, baseline, strict=True)]
+    points = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs]
     rate = sum(points) / len(points)
     variance = sum((p - rate) ** 2 for p in points) / max(1, len(points) - 1)
     margin = 1.96 * math.sqrt(variance / len(points))

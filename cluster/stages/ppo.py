@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import ray
 
+from cluster.alarms import Alarm, Alarms
 from cluster.context import Context
 from cluster.fleet import generate, utilization
-from cluster.progress import progress
+from cluster.monitor import Monitor
+from cluster.progress import Bar, progress
 from cluster.rewards import Rewards
-from cluster.run import Checkpoints
-from cluster.stages.rollouts import judge_policy, prove_sync
+from cluster.run import Checkpoints, write_json
+from cluster.stages.rollouts import best_of_sft, judge_policy, prove_sync
+from learners.advantages import adapted_kl_coef
 from learners.errors import UserError
 from learners.models import load_tokenizer
 from learners.tokenizer import end_token
@@ -41,7 +45,7 @@ def run(context: Context) -> dict[str, Any]:
 
     learners = context.fleets.learners()
     starting = [
-        learners.submit(i, "start_ppo", policy, reward, config, corpus if config.ptx_coef else None, seed)
+        learners.submit(i, "start_ppo", policy, reward, config, corpus if corpus.exists() else None, seed)
         for i in range(len(learners))
     ]
     rollouts, scorers = context.fleets.rollouts(policy), context.fleets.scorers(policy, reward)
@@ -49,6 +53,7 @@ def run(context: Context) -> dict[str, Any]:
     decoding = context.decoding("ppo", config.temperature)
     end = end_token(tokenizer)
     picked = np.random.default_rng([seed, 2]).permutation(len(held_rows))[: config.evaluate_prompts]
+    held = [held_rows[i] for i in picked]
     probe = [np.array(held_tokens[i], dtype=np.int32) for i in picked[:8]]
 
     def sync(version: int) -> dict[str, float]:
@@ -59,59 +64,80 @@ def run(context: Context) -> dict[str, Any]:
         errors = prove_sync(context, probe, version)
         return {**errors, "time/sync": sent - started, "time/probe": time.perf_counter() - sent}
 
+    def sample(rounds: int, step: int) -> tuple[list[Any], dict[str, float], float, int]:
+        """One iteration's prompts, answered and scored, after so many rounds: (batch, metrics of the rewards, seconds of
+        generation, rounds now). With dynamic sampling, further rounds until enough prompts have scores that differ."""
+        batch: list[Any] = []
+        generation = 0.0
+        for last in range(rounds, rounds + config.dynamic_sampling + 1):
+            started = time.perf_counter()
+            chosen = prompts_of(last, len(rows), config.prompts, seed)
+            seeds = sample_seeds(seed, last, config.prompts * config.responses)
+            prompts = [tokens[i] for i in chosen]
+            more = generate(rollouts, prompts, chosen.tolist(), decoding, end, config.responses, seeds)
+            ray.wait(more, num_returns=len(more), fetch_local=False)
+            generation += time.perf_counter() - started
+            parts, metrics = rewards.score(more, {int(i): rows[i] for i in chosen}, config.temperature, step)
+            batch += parts
+            if config.dynamic_sampling:
+                asked = learners.submit(0, "groups_with_signal", *batch)
+                if learners.get([asked], "groups_with_signal")[0] >= config.prompts:
+                    break
+        return batch, metrics, generation, last + 1
+
     checkpoints = Checkpoints(folder, config.keep_checkpoints)
-    saved = checkpoints.newest() or {"step": 0, "kl_coef": config.kl_coef}
-    first, kl_coef = saved["step"], saved["kl_coef"]
+    saved = checkpoints.newest() or {"step": 0, "kl_coef": config.kl_coef, "rounds": 0}
+    first, kl_coef, rounds = saved["step"], saved["kl_coef"], saved["rounds"]
     rewards = Rewards(context.config.rewards, scorers, folder, saved.get("rewards"))
     if first:
         learners.all("load", checkpoints.path(first) / "learner", "state")
     evaluated: dict[str, float] = {}
     fleets = {"rollout": rollouts, "scoring": scorers, "learner": learners}
     with context.monitor("ppo") as monitor, progress("ppo", total=config.iterations, done=first) as bar:
-        monitor.truncate("ppo", first)
+        alarms = Alarms(context.config.alarms, monitor.truncate("ppo", first))
         sync(first)
+        if first == 0 and config.best_of > 1:
+            baseline = best_of_sft(context, held, [held_tokens[i] for i in picked], config.best_of)
+            write_json(folder / "best_of_n.json", baseline)
         for iteration in range(first, config.iterations):
             busy = {name: fleet.busy() for name, fleet in fleets.items()}
             started = time.perf_counter()
-            chosen = prompts_of(iteration, len(rows), config.prompts, seed)
-            refs = generate(
-                rollouts, [tokens[i] for i in chosen], chosen.tolist(), decoding, end, config.responses,
-                sample_seeds(seed, iteration, config.prompts * config.responses),
-            )  # fmt: skip
-            ray.wait(refs, num_returns=len(refs), fetch_local=False)
-            generated = time.perf_counter()
-            batch, rated = rewards.score(refs, {int(i): rows[i] for i in chosen}, config.temperature, iteration + 1)
+            batch, rated, generation, rounds = sample(rounds, iteration + 1)
             judged = time.perf_counter()
-            metrics, learning = learners.all("iterate", iteration, kl_coef, len(refs), *batch)[0]
+            metrics, learning = learners.all("iterate", iteration, kl_coef, *batch)[0]
             learned = time.perf_counter()
             step = iteration + 1
             synced = sync(step)
             seconds = time.perf_counter() - started
             learned_rate = config.epochs * metrics["tokens"] / (learned - judged)
-            made = config.prompts * config.responses
+            made = metrics["objective/responses"]
             metrics |= rated | synced | {
                 "time/iteration": seconds,
-                "time/generation": generated - started,
-                "time/scoring": judged - generated,
+                "time/generation": generation,
+                "time/scoring": judged - started - generation,
                 "time/learning": learning,
                 "time/overhead": seconds - (judged - started) - learning - synced["time/sync"] - synced["time/probe"],
-                "perf/generated_tokens_per_second": metrics["response/length"] * made / (generated - started),
+                "perf/generated_tokens_per_second": metrics["response/length"] * made / generation,
                 "perf/learned_tokens_per_second": learned_rate,
                 "perf/samples_per_second": made / seconds,
                 **{f"wait/{name}": seconds - fleet.busy() + busy[name] for name, fleet in fleets.items()},
                 **utilization(learners, learned_rate),
             }  # fmt: skip
             if step % config.evaluate_every == 0 or step == config.iterations:
-                rates, answers = judge_policy(
-                    context, [held_rows[i] for i in picked], [held_tokens[i] for i in picked], "evaluate", 1.0
-                )
+                rates, answers = judge_policy(context, held, [held_tokens[i] for i in picked], 1.0)
+                if corpus.exists():
+                    rates["pretrain_loss"] = learners.all("pretrain_loss")[0]
                 evaluated = {f"eval/{name}": value for name, value in rates.items()}
                 metrics |= evaluated
-                monitor.samples(
-                    step,
-                    [{"prompt": held_rows[i]["prompt"], **a} for i, a in zip(picked[:16], answers[:16], strict=True)],
-                )
+                shown_rows = zip(held[:16], answers[:16], strict=False)
+                monitor.samples(step, [{"prompt": row["prompt"], **answer} for row, answer in shown_rows])
+            rung = alarms.check({"step": step, **metrics})
+            metrics |= {f"alarm/{name}": 1.0 for name in alarms.ringing}
             monitor.log(step, metrics)
+            sound(rung, step, context, monitor, bar)
+            if config.kl_target is not None:
+                kl = metrics["objective/kl"]
+                kl_coef = adapted_kl_coef(kl_coef, kl, config.kl_target, config.kl_horizon, int(made))
             shown = (metrics[name] for name in ("objective/scores", "objective/kl", "response/length"))
             bar.advance(1, "reward {:+.2f}  kl {:.2f}  length {:.0f}".format(*shown))
             if step % config.save_every == 0 and step < config.iterations:
@@ -120,7 +146,7 @@ def run(context: Context) -> dict[str, Any]:
                 learners.all("save", path / "learner", "state")
                 learners.all("export", path / "model")
                 context.run.promote("ppo", step, path / "model")
-                checkpoints.commit(step, {"kl_coef": kl_coef, "rewards": rewards.state})
+                checkpoints.commit(step, {"kl_coef": kl_coef, "rounds": rounds, "rewards": rewards.state})
         learners.all("export", folder / "model", averaged=True)
         consumed = [policy, *([reward] if reward else []), *context.run.data("prompts")]
         monitor.lineage(consumed, [folder / "model"])
@@ -129,14 +155,24 @@ def run(context: Context) -> dict[str, Any]:
     return evaluated
 
 
-def prompts_of(iteration: int, available: int, count: int, seed: int) -> np.ndarray:
-    """The prompts of one iteration: `count` consecutive ones of an endless row of permutations of all of them."""
-    places = np.arange(iteration * count, (iteration + 1) * count)
+def sound(alarms: Sequence[Alarm], step: int, context: Context, monitor: Monitor, bar: Bar) -> None:
+    """Writes alarms where people look; raises UserError for one that is to stop the run."""
+    for name, evidence in alarms:
+        monitor.alarm(step, name, evidence)
+        bar.tell(f"alarm {name}: {evidence}")
+    for name, evidence in alarms:
+        if name in context.config.alarms.stop:
+            raise UserError(f"the run stops at iteration {step}, since alarms.stop has {name}: {evidence}")
+
+
+def prompts_of(rounds: int, available: int, count: int, seed: int) -> np.ndarray:
+    """The prompts after so many rounds of sampling: `count` consecutive ones of an endless row of permutations of all."""
+    places = np.arange(rounds * count, (rounds + 1) * count)
     epochs = np.unique(places // available)
     orders = {int(e): np.random.default_rng([seed, 3, int(e)]).permutation(available) for e in epochs}
     return np.array([orders[int(p // available)][p % available] for p in places])
 
 
-def sample_seeds(seed: int, iteration: int, count: int) -> list[int]:
-    """One seed for each response of an iteration: it belongs to the sample, whichever engine draws it."""
-    return np.random.default_rng([seed, 4, iteration]).integers(0, 2**31, size=count).tolist()
+def sample_seeds(seed: int, rounds: int, count: int) -> list[int]:
+    """One seed for each response of a round: it belongs to the sample, whichever engine draws it."""
+    return np.random.default_rng([seed, 4, rounds]).integers(0, 2**31, size=count).tolist()

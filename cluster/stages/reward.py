@@ -12,7 +12,6 @@ from cluster.context import Context
 from cluster.progress import progress
 from cluster.run import read_json, write_json
 from cluster.stages.supervised import supervise
-from cluster.world.oracle import utility
 from learners.datasets import RankingData, hold_out
 from learners.encoding import encode_rankings
 from learners.models import load_tokenizer
@@ -68,4 +67,4 @@ def true_worth(context: Context, rows: list[Located]) -> Callable[[dict[str, Any
     judge = context.judge()
     if judge is None or not all("row" in located.row for located in rows):
         return None
-    return lambda row, response, ended: utility(judge(row["row"], response, ended))
+    return lambda row, response, ended: judge(row["row"], response, ended)["score"]

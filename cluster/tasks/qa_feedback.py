@@ -35,5 +35,5 @@ def weak_order(preference: list[int]) -> list[int] | None:
         wins[a] += {0: 0.5, 1: 1.0, 2: 0.0}[won]
         wins[b] += {0: 0.5, 1: 0.0, 2: 1.0}[won]
     ranks = [1 + sum(w > own for w in wins) for own in wins]
-    agree = all((ranks[a] < ranks[b], ranks[a] > ranks[b]) == (won == 1, won == 2) for (a, b), won in zip(PAIRS, preference, strict=True))
-    return ranks if agree else None
+    found = [(ranks[a] < ranks[b]) + 2 * (ranks[a] > ranks[b]) for a, b in PAIRS]
+    return ranks if found == preference else None

@@ -25,6 +25,10 @@ class Verdict:
     coherent: bool
     """One well-formed answer to this very question, with the right kind of value, and nothing besides courtesy."""
 
+    @property
+    def score(self) -> float:
+        return utility(self)
+
 
 def judge(row: dict[str, Any], response: str, ended: bool = True) -> Verdict:
     """Judges a response (text without special tokens) to a prompt row of the world; `ended`: it closed by itself."""

@@ -1,8 +1,11 @@
 """A wrong key, value or file is one message that names it; overrides reach any depth."""
 
 import pytest
+import yaml
 
 from cluster.config import all_keys, load_config
+from learners import objectives
+from learners.config import ALGORITHMS
 from learners.errors import UserError
 
 
@@ -27,7 +30,21 @@ def test_overrides_win_over_the_file_which_wins_over_the_defaults(path):
         (["kl_coef=0.1"], "did you mean ppo.kl_coef"),
         (["ppo.iterations=many"], "ppo.iterations: "),
         (["ppo.iterations"], "expected dotted.key=value"),
-        (["ppo.clip.low=1"], "ppo.clip: "),
+        (["ppo.clip_low.a=1"], "ppo.clip_low: "),
+        (["ppo.advantage=vtrace"], "expected one of gae, grpo, dr_grpo, rloo"),
+        (["ppo.advantage=rloo", "ppo.responses=1"], "responses is 1, but advantage rloo compares"),
+        (["ppo.advantage=grpo", "ppo.lam=0.9"], "lam has no effect here, only with ppo.advantage: gae"),
+        (["ppo.advantage=grpo", "ppo.critic_optimizer.lr=1e-4"], "critic_optimizer has no effect here"),
+        (["ppo.advantage=rloo", "ppo.gamma=0.9"], "only with ppo.advantage: gae, reinforce, reinforce_pp"),
+        (["ppo.kl_horizon=100"], "kl_horizon has no effect here, only with ppo.kl_target"),
+        (["ppo.kl_coef=0", "ppo.kl_in=loss"], "kl_in has no effect here, only with ppo.kl_coef over 0"),
+        (["ppo.correction=tis", "ppo.correction_low=0.1"], "only with ppo.correction: icepop"),
+        (["ppo.ptx_tokens=512"], "only with ppo.ptx_coef over 0"),
+        (["sft.optimizer.schedule=constant", "sft.optimizer.final_ratio=0.1"], "only with schedule: linear, cosine"),
+        (["evaluate.passes=score"], "only with evaluate.judge and evaluate.samples over 1"),
+        (["ppo.overlong_buffer=40"], "must be below max_response_tokens 32"),
+        (["pretrain.batch_tokens=1000"], "not a multiple of sequence_length 128; 896 or 1024 would work"),
+        (["learners.micro_batch_tokens=64"], "is over learners.micro_batch_tokens=64"),
         (["ppo.kl_coef.a=1"], "kl_coef is a value, not a section"),
         (["ppo.minibatches=3"], "256 is not divisible by minibatches 3; these would work: 1, 2, 4"),
         (["collect.responses=3"], "collect.responses: "),
@@ -41,6 +58,23 @@ def test_a_fault_is_named(path, overrides, told):
     with pytest.raises(UserError) as fault:
         load_config(path, overrides)
     assert told in str(fault.value)
+
+
+def test_an_empty_override_takes_a_key_back_to_its_default(path):
+    assert load_config(path, ["ppo.kl_coef="]).ppo.kl_coef == 0.35
+
+
+@pytest.mark.parametrize("advantage", ALGORITHMS)
+def test_a_resolved_config_holds_no_key_without_effect_and_loads_to_the_same(path, tmp_path, advantage):
+    config = load_config(path, [f"ppo.advantage={advantage}"])
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert ("critic_optimizer" in config.ppo.model_dump()) == (advantage == "gae")
+    assert load_config(resolved) == config
+
+
+def test_every_algorithm_has_its_function():
+    assert all(callable(getattr(objectives, name)) for name in ALGORITHMS)
 
 
 @pytest.mark.parametrize(

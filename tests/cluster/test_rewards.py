@@ -49,7 +49,7 @@ def batch(scorers, tmp_path, worths, share=0.5, state=None):
     rewards = Rewards(RewardsConfig(sources=SOURCES, quarantine_share=share), scorers, tmp_path, state)
     found, metrics = rewards.score(refs, rows_of(worths), 1.0, step=1)
     found = [ray.get(x) if isinstance(x, ray.ObjectRef) else x for x in found]
-    return found[:2], np.concatenate(found[2:4]), found[4:], metrics, rewards
+    return found[0::3], np.concatenate(found[1::3]), found[2::3], metrics, rewards
 
 
 def test_sources_are_clipped_then_normalised_then_weighed_and_added(scorers, tmp_path):

@@ -1,33 +1,62 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.batching import pad, plan_micro_batches
+from learners.batching import in_rows, lay_out, pad, plan_micro_batches, position_ids
 from learners.errors import UserError
 from learners.ragged import Samples, offsets_of
 
 
-@given(st.lists(st.integers(1, 60), max_size=80), st.integers(1, 5), st.integers(60, 400))
-def test_every_sequence_is_in_one_micro_batch_within_the_budget_and_ranks_have_equally_many(lengths, ranks, budget):
-    plan = plan_micro_batches(lengths, ranks, budget)
+def padded_size(lengths, micro, packing):
+    lengths = np.asarray(lengths)[micro]
+    rows = in_rows(lengths, packing)
+    return max(int(lengths[row].sum()) for row in rows) * len(rows)
+
+
+@given(st.lists(st.integers(1, 60), max_size=80), st.integers(1, 5), st.integers(60, 400), st.booleans())
+def test_every_sequence_is_in_one_micro_batch_within_the_budget_and_ranks_have_equally_many(
+    lengths, ranks, budget, packing
+):
+    plan = plan_micro_batches(lengths, ranks, budget, packing)
     assert sorted(i for rank in plan for micro in rank for i in micro) == list(range(len(lengths)))
     assert len({len(rank) for rank in plan}) == 1
-    assert all(max(lengths[i] for i in micro) * len(micro) <= budget for rank in plan for micro in rank if micro)
+    assert all(padded_size(lengths, micro, packing) <= budget for rank in plan for micro in rank if micro)
 
 
-def test_ranks_get_about_the_same_number_of_tokens():
+@pytest.mark.parametrize("packing", [False, True])
+def test_ranks_get_about_the_same_number_of_tokens(packing):
     lengths = np.random.default_rng(0).integers(5, 60, size=256)
-    plan = plan_micro_batches(lengths, 4, 1024)
+    plan = plan_micro_batches(lengths, 4, 1024, packing)
     loads = [sum(int(lengths[micro].sum()) for micro in rank) for rank in plan]
     assert max(loads) < 1.1 * min(loads)
 
 
-def test_little_is_padded():
+@pytest.mark.parametrize(("packing", "waste"), [(False, 0.15), (True, 0.05)])
+def test_little_is_padded(packing, waste):
     lengths = np.random.default_rng(0).integers(5, 60, size=256)
-    plan = plan_micro_batches(lengths, 2, 2048)
-    padded = sum(int(lengths[micro].max()) * len(micro) for rank in plan for micro in rank)
-    assert lengths.sum() / padded > 0.85
+    plan = plan_micro_batches(lengths, 2, 2048, packing)
+    padded = sum(padded_size(lengths, micro, packing) for rank in plan for micro in rank)
+    assert 1 - lengths.sum() / padded < waste
+
+
+def test_packed_rows_hold_every_sequence_whole_with_its_own_positions_and_marks():
+    sequences = [np.arange(n) + 10 * n for n in (3, 1, 4, 2, 2)]
+    rows = lay_out(sequences, [s == s[-1] for s in sequences], pad_token=-1, packing=True)
+    real = rows.tokens_RT >= 0
+    assert rows.tokens_RT[real].tolist() == np.concatenate([sequences[i] for i in rows.order]).tolist()
+    assert rows.positions_RT[real].tolist() == [p for i in rows.order for p in range(len(sequences[i]))]
+    assert rows.tokens_RT[rows.chosen_RT].tolist() == [int(sequences[i][-1]) for i in rows.order]
+
+
+def test_sequences_of_one_length_are_not_packed():
+    assert lay_out([np.ones(4)] * 3, [np.ones(4, bool)] * 3, 0, packing=True).positions_RT is None
+
+
+def test_position_ids_count_the_real_tokens_before():
+    # "The N implementation details of RLHF with PPO", detail 3: x, pad, pad, a, b, c
+    assert position_ids(torch.tensor([[1, 0, 0, 1, 1, 1]])).tolist() == [[0, 1, 1, 1, 2, 3]]
 
 
 def test_a_sequence_over_the_budget_is_refused_with_both_numbers():

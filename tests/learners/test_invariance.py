@@ -54,9 +54,9 @@ def test_two_updates_are_the_same_for_any_ranks_zero_stage_micro_batches_and_pac
     assert largest_difference(runs[variant][0][task], reference[task]) < 1e-6
 
 
-def test_the_updates_moved_the_parameters(runs):
+def test_the_measure_sees_another_update(runs):
     tasks = runs[1, *VARIANTS[0]][0]
-    assert largest_difference(tasks["ppo"], {n: w for n, w in tasks["ppo"].items()} | tasks["grpo"]) > 1e-4
+    assert largest_difference(tasks["grpo"], {n: tasks["ppo"][n] for n in tasks["grpo"]}) > 1e-4
 
 
 def test_the_first_minibatch_has_ratio_one_and_packing_leaves_little_padding(runs):

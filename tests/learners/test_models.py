@@ -60,7 +60,7 @@ def counted(actor, folder):
     runs = []
     layer.register_forward_pre_hook(lambda *_: runs.append(1))
     samples, scored = worlds.make_batch(seed=5)
-    actor.iterate(2, 0.05, 1, samples, *scored)
+    actor.iterate(2, 0.05, samples, *scored)
     return updates, len(runs)
 
 
@@ -84,11 +84,11 @@ def adapted(actor, folder):
     worlds.ppo(actor, folder, iterations=1)
     actor.save(scratch, "state")
     samples, scored = worlds.make_batch(seed=1)
-    actor.iterate(1, 0.05, 1, samples, *scored)
+    actor.iterate(1, 0.05, samples, *scored)
     after = worlds.weights(actor)
     worlds.ppo(actor, folder, iterations=0)
     actor.load(scratch, "state")
-    actor.iterate(1, 0.05, 1, samples, *scored)
+    actor.iterate(1, 0.05, samples, *scored)
     actor.export(scratch / "model")
     return before, after, worlds.weights(actor), actor.probe([np.arange(8, 40)])[0]
 
@@ -152,7 +152,7 @@ def fine_tuned(actor, folder, name):
     actor.export(folder / f"{name}-sft")
     actor.start_ppo(folder / f"{name}-sft", folder / f"{name}-reward", worlds.ppo_config(), None, 0)
     samples, scored = worlds.make_batch()
-    metrics, _ = actor.iterate(0, 0.05, 1, samples, *scored)
+    metrics, _ = actor.iterate(0, 0.05, samples, *scored)
     return losses, metrics
 
 

@@ -30,6 +30,19 @@ def test_gae_equals_a_hand_computation():
     torch.testing.assert_close(returns, advantages + 0.5)
 
 
+def test_gae_equals_the_sum_of_discounted_errors():
+    # Schulman et al. 2015, Eq. 16, written out
+    torch.manual_seed(0)
+    rewards, values = torch.randn(2, 3, 7, dtype=torch.float64)
+    gamma, lam = 0.9, 0.8
+    after = torch.cat([values[:, 1:], torch.zeros(3, 1, dtype=torch.float64)], 1)
+    errors = rewards + gamma * after - values
+    expected = torch.stack([sum((gamma * lam) ** k * errors[:, t + k] for k in range(7 - t)) for t in range(7)], 1)
+    found, returns = objectives.gae(rewards, values, torch.ones(3, 7, dtype=torch.float64), gamma, lam)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(returns, expected + values)
+
+
 def test_gae_skips_tokens_of_the_environment():
     mask = torch.tensor([[1.0, 0.0, 0.0, 1.0, 1.0]])
     rewards = torch.tensor([[0.0, 7.0, 7.0, 0.0, 1.0]]) * mask
@@ -74,6 +87,119 @@ def test_policy_loss_clips_only_where_it_hurts():
     # min(ratio A, clip A): 1.2, -1.5, 0.5, -0.8
     torch.testing.assert_close(loss, torch.tensor(-(1.2 - 1.5 + 0.5 - 0.8) / 4))
     assert metrics["clipfrac"] == 2
+
+
+def test_clip_higher_lets_the_ratio_rise_further():
+    loss, _ = objectives.policy_loss(torch.tensor([[1.25]]).log(), torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1), 0.2, 0.28)
+    torch.testing.assert_close(loss, torch.tensor(-1.25))
+
+
+def test_dual_clip_bounds_the_loss_of_a_bad_token_that_became_likely():
+    ratio, advantages = torch.tensor([[10.0, 10.0, 2.0]]), torch.tensor([[-1.0, 1.0, -1.0]])
+    loss, _ = objectives.policy_loss(ratio.log(), torch.zeros(1, 3), advantages, torch.ones(1, 3), 0.2, 0.2, dual_clip=3.0)
+    torch.testing.assert_close(loss, torch.tensor((3.0 - 1.2 + 2.0) / 3))
+
+
+AGGREGATED = {
+    "token_mean": (1 + 2 + 3 + 10) / 4, "seq_mean_token_mean": (2 + 10) / 2, "seq_mean_token_sum": (6 + 10) / 2,
+    "fixed_length": (6 + 10) / (2 * 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("aggregation", "expected"), AGGREGATED.items())
+def test_aggregations(aggregation, expected):
+    x = torch.tensor([[1.0, 2.0, 3.0, 99.0], [10.0, 99.0, 99.0, 99.0], [99.0, 99.0, 99.0, 99.0]])
+    mask = torch.tensor([[1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(objectives.aggregate(x, mask, aggregation), torch.tensor(float(expected)))
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATED)
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_gradients_add_up_over_micro_batches_given_the_global_size(aggregation, ratio):
+    torch.manual_seed(0)
+    new, old, advantages, weights = torch.randn(4, 6, 5)
+    mask = (torch.rand(6, 5) > 0.3).float()
+
+    def gradient(rows, denominator=None):
+        part = new[rows].clone().requires_grad_()
+        loss, _ = objectives.policy_loss(
+            part, old[rows], advantages[rows], mask[rows], 0.2, 0.3, 3.0, weights[rows].abs(), aggregation, ratio, denominator
+        )
+        loss.backward()
+        return part.grad
+
+    size = objectives.aggregation_size(mask, aggregation)
+    parts = [gradient(slice(a, b), size) for a, b in ((0, 1), (1, 4), (4, 6))]
+    torch.testing.assert_close(torch.cat(parts), gradient(slice(0, 6)))
+
+
+def test_the_sequence_ratio_is_the_geometric_mean_and_shares_its_gradient_evenly():
+    logprobs = torch.tensor([[0.2, 0.1, 9.0]]).requires_grad_()
+    mask, advantages = torch.tensor([[1.0, 1.0, 0.0]]), torch.ones(1, 3)
+    loss, _ = objectives.policy_loss(
+        logprobs, torch.zeros(1, 3), advantages, mask, 0.5, 0.5, aggregation="seq_mean_token_mean", ratio="sequence"
+    )
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), torch.tensor(-math.exp(0.15)))
+    torch.testing.assert_close(logprobs.grad, torch.tensor([[-math.exp(0.15) / 2, -math.exp(0.15) / 2, 0.0]]))
+
+
+def test_weights_multiply_the_loss_of_a_token():
+    logprobs, advantages = torch.zeros(1, 2), torch.tensor([[2.0, 4.0]])
+    loss, _ = objectives.policy_loss(
+        logprobs, logprobs, advantages, torch.ones(1, 2), 0.2, 0.2, weights_BT=torch.tensor([[0.5, 0.0]])
+    )
+    torch.testing.assert_close(loss, torch.tensor(-0.5))
+
+
+RATIOS = torch.tensor([[0.25, 1.0, 4.0]])  # learner over engine, token by token
+
+
+@pytest.mark.parametrize(
+    ("correction", "expected"),
+    [
+        ("tis", [0.25, 1.0, 2.0]),
+        ("icepop", [0.0, 1.0, 0.0]),
+        ("sequence", [1.0, 1.0, 1.0]),
+        ("decoupled", [0.25, 1.0, 4.0]),
+    ],
+)
+def test_importance_weights(correction, expected):
+    found = objectives.importance_weights(RATIOS.log(), torch.zeros(1, 3), torch.ones(1, 3), correction, 0.5, 2.0)
+    torch.testing.assert_close(found, torch.tensor([expected]))
+
+
+def test_the_sequence_weight_is_truncated_and_blind_to_padding():
+    mask = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    ratios = RATIOS.repeat(2, 1)
+    found = objectives.importance_weights(ratios.log(), torch.zeros(2, 3), mask, "sequence", 0.5, 2.0)
+    torch.testing.assert_close(found[0, 1:], torch.tensor([2.0, 2.0]))
+    torch.testing.assert_close(found[1, 0], torch.tensor(0.25))
+
+
+def test_no_correction_has_no_weights():
+    assert objectives.importance_weights(RATIOS.log(), torch.zeros(1, 3), torch.ones(1, 3), "none") is None
+
+
+def test_decoupled_ppo_is_ppo_on_the_behaviour_policy_while_nothing_is_clipped():
+    # Hilton et al. 2021: (proximal / behaviour) * (new / proximal) * A = (new / behaviour) * A
+    behaviour, proximal, new = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, -1.8]]), torch.tensor([[-1.4, -1.9]])
+    mask, advantages = torch.ones(1, 2), torch.tensor([[1.0, -2.0]])
+    weights = objectives.importance_weights(proximal, behaviour, mask, "decoupled")
+    loss, _ = objectives.policy_loss(new, proximal, advantages, mask, 0.2, 0.2, weights_BT=weights)
+    torch.testing.assert_close(loss, -((new - behaviour).exp() * advantages).mean())
+
+
+def test_the_mismatch_of_engine_and_learner():
+    mask = torch.tensor([[1.0, 1.0, 0.0]])
+    weights = torch.tensor([[0.25, 0.0, 9.0]])
+    found = objectives.mismatch(torch.tensor([[0.25, 4.0, 9.0]]).log(), torch.zeros(1, 3), mask, weights)
+    assert found["mean"] == pytest.approx(math.log(4))
+    assert found["max"] == pytest.approx(math.log(4))
+    assert found["kl"] == pytest.approx((0.25 - 1 + math.log(4) + 4 - 1 - math.log(4)) / 2)
+    assert (found["ratio_min"], found["ratio_max"]) == (pytest.approx(0.25), pytest.approx(4))
+    assert found["effective"] == pytest.approx(4.25**2 / (2 * (0.0625 + 16)))
+    assert found["weight"] == pytest.approx(0.125)
 
 
 def test_policy_loss_of_equal_policies_is_minus_the_mean_advantage():
@@ -126,6 +252,12 @@ def test_ranking_loss_drops_ties_and_is_zero_when_all_tie():
     torch.testing.assert_close(tied, -(torch.nn.functional.logsigmoid(torch.tensor([1.0, 5.0]))).mean())
     objectives.ranking_loss(scores, [1, 1, 1]).backward()
     assert scores.grad.abs().sum() == 0
+
+
+def test_a_margin_asks_for_more_between_ranks_further_apart():
+    found = objectives.ranking_loss(torch.tensor([2.0, 1.0, 0.0]), [1, 2, 4], margin=0.5)
+    gaps = torch.tensor([1 - 0.5 * 1, 2 - 0.5 * 3, 1 - 0.5 * 2])
+    torch.testing.assert_close(found, -torch.nn.functional.logsigmoid(gaps).mean())
 
 
 def test_ranking_loss_is_finite_at_huge_gaps():

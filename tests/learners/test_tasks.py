@@ -33,7 +33,7 @@ def whole_and_resumed(actor, folder):
     steps = actor.load(scratch, "state")
     for iteration in (2, 3):
         samples, scored = worlds.make_batch(seed=iteration)
-        actor.iterate(iteration, 0.05, 1, samples, *scored)
+        actor.iterate(iteration, 0.05, samples, *scored)
     return whole, worlds.weights(actor), steps
 
 

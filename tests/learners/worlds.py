@@ -148,7 +148,7 @@ def ppo(actor, folder, iterations=2, **changes):
     metrics = []
     for iteration in range(iterations):
         samples, scored = make_batch(seed=iteration, responses=config.responses)
-        metrics.append(actor.iterate(iteration, 0.05, 1, samples, *scored)[0])
+        metrics.append(actor.iterate(iteration, 0.05, samples, *scored)[0])
     return metrics, weights(actor)
 
 

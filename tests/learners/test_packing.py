@@ -1,0 +1,72 @@
+"""A sequence must mean the same to a model alone, padded on either side, and packed into a row with others."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from learners.batching import lay_out, position_ids
+from learners.errors import UserError
+from learners.models import PolicyModule, ScalarModule, build_policy, load_scalar, refuse_leaks, scalar_from_policy
+from learners.tokenizer import train_tokenizer
+from tests.learners import worlds
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("packing")
+    tokenizer = train_tokenizer(worlds.TEXTS, 320)
+    build_policy(worlds.MODEL, tokenizer, seed=3).save_pretrained(path / "policy")
+    scalar_from_policy(path / "policy", seed=4).save_pretrained(path / "reward")
+    return path
+
+
+SEQUENCES = [np.random.default_rng(n).integers(8, 300, n).astype(np.int32) for n in (9, 3, 14, 6, 6, 11)]
+LEARNED = [np.arange(len(s)) >= 2 for s in SEQUENCES]
+
+
+def laid_out(packing):
+    return lay_out(SEQUENCES, LEARNED, 0, packing)
+
+
+@torch.no_grad()
+def by_sequence(rows, flat):
+    parts = flat.split([int(LEARNED[i].sum()) for i in rows.order])
+    return {i: part for i, part in zip(rows.order, parts, strict=True)}
+
+
+def test_packed_logprobs_and_scalars_are_those_of_padded_rows(folder):
+    from learners.models import load_policy
+
+    policy, scalar = PolicyModule(load_policy(folder / "policy")), ScalarModule(load_scalar(folder / "reward"))
+    found = []
+    for packing in (False, True):
+        rows = laid_out(packing)
+        assert (rows.positions_RT is not None) == packing
+        logprobs, _ = policy(rows.tokens_RT, rows.chosen_RT, rows.positions_RT)
+        values = scalar(rows.tokens_RT, rows.positions_RT)[rows.chosen_RT]
+        found.append((by_sequence(rows, logprobs), by_sequence(rows, values)))
+    for padded, packed in zip(*found, strict=True):
+        for i in range(len(SEQUENCES)):
+            torch.testing.assert_close(packed[i], padded[i], rtol=1e-5, atol=2e-6)
+
+
+def test_left_padding_with_position_ids_gives_the_logprobs_of_right_padding(folder):
+    from learners.models import load_policy
+
+    model, tokens = load_policy(folder / "policy"), torch.from_numpy(SEQUENCES[0].astype(np.int64))[None]
+    mask = torch.tensor([[0, 0, 0] + [1] * 9])
+    padded = torch.nn.functional.pad(tokens, (3, 0))
+    with torch.no_grad():
+        plain = model(input_ids=tokens).logits
+        left = model(input_ids=padded, attention_mask=mask, position_ids=position_ids(mask)).logits
+    torch.testing.assert_close(left[:, 3:], plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_lets_packed_sequences_see_each_other_is_refused():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=32, n_layer=1, n_head=2)).eval()
+    refuse_leaks(model)
+    forward = model.transformer.forward
+    model.transformer.forward = lambda input_ids, position_ids, use_cache: forward(input_ids, use_cache=use_cache)
+    with pytest.raises(UserError, match=r"learners\.packing=false"):
+        refuse_leaks(model)
