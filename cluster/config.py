@@ -187,7 +187,7 @@ def _explain(path: Path, error: Any) -> str:
         found = "" if isinstance(error.get("input"), dict) else f" (found {error.get('input')!r})"
         return f"{path}: {where or 'the config'}: {error['msg'].removeprefix('Value error, ')}{found}"
     known = all_keys(RunConfig)
-    *section, last = where.split(".")
+    *section, last = [part for part in error["loc"] if isinstance(part, str)]
     siblings = {k: k for k in known if k.split(".")[:-1] == section}
     by_leaf = {k.split(".")[-1]: k for k in known if k not in siblings} | {k.split(".")[-1]: k for k in siblings}
     near = [by_leaf[leaf] for leaf in difflib.get_close_matches(last, by_leaf, n=3, cutoff=0.5)]
