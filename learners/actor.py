@@ -70,10 +70,10 @@ class LearnerActor:
         """Next-token training on `folder/tokens.npz`. Each start returns the number of optimizer steps."""
         tokenizer = load_tokenizer(folder / "tokenizer")
         if self.model.path:
-            module = self._policy(self.model.path, self.config.dtype)
+            module = self._policy(self.model.path, self.config.dtype, seed)
         else:
             whole = self.model.model_copy(update={"lora": None})  # adapters of random weights would learn nothing
-            module = PolicyModule(trainable(build_policy(self.model, tokenizer, seed), whole))
+            module = PolicyModule(trainable(build_policy(self.model, tokenizer, seed), whole, seed))
         data = TokenData.load(folder / "tokens.npz")
         batch = max(1, config.batch_tokens // config.sequence_length)
         return self._supervise(
@@ -82,7 +82,7 @@ class LearnerActor:
 
     def start_sft(self, policy: Path, config: SFTConfig, folder: Path, seed: int) -> int:
         data = TokenData.load(folder / "demonstrations.npz")
-        module = self._policy(policy, self.config.dtype)
+        module = self._policy(policy, self.config.dtype, seed)
         return self._supervise(
             LanguageTask, module, data, config, config.batch_size, policy, seed, epochs=config.epochs
         )
@@ -93,14 +93,14 @@ class LearnerActor:
         task = partial(RankingTask, margin=config.margin)
         return self._supervise(task, module, data, config, config.batch_size, tokens, seed, epochs=config.epochs)
 
-    def _policy(self, path: str | Path, dtype: str) -> PolicyModule:
-        return PolicyModule(trainable(load_policy(path, dtype, self.model.attention), self.model))
+    def _policy(self, path: str | Path, dtype: str, seed: int) -> PolicyModule:
+        return PolicyModule(trainable(load_policy(path, dtype, self.model.attention), self.model, seed))
 
     def _scalar(self, path: str | Path | None, policy: Path, dtype: str, seed: int) -> ScalarModule:
         """The scalar model of a folder; without one, the policy under a new head."""
         attention = self.model.attention
         model = load_scalar(path, dtype, attention) if path else scalar_from_policy(policy, seed, dtype, attention)
-        return ScalarModule(trainable(model, self.model))
+        return ScalarModule(trainable(model, self.model, seed))
 
     def _supervise(
         self, task: Any, module: Any, data: Any, config: Any, batch_size: int, tokenizer: Path | str, seed: int,
@@ -120,7 +120,7 @@ class LearnerActor:
         self.close()
         self.tokenizer = load_tokenizer(policy, self.model)
         self.task = PPOTask(
-            self._policy(policy, config.dtype),
+            self._policy(policy, config.dtype, seed),
             self._scalar(reward, policy, config.dtype, seed) if config.needs.critic else None,
             config, self.config, TokenData.load(corpus) if corpus else None, seed, self.tokenizer.pad_token_id,
         )  # fmt: skip

@@ -84,9 +84,10 @@ def scalar_from_policy(
     return model
 
 
-def trainable(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
-    """The model with the config's adapters and gradient checkpointing."""
+def trainable(model: PreTrainedModel, config: ModelConfig, seed: int) -> PreTrainedModel:
+    """The model with the config's adapters, drawn by the seed, and gradient checkpointing."""
     if config.lora:
+        torch.manual_seed(seed)
         add_adapters(model, config.lora, None if model.get_output_embeddings() is not None else scalar_head(model))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
