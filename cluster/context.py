@@ -33,7 +33,14 @@ class Context:
     def read(self, kind: str) -> tuple[list[Located], Intake]:
         """The rows of one kind of data, and their intake, which encoders hand over-long rows to."""
         intake = self.intakes[kind] = Intake(kind, self.config.data, self.config.seed)
-        return intake.read(self.run.sources(kind)), intake
+        rows = intake.read(self.run.sources(kind))
+        other = self.intakes.get({"prompts": "heldout", "heldout": "prompts"}.get(kind, ""))
+        if other and (both := sorted(intake.owners & other.owners)):
+            raise UserError(
+                f"{self.config.data.split_by} {both[0]!r} (one of {len(both)}) is in data.prompts and in data.heldout; with "
+                "data.split_by nobody may be in both"
+            )
+        return rows, intake
 
     def prompts(
         self, kind: str, tokenizer: PreTrainedTokenizerBase, room: int

@@ -73,15 +73,9 @@ def placement(config: RunConfig) -> list[Placed]:
     width = BYTES[ppo.dtype]
     stage, ranks = learners.zero_stage, learners.ranks
     optimizer = 8 if ppo.dtype == "float32" else 12
-    per_rank = (
-        2
-        * count
-        * (
-            width / (ranks if stage >= 3 else 1)
-            + width / (ranks if stage >= 2 else 1)
-            + optimizer / (ranks if stage >= 1 else 1)
-        )
-    )
+    trained = 0.02 if config.model.lora else 1.0  # share of the parameters; adapters are about this much
+    state = width / (ranks if stage >= 2 else 1) + optimizer / (ranks if stage >= 1 else 1)
+    per_rank = 2 * count * (width / (ranks if stage >= 3 else 1) + trained * state)
     vocabulary = config.model.entries
     activations = learners.micro_batch_tokens * (vocabulary * 12 + config.model.width * config.model.layers * 100)
     gib = 2.0**30

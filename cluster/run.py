@@ -21,9 +21,11 @@ from learners.data_config import SourceConfig
 from learners.errors import UserError
 from learners.sources import local_path
 
-# What a finished stage was made from: if one of these sections changes, its result no longer fits the config.
+# What a finished stage was made from, and the first of a run besides: if one of these sections changes, its result no
+# longer fits the config.
+BASE = ("seed", "data", "world", "model")
 SECTIONS: dict[Stage, tuple[str, ...]] = {
-    "pretrain": ("seed", "data", "world", "model", "pretrain"),
+    "pretrain": ("pretrain",),
     "sft": ("sft",),
     "collect": ("collect",),
     "reward": ("reward",),
@@ -58,7 +60,7 @@ class Run:
         if changed:
             raise UserError(
                 f"{self.root}: stage {changed[0]} was finished with another configuration of "
-                f"{', '.join(SECTIONS[changed[0]])}; add --from {changed[0]} to do it again, or choose another run_dir"
+                f"{', '.join(self._sections(changed[0]))}; add --from {changed[0]} to do it again, or choose another run_dir"
             )
         if redo:
             self.forget(redo)
@@ -109,9 +111,12 @@ class Run:
         sources = self.sources(kind)
         return [local_path(source, self.config.data) or Path(source.path) for source in sources]
 
+    def _sections(self, stage: Stage) -> tuple[str, ...]:
+        return (*(BASE if stage == self.config.stages[0] else ()), *SECTIONS[stage])
+
     def fingerprint(self, stage: Stage) -> str:
         values = self.config.model_dump(mode="json")
-        relevant = {section: values[section] for section in SECTIONS[stage]}
+        relevant = {section: values[section] for section in self._sections(stage)}
         return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
 
     def done(self, stage: str) -> dict[str, Any] | None:

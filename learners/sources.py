@@ -42,6 +42,7 @@ class Intake:
     def __init__(self, kind: str, config: DataConfig, seed: int) -> None:
         self.kind, self.config, self.seed = kind, config, seed
         self.counts: Counter[str] = Counter()
+        self.owners: set[str] = set()  # the values of `data.split_by`
 
     def read(self, sources: Sequence[SourceConfig]) -> list[Located]:
         """The rows of all sources in one form. Raises UserError for a broken row (over `data.broken_rows` of them) and
@@ -51,6 +52,7 @@ class Intake:
         if not rows:
             raise UserError(f"{', '.join(s.path for s in sources)}: no rows for data.{self.kind}; {self.counts_text()}")
         self.counts["kept"] = len(rows)
+        self.owners = {str(row[by]) for _, row in rows if (by := self.config.split_by) and row.get(by) is not None}
         return rows
 
     def fitted(self, where: str, text: str, size: Callable[[str], int], limit: int) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor
 
@@ -29,7 +30,10 @@ def load_weights(context: Context, folder: Path) -> int:
 
 
 def _stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    for file in sorted(folder.glob("*.safetensors")):
+    files = sorted((folder if folder.is_dir() else Path(snapshot_download(str(folder)))).glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder}: no weights in *.safetensors files; save the model again with transformers")
+    for file in files:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 yield name, tensors.get_tensor(name)

@@ -9,6 +9,7 @@ from cluster.context import Context
 from cluster.run import Run
 from cluster.tasks import gsm8k
 from cluster.tasks.qa_feedback import comparisons, weak_order
+from learners.errors import UserError
 from learners.objectives import ranking_pairs
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -29,6 +30,17 @@ def test_a_weak_order_agrees_with_all_six_comparisons_or_there_is_none():
     row = {f"prediction {i}": str(i) for i in range(1, 5)} | {"question": "q", "preference": [1, 2, 0, 1, 0, 0]}
     told = [(r["responses"], r["ranks"]) for r in comparisons(row)]
     assert told[:3] == [(["1", "2"], [1, 2]), (["1", "3"], [2, 1]), (["1", "4"], [1, 1])]
+
+
+def test_a_user_in_prompts_and_in_heldout_is_refused(tmp_path):
+    for name, users in (("prompts", "abc"), ("heldout", "cde")):
+        (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"prompt": "p", "user": "{u}"}}\n' for u in users))
+    files = [f"data.root={tmp_path}", "data.prompts=prompts.jsonl", "data.heldout=heldout.jsonl", "data.split_by=user"]
+    config = load_config("configs/tiny.yaml", [*files, f"run_dir={tmp_path}"])
+    context = Context(config, Run(config), None)  # type: ignore[arg-type]
+    context.read("prompts")
+    with pytest.raises(UserError, match=r"user 'c' \(one of 1\) is in data.prompts and in data.heldout"):
+        context.read("heldout")
 
 
 @needs_data
