@@ -7,7 +7,15 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from learners.batching import lay_out, position_ids
 from learners.errors import UserError
-from learners.models import PolicyModule, ScalarModule, build_policy, load_policy, load_scalar, refuse_leaks, scalar_from_policy
+from learners.models import (
+    PolicyModule,
+    ScalarModule,
+    build_policy,
+    load_policy,
+    load_scalar,
+    refuse_leaks,
+    scalar_from_policy,
+)
 from learners.tokenizer import train_tokenizer
 from tests.learners import worlds
 
