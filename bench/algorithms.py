@@ -29,14 +29,15 @@ matplotlib.rcParams["svg.hashsalt"] = "zero2hero"  # the same figure from the sa
 import matplotlib.pyplot as plt  # noqa: E402
 
 SHORT = ["ppo.iterations=20", "ppo.evaluate_every=4", "ppo.evaluate_prompts=400", "ppo.save_every=1000", "ppo.best_of=1"]
-GROUPED = ["ppo.prompts=64", "ppo.responses=4", "ppo.critic_optimizer=", "ppo.value_clip=", "ppo.lam="]
+NO_CRITIC = ["ppo.critic_optimizer=", "ppo.value_clip=", "ppo.lam="]  # nothing after the "=": back to the default
+GROUPED = [*NO_CRITIC, "ppo.prompts=64", "ppo.responses=4", "ppo.gamma=", "ppo.whiten_rewards="]
 LONG = ["ppo.iterations=60", "ppo.evaluate_every=3", "ppo.best_of=16", "ppo.optimizer.lr=5e-4", "ppo.kl_coef=0.001"]
 SEEDS = (0, 1, 2)
 VARIANTS: dict[str, tuple[tuple[int, ...], list[str]]] = {
     "ppo": (SEEDS, SHORT),
     "grpo": (SEEDS, [*SHORT, *GROUPED, "ppo.advantage=grpo"]),
     "rloo": (SEEDS, [*SHORT, *GROUPED, "ppo.advantage=rloo"]),
-    "reinforce_pp": (SEEDS, [*SHORT, "ppo.advantage=reinforce_pp", "ppo.critic_optimizer=", "ppo.value_clip=", "ppo.lam="]),
+    "reinforce_pp": (SEEDS, [*SHORT, *NO_CRITIC, "ppo.advantage=reinforce_pp"]),
     "ptx": (SEEDS, [*SHORT, "ppo.ptx_coef=0.5"]),
     "overoptimization": ((0,), [*SHORT, *LONG]),
 }  # fmt: skip
