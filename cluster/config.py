@@ -18,13 +18,13 @@ from cluster.world.config import WorldConfig
 from learners.config import (
     LearnerConfig,
     ModelConfig,
-    PPOConfig,
     PretrainConfig,
     RewardConfig,
     Section,
     SFTConfig,
 )
 from learners.errors import UserError
+from learners.ppo_config import PPOConfig
 from serve.config import ServeConfig
 
 Stage = Literal["pretrain", "sft", "collect", "reward", "ppo", "evaluate"]

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from learners import advantages, objectives
-from learners.config import PPOConfig
 from learners.errors import UserError
+from learners.ppo_config import PPOConfig
 from learners.ragged import Samples
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from learners.config import PPOConfig
 from learners.errors import UserError
 from learners.experience import Experience
+from learners.ppo_config import PPOConfig
 from learners.ragged import Samples, offsets_of
 
 

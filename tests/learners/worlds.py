@@ -7,9 +7,10 @@ from queue import Empty
 
 import numpy as np
 
-from learners.config import LearnerConfig, ModelConfig, OptimizerConfig, PPOConfig, PretrainConfig, RewardConfig
+from learners.config import LearnerConfig, ModelConfig, OptimizerConfig, PretrainConfig, RewardConfig
 from learners.datasets import RankingData, pack_corpus
 from learners.models import build_policy, scalar_from_policy
+from learners.ppo_config import PPOConfig
 from learners.ragged import Samples, offsets_of
 from learners.tokenizer import train_tokenizer
 
