@@ -18,7 +18,6 @@ from cluster.world.config import WorldConfig
 from learners.config import (
     LearnerConfig,
     ModelConfig,
-    PPOConfig,
     PretrainConfig,
     RewardConfig,
     Section,
@@ -26,6 +25,7 @@ from learners.config import (
 )
 from learners.data_config import DataConfig
 from learners.errors import UserError
+from learners.ppo_config import PPOConfig
 from serve.config import ServeConfig
 
 Stage = Literal["pretrain", "sft", "collect", "reward", "ppo", "evaluate"]

@@ -139,7 +139,7 @@ class Fleets:
 
     def scorers(self, reference: Path, reward: Path | None) -> Fleet:
         """Reward model and reference policy; started anew when asked for other models."""
-        wanted = (str(reference), str(reward) if reward else None)
+        wanted = (str(reference.resolve()), str(reward.resolve()) if reward else None)
         if self._scorers_of != wanted:
             if "scoring" in self._fleets:
                 self._fleets.pop("scoring").stop()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from cluster.run import read_json, read_jsonl
 
-HIDDEN = ("count", "ended", "score_error")
+HIDDEN = ("count", "ended", "score_error")  # in results.json
 
 
 def print_summary(root: Path, console: Console) -> None:
@@ -57,11 +58,11 @@ def print_summary(root: Path, console: Console) -> None:
 
 def evaluation_table(results: dict) -> Table:
     """One row for each model and way of decoding."""
-    table = Table(title="Held-out prompts", title_justify="left")
+    table = Table(title="Held-out prompts", title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("model")
     table.add_column("decoding")
     found = [(stage, way, rates) for stage, ways in results["stages"].items() for way, rates in ways.items()]
-    columns = list(dict.fromkeys(name for *_, rates in found for name in rates if name not in HIDDEN))
+    columns = list(dict.fromkeys(name for *_, rates in found for name in rates if name not in HIDDEN and "mean@" not in name))
     for name in columns:
         table.add_column(name, justify="right")
     for stage, decoding, rates in found:
@@ -72,4 +73,4 @@ def evaluation_table(results: dict) -> Table:
 
 def is_rate(name: str) -> bool:
     """Whether a measure is a share between 0 and 1."""
-    return name in ("factual", "rude", "coherent") or name.startswith(("pass@", "mean@"))
+    return name in ("factual", "rude", "coherent") or name.startswith("pass@")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from learners.config import LearnerConfig, ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardConfig, SFTConfig
 from learners.datasets import RankingData, TokenData
 from learners.engine import Engine, join_process_group, peak_flops
 from learners.models import (
@@ -33,6 +33,7 @@ from learners.models import (
 )
 from learners.objectives import groups_with_signal
 from learners.ppo import PPOTask
+from learners.ppo_config import PPOConfig
 from learners.supervised import LanguageTask, RankingTask
 
 

@@ -8,6 +8,7 @@ several sequences one after the other, told apart by position ids that start aga
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from learners.errors import UserError
 
-ROW_LENGTH = 4  # a packed row is about this many times its longest sequence: little padding, cheap attention
+# A packed row is so many times its longest sequence: few leave the rows uneven, many make attention dear.
+SHORTEST_ROW, LONGEST_ROW = 3, 6
 
 
 def plan_micro_batches(
@@ -37,7 +39,7 @@ def plan_micro_batches(
     rounds = max(1, -(-int(lengths.sum()) // (ranks * budget)))
     while True:
         chunks = _deal(lengths, ranks * rounds) if packing else _cut(lengths, order, ranks * rounds)
-        if all(len(c) == 0 or _size(lengths[c], packing) <= budget for c in chunks):
+        if all(len(c) == 0 or _size(lengths[c], in_rows(lengths[c], packing)) <= budget for c in chunks):
             break
         rounds += 1
     chunks.sort(key=lambda c: -int(lengths[c].sum()))
@@ -60,27 +62,29 @@ def _cut(lengths: np.ndarray, order: np.ndarray, count: int) -> list[np.ndarray]
 def _deal(lengths: np.ndarray, count: int) -> list[np.ndarray]:
     """All sequences in `count` lots of about equal token sums: the longest first, each to the lot that has least."""
     lots: list[list[int]] = [[] for _ in range(count)]
-    sums = [0] * count
+    sums = [(0, lot) for lot in range(count)]
     for i in np.argsort(-lengths, kind="stable").tolist():
-        least = sums.index(min(sums))
-        lots[least].append(i)
-        sums[least] += int(lengths[i])
+        least, lot = sums[0]
+        lots[lot].append(i)
+        heapq.heapreplace(sums, (least + int(lengths[i]), lot))
     return [np.array(lot, dtype=np.int64) for lot in lots]
 
 
-def _size(lengths: np.ndarray, packing: bool) -> int:
-    """Tokens of a micro-batch with its padding."""
-    rows = [sum(int(lengths[i]) for i in row) for row in in_rows(lengths, packing)]
-    return max(rows) * len(rows)
+def _size(lengths: np.ndarray, rows: Sequence[Sequence[int] | np.ndarray]) -> int:
+    """Tokens of a micro-batch in these rows, with its padding."""
+    return max(int(lengths[row].sum()) for row in rows) * len(rows)
 
 
 def in_rows(lengths: Sequence[int] | np.ndarray, packing: bool) -> list[list[int]]:
-    """Which sequences of a micro-batch share a row: each has its own or, packed, they fill rows of about equal length.
-    Sequences that are equally long need no packing."""
+    """Which sequences of a micro-batch share a row: each has its own or, packed, they fill rows of about equal length, as
+    many as leave least padding. Sequences that are equally long need no packing."""
     lengths = np.asarray(lengths)
     if not packing or not len(lengths) or lengths.min() == lengths.max():
         return [[i] for i in range(len(lengths))]
-    return [row.tolist() for row in _deal(lengths, -(-int(lengths.sum()) // (ROW_LENGTH * int(lengths.max()))))]
+    total, longest = int(lengths.sum()), int(lengths.max())
+    counts = range(-(-total // (LONGEST_ROW * longest)), -(-total // (SHORTEST_ROW * longest)) + 1)
+    rows = min((_deal(lengths, count) for count in counts), key=lambda rows: _size(lengths, rows))
+    return [row.tolist() for row in rows]
 
 
 def join(rows: Sequence[Sequence[np.ndarray]], fill: int | bool) -> Tensor:

@@ -10,6 +10,7 @@ any number of ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor
 
 from learners import advantages, objectives
-from learners.config import PPOConfig
 from learners.errors import UserError
+from learners.ppo_config import PPOConfig
 from learners.ragged import Samples
 
 
@@ -67,9 +68,9 @@ class Experience:
     def shape(self, config: PPOConfig, kl_coef: float) -> dict[str, float]:
         """Fills in advantages, returns and weights; returns the metrics of the batch."""
         old_BT, mask_BT, samples = self.old_BT, self.mask_BT, self.samples
-        given_B = self.scores_B - config.missing_end_penalty * ~torch.from_numpy(samples.ended_B)
-        if config.score_clip is not None:
-            given_B = given_B + self.scores_B.clamp(-config.score_clip, config.score_clip) - self.scores_B
+        limit = config.score_clip or math.inf
+        cut_B = ~torch.from_numpy(samples.ended_B)
+        given_B = self.scores_B.clamp(-limit, limit) - config.missing_end_penalty * cut_B
         if config.overlong_buffer:
             over_B = objectives.overlong_penalty(self.lengths_B, config.max_response_tokens, config.overlong_buffer)
             given_B = given_B + config.overlong_penalty * over_B

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from learners import objectives
 from learners.batching import Rows, lay_out, plan_micro_batches
-from learners.config import LearnerConfig, PPOConfig
+from learners.config import LearnerConfig
 from learners.datasets import TokenData
 from learners.engine import Average, Engine
 from learners.experience import Experience
 from learners.models import PolicyModule, ScalarModule, refuse_leaks
+from learners.ppo_config import PPOConfig
 from learners.ragged import Samples
 from learners.supervised import summed_over_ranks
 

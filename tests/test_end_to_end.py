@@ -1,5 +1,6 @@
 """The whole loop on a very small config, with every real component: killed in the middle, resumed, served, asked."""
 
+import itertools
 import json
 import os
 import signal
@@ -12,9 +13,11 @@ import pytest
 from openai import OpenAI
 
 from cluster.config import STAGES
+from learners.advantages import adapted_kl_coef
 from serve.config import ServeConfig
 
 HERO = [sys.executable, "-m", "cluster.cli"]
+OVERRIDES = ["ppo.kl_target=0.5", "ppo.kl_horizon=64", "ppo.best_of=4", "evaluate.samples=2"]
 
 
 def rows(path: Path, stage: str) -> list[dict]:
@@ -27,7 +30,7 @@ def start(root: Path, *more: str) -> subprocess.Popen:
     log = open(root.parent / "run.log", "a")  # noqa: SIM115
     # W&B names its service process in the environment; sharing that of the tests would share its locks on runs.
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "WANDB_"))}
-    command = [*HERO, "run", "configs/tiny.yaml", f"run_dir={root}", *more]
+    command = [*HERO, "run", "configs/tiny.yaml", f"run_dir={root}", *OVERRIDES, *more]
     return subprocess.Popen(command, stdout=log, stderr=log, env=env)
 
 
@@ -74,6 +77,24 @@ def test_learning_follows_the_rules(run):
     assert pretrain[-1] < pretrain[0] - 1
 
 
+def test_the_kl_coefficient_adapts_and_survives_the_kill(run):
+    ppo = rows(run / "metrics.jsonl", "ppo")
+    assert ppo[0]["kl_coef"] == 0.35
+    for before, after in itertools.pairwise(ppo):
+        expected = adapted_kl_coef(before["kl_coef"], before["objective/kl"], target=0.5, horizon=64, samples=16)
+        assert after["kl_coef"] == pytest.approx(expected)
+
+
+def test_alarms_best_of_n_and_the_pretraining_loss_are_kept(run):
+    (alarm,) = [json.loads(line) for line in (run / "ppo" / "alarms.jsonl").read_text().splitlines()]
+    assert alarm["alarm"] == "ended"  # so small a policy does not learn to stop
+    assert "of the responses end by themselves at iteration 1" in alarm["evidence"]
+    baseline = json.loads((run / "ppo" / "best_of_n.json").read_text())
+    assert [b["n"] for b in baseline] == [1, 2, 4]
+    assert baseline[0]["reward"] < baseline[1]["reward"] < baseline[2]["reward"]
+    assert rows(run / "metrics.jsonl", "ppo")[-1]["eval/pretrain_loss"] > 0
+
+
 def test_rankings_are_in_the_format_that_real_ones_will_use(run):
     ranking = json.loads((run / "collect" / "rankings.jsonl").read_text().splitlines()[0])
     assert {"prompt", "responses", "ranks", "labeler", "time", "policy", "decoding"} <= ranking.keys()
@@ -84,7 +105,9 @@ def test_rankings_are_in_the_format_that_real_ones_will_use(run):
 def test_a_run_leaves_evaluation_report_timings_and_wandb_files(run):
     results = json.loads((run / "evaluate" / "results.json").read_text())
     assert set(results["stages"]) == {"pretrain", "sft", "ppo"}
-    assert results["stages"]["sft"]["sampled"]["kl"] == pytest.approx(0, abs=1e-4)
+    sampled = results["stages"]["sft"]["sampled"]
+    assert sampled["kl"] == pytest.approx(0, abs=1e-4)
+    assert sampled["pass@2"] >= sampled["pass@1"] == sampled["mean@2"]
     assert 0 <= results["win_rate"]["low"] <= results["win_rate"]["rate"] <= results["win_rate"]["high"] <= 1
     assert "The same prompts answered by each stage" in (run / "report.html").read_text()
     timings = json.loads((run / "timings.json").read_text())

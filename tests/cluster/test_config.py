@@ -5,8 +5,8 @@ import yaml
 
 from cluster.config import all_keys, load_config
 from learners import objectives
-from learners.config import ALGORITHMS
 from learners.errors import UserError
+from learners.ppo_config import ALGORITHMS
 
 
 @pytest.fixture

@@ -90,7 +90,8 @@ def test_policy_loss_clips_only_where_it_hurts():
 
 
 def test_clip_higher_lets_the_ratio_rise_further():
-    loss, _ = objectives.policy_loss(torch.tensor([[1.25]]).log(), torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1), 0.2, 0.28)
+    one = torch.ones(1, 1)
+    loss, _ = objectives.policy_loss(torch.tensor([[1.25]]).log(), 0 * one, one, one, 0.2, 0.28)
     torch.testing.assert_close(loss, torch.tensor(-1.25))
 
 

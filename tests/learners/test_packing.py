@@ -7,7 +7,15 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from learners.batching import lay_out, position_ids
 from learners.errors import UserError
-from learners.models import PolicyModule, ScalarModule, build_policy, load_scalar, refuse_leaks, scalar_from_policy
+from learners.models import (
+    PolicyModule,
+    ScalarModule,
+    build_policy,
+    load_policy,
+    load_scalar,
+    refuse_leaks,
+    scalar_from_policy,
+)
 from learners.tokenizer import train_tokenizer
 from tests.learners import worlds
 
@@ -32,12 +40,10 @@ def laid_out(packing):
 @torch.no_grad()
 def by_sequence(rows, flat):
     parts = flat.split([int(LEARNED[i].sum()) for i in rows.order])
-    return {i: part for i, part in zip(rows.order, parts, strict=True)}
+    return dict(zip(rows.order, parts, strict=True))
 
 
 def test_packed_logprobs_and_scalars_are_those_of_padded_rows(folder):
-    from learners.models import load_policy
-
     policy, scalar = PolicyModule(load_policy(folder / "policy")), ScalarModule(load_scalar(folder / "reward"))
     found = []
     for packing in (False, True):
@@ -52,8 +58,6 @@ def test_packed_logprobs_and_scalars_are_those_of_padded_rows(folder):
 
 
 def test_left_padding_with_position_ids_gives_the_logprobs_of_right_padding(folder):
-    from learners.models import load_policy
-
     model, tokens = load_policy(folder / "policy"), torch.from_numpy(SEQUENCES[0].astype(np.int64))[None]
     mask = torch.tensor([[0, 0, 0] + [1] * 9])
     padded = torch.nn.functional.pad(tokens, (3, 0))

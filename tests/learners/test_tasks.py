@@ -64,6 +64,23 @@ def test_pretraining_mix_and_average_have_an_effect_on_the_policy(folder):
     assert len(moved) == len(last)
 
 
+def short_batches(actor, folder):
+    """Metrics of iterations over 11, 2 and 1 responses where the config speaks of 12 in 3 minibatches."""
+    found = []
+    for advantage in ("gae", "grpo"):
+        worlds.ppo(actor, folder, iterations=0, advantage=advantage, responses=2, prompts=6)
+        for size in (11, 2, 1):
+            samples, (scores, ref) = worlds.make_batch(size, responses=2)
+            found.append(actor.iterate(0, 0.05, 1, samples, (scores, ref))[0])
+        assert (actor.task.critic is None) == (advantage == "grpo")
+    return found
+
+
+def test_minibatches_are_cut_from_whatever_number_of_responses_arrives(folder):
+    for metrics in worlds.run_ranks(short_batches, folder, TWO):
+        assert all(np.isfinite(value) for value in metrics.values()), metrics
+
+
 def ranking(actor, folder):
     rng = np.random.default_rng(0)
     sequences, ranks = [], []

@@ -7,19 +7,12 @@ from queue import Empty
 
 import numpy as np
 
-from learners.config import (
-    LearnerConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PPOConfig,
-    PretrainConfig,
-    RewardConfig,
-    SFTConfig,
-)
+from learners.config import LearnerConfig, ModelConfig, OptimizerConfig, PretrainConfig, RewardConfig, SFTConfig
 from learners.data_config import DataConfig
 from learners.datasets import RankingData
 from learners.encoding import pack_corpus
 from learners.models import build_policy, scalar_from_policy
+from learners.ppo_config import PPOConfig
 from learners.ragged import Samples, offsets_of
 from learners.tokenizer import train_tokenizer
 
