@@ -52,14 +52,13 @@ def encode_prompts(
     for where, row in rows:
         messages = as_messages(row["prompt"])
 
-        def size(text: str, messages: Messages = messages) -> int:
-            return len(encode_prompt(tokenizer, _ending(messages, text)))
+        def encode(text: str, messages: Messages = messages) -> list[int]:
+            return encode_prompt(tokenizer, _ending(messages, text))
 
-        text = intake.fitted(where, messages[-1]["content"], size, limit)
-        if text is not None:
-            shown = text if isinstance(row["prompt"], str) else _ending(messages, text)
+        if fitted := intake.fitted(where, messages[-1]["content"], encode, limit):
+            shown = fitted[0] if isinstance(row["prompt"], str) else _ending(messages, fitted[0])
             kept.append({**row, "prompt": shown})
-            tokens.append(encode_prompt(tokenizer, shown))
+            tokens.append(fitted[1])
     return kept, tokens
 
 
@@ -73,13 +72,13 @@ def encode_demonstrations(
     for where, row in rows:
         messages = row["messages"]
 
-        def size(text: str, messages: Messages = messages) -> int:
-            return len(encode_conversation(_ending(messages, text), tokenizer)[0])
+        def encode(text: str, messages: Messages = messages) -> list[tuple[int, bool]]:
+            return list(zip(*encode_conversation(_ending(messages, text), tokenizer), strict=True))
 
-        text = intake.fitted(where, messages[-1]["content"], size, context)
-        if text is None:
+        fitted = intake.fitted(where, messages[-1]["content"], encode, context)
+        if not fitted:
             continue
-        ids, mask = encode_conversation(_ending(messages, text), tokenizer)
+        ids, mask = zip(*fitted[1], strict=True)
         if not any(mask):
             raise UserError(f"{where}: the chat template leaves no assistant token to learn")
         sequences.append(np.array(ids, dtype=np.int32))
@@ -133,14 +132,13 @@ def encode_rankings(
         members: list[tuple[tuple[int, ...], float]] = []
         for response, ended in zip(row["responses"], row["ended"], strict=True):
 
-            def size(text: str, taken: int = len(prompt_ids) + ended) -> int:
-                return taken + len(tokenizer.encode(text, add_special_tokens=False))
+            def encode(text: str, prompt_ids: list[int] = prompt_ids, ended: bool = ended) -> list[int]:
+                written: list[int] = tokenizer.encode(text, add_special_tokens=False)
+                return [*prompt_ids, *written, *([tokenizer.eos_token_id] * ended)]
 
-            text = intake.fitted(where, response, size, context)
-            if text is None:
+            if not (fitted := intake.fitted(where, response, encode, context)):
                 break
-            written = tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id] * ended
-            members.append(((*prompt_ids, *written), worth(row, response, ended) if worth else 0.0))
+            members.append((tuple(fitted[1]), worth(row, response, ended) if worth else 0.0))
         else:
             group = groups.setdefault(key, _Group())
             group.rankings.append(([group.place(*member) for member in members], row["ranks"]))

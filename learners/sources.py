@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from learners.errors import UserError
 from learners.plugins import load_object
 from learners.rows import FORMS, BrokenRow, Row
 
+T = TypeVar("T")
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 SENTENCE_END = re.compile(r"""[.!?…。！？]["'”’)\]]*(?=\s)|\n+""")
 
@@ -55,23 +56,26 @@ class Intake:
         self.owners = {str(row[by]) for _, row in rows if (by := self.config.split_by) and row.get(by) is not None}
         return rows
 
-    def fitted(self, where: str, text: str, size: Callable[[str], int], limit: int) -> str | None:
-        """`text` if its size in tokens is within the limit, else what `data.overlong` says: UserError, None (the row is
+    def fitted(
+        self, where: str, text: str, encode: Callable[[str], list[T]], limit: int
+    ) -> tuple[str, list[T]] | None:
+        """`text` and its tokens if these are within the limit, else what `data.overlong` says: UserError, None (the row is
         left out), or the longest run of whole sentences that fits (None if not one does)."""
-        if (length := size(text)) <= limit:
-            return text
+        if (length := len(tokens := encode(text))) <= limit:
+            return text, tokens
         if self.config.overlong == "refuse":
             raise UserError(
                 f"{where}: {length} tokens, but there is room for {limit}; shorten it, raise model.context or set data.overlong"
             )
         ends = [m.end() for m in SENTENCE_END.finditer(text)] if self.config.overlong == "truncate" else []
-        fitting = bisect.bisect_right(ends, limit, key=lambda end: size(text[:end].rstrip()))
+        fitting = bisect.bisect_right(ends, limit, key=lambda end: len(encode(text[:end].rstrip())))
         if not fitting:
             self.counts["overlong"] += 1
             self.counts["kept"] -= 1
             return None
         self.counts["truncated"] += 1
-        return text[: ends[fitting - 1]].rstrip()
+        text = text[: ends[fitting - 1]].rstrip()
+        return text, encode(text)
 
     def counts_text(self) -> str:
         return ", ".join(f"{count} {name}" for name, count in self.counts.items() if count) or "0 read"
