@@ -91,7 +91,7 @@ class HTTPReward(RewardSource):
 
     @property
     def name(self) -> str:
-        return "http"
+        return self.url.partition("://")[2]
 
 
 class RewardsConfig(Section):

@@ -8,24 +8,35 @@ from __future__ import annotations
 from itertools import combinations
 from typing import Any
 
+EVIDENCE_WORDS = 100
 PAIRS = list(combinations(range(4), 2))  # the order of a row's six comparisons
 
 
-def passages(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The passages that the answers draw on, as documents; nothing that people wrote about the answers."""
-    return [{"text": " ".join(sentences[1:])} for sentences in row["passages"]]
+def documents(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The passages, and each answer after its question; nothing that people said of the answers."""
+    texts = [" ".join(sentences[1:]) for sentences in row["passages"]]
+    return [{"text": text} for text in (*texts, *(f"{question(row)}\n{answer}" for answer in answers(row)))]
 
 
 def comparisons(row: dict[str, Any]) -> list[dict[str, Any]]:
     """One ranking of the four, ties kept; where the comparisons contradict each other, a ranking of two for each."""
-    answers = [row[f"prediction {i}"] for i in range(1, 5)]
-    ranks = weak_order(row["preference"])
+    prompt, told, ranks = question(row), answers(row), weak_order(row["preference"])
     if ranks:
-        return [{"prompt": row["question"], "responses": answers, "ranks": ranks}]
+        return [{"prompt": prompt, "responses": told, "ranks": ranks}]
     return [
-        {"prompt": row["question"], "responses": [answers[a], answers[b]], "ranks": {0: [1, 1], 1: [1, 2], 2: [2, 1]}[won]}
+        {"prompt": prompt, "responses": [told[a], told[b]], "ranks": {0: [1, 1], 1: [1, 2], 2: [2, 1]}[won]}
         for (a, b), won in zip(PAIRS, row["preference"], strict=True)
     ]
+
+
+def question(row: dict[str, Any]) -> str:
+    """The question after the first words of what was found for it, which people saw too."""
+    found = " ".join(" ".join(sentences[1:]) for sentences in row["passages"]).split()
+    return f"{' '.join(found[:EVIDENCE_WORDS])}\n{row['question']}"
+
+
+def answers(row: dict[str, Any]) -> list[str]:
+    return [row[f"prediction {i}"] for i in range(1, 5)]
 
 
 def weak_order(preference: list[int]) -> list[int] | None:

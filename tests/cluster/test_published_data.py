@@ -27,7 +27,7 @@ def test_a_weak_order_agrees_with_all_six_comparisons_or_there_is_none():
     assert weak_order([0, 2, 1, 2, 1, 1]) == [2, 2, 1, 4]
     assert weak_order([0] * 6) == [1, 1, 1, 1]
     assert weak_order([1, 2, 0, 1, 0, 0]) is None  # 1 over 2 over 3 over 1
-    row = {f"prediction {i}": str(i) for i in range(1, 5)} | {"question": "q", "preference": [1, 2, 0, 1, 0, 0]}
+    row = {f"prediction {i}": str(i) for i in range(1, 5)} | {"question": "q", "passages": [], "preference": [1, 2, 0, 1, 0, 0]}
     told = [(r["responses"], r["ranks"]) for r in comparisons(row)]
     assert told[:3] == [(["1", "2"], [1, 2]), (["1", "3"], [2, 1]), (["1", "4"], [1, 1])]
 
