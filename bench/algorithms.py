@@ -28,7 +28,7 @@ matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "zero2hero"  # the same figure from the same numbers
 import matplotlib.pyplot as plt  # noqa: E402
 
-SHORT = ["ppo.iterations=20", "ppo.evaluate_every=4", "ppo.evaluate_prompts=400", "ppo.save_every=1000", "ppo.best_of=1"]
+SHORT = ["ppo.iterations=20", "ppo.evaluate_every=4", "ppo.evaluate_prompts=400", "ppo.save_every=10", "ppo.best_of=1"]
 NO_CRITIC = ["ppo.critic_optimizer=", "ppo.value_clip=", "ppo.lam="]  # nothing after the "=": back to the default
 GROUPED = [*NO_CRITIC, "ppo.prompts=64", "ppo.responses=4", "ppo.gamma=", "ppo.whiten_rewards="]
 LONG = ["ppo.iterations=60", "ppo.evaluate_every=3", "ppo.best_of=16", "ppo.optimizer.lr=5e-4", "ppo.kl_coef=0.001"]
