@@ -64,8 +64,9 @@ def _vocabulary(folder: str | None) -> int | None:
 def placement(config: RunConfig) -> list[Placed]:
     """What runs where, with an estimate of memory per process.
 
-    A learner rank in PPO holds the policy and, if the advantage needs it, a critic as large: weights and gradients in the working type (sharded from ZeRO-3 and ZeRO-2
-    on), Adam's two moments and, in bfloat16, a master copy in float32 (sharded from ZeRO-1 on).
+    A learner rank in PPO holds the policy and, if the advantage needs it, a critic as large: weights and gradients in the
+    working type (sharded from ZeRO-3 and ZeRO-2 on), Adam's two moments and, in bfloat16, a master copy in float32
+    (sharded from ZeRO-1 on).
     """
     count, learners, ppo = parameters(config), config.learners, config.ppo
     width = BYTES[ppo.dtype]

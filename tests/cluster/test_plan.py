@@ -48,7 +48,7 @@ def test_without_a_critic_a_learner_holds_one_model():
     big = ("model.layers=40", "model.width=2048")
     both, policy = placement(tiny(*big))[0], placement(tiny(*big, "ppo.advantage=grpo"))[0]
     assert (both.holds, policy.holds) == ("policy and critic, ZeRO-2, float32", "policy, ZeRO-2, float32")
-    assert policy.memory_gib < 0.6 * both.memory_gib
+    assert policy.memory_gib < both.memory_gib - 5
 
 
 @pytest.mark.parametrize(
