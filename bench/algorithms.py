@@ -38,7 +38,7 @@ VARIANTS: dict[str, tuple[tuple[int, ...], list[str]]] = {
     "grpo": (SEEDS, [*SHORT, *GROUPED, "ppo.advantage=grpo"]),
     "rloo": (SEEDS, [*SHORT, *GROUPED, "ppo.advantage=rloo"]),
     "reinforce_pp": (SEEDS, [*SHORT, *NO_CRITIC, "ppo.advantage=reinforce_pp"]),
-    "ptx": (SEEDS, [*SHORT, "ppo.ptx_coef=0.5"]),
+    "ptx": ((0,), [*SHORT, "ppo.ptx_coef=0.5"]),
     "overoptimization": ((0,), [*SHORT, *LONG]),
 }  # fmt: skip
 ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce_pp")
