@@ -66,27 +66,29 @@ def _vocabulary(folder: str | None) -> int | None:
 def placement(config: RunConfig) -> list[Placed]:
     """What runs where, with an estimate of memory per process.
 
-    A learner rank in PPO holds two models: weights and gradients in the working type (sharded from ZeRO-3 and ZeRO-2
-    on), Adam's two moments and, in bfloat16, a master copy in float32 (sharded from ZeRO-1 on).
+    A learner rank in PPO holds the policy and, if the advantage needs it, a critic as large: weights and gradients in the
+    working type (sharded from ZeRO-3 and ZeRO-2 on), Adam's two moments and, in bfloat16, a master copy in float32
+    (sharded from ZeRO-1 on).
     """
     count, learners, ppo = parameters(config), config.learners, config.ppo
     width = BYTES[ppo.dtype]
     stage, ranks = learners.zero_stage, learners.ranks
     optimizer = 8 if ppo.dtype == "float32" else 12
+    models = 2 if ppo.needs.critic else 1
     trained = 0.02 if config.model.lora else 1.0  # share of the parameters; adapters are about this much
     state = width / (ranks if stage >= 2 else 1) + optimizer / (ranks if stage >= 1 else 1)
-    per_rank = 2 * count * (width / (ranks if stage >= 3 else 1) + trained * state)
+    per_rank = models * count * (width / (ranks if stage >= 3 else 1) + trained * state)
     vocabulary = config.model.entries
     activations = learners.micro_batch_tokens * (vocabulary * 12 + config.model.width * config.model.layers * 100)
-    gib = 2.0**30
+    gib, judged = 2.0**30, config.rewards.from_model
     return [
         Placed("learner", ranks, learners.threads, learners.gpus, BASE_GIB["learner"] + (per_rank + activations) / gib,
-               f"policy and critic, ZeRO-{stage}, {ppo.dtype}"),
+               f"policy{' and critic' if ppo.needs.critic else ''}, ZeRO-{stage}, {ppo.dtype}"),
         Placed("rollout", config.rollout.actors, config.rollout.threads, config.rollout.gpus * config.rollout.tensor_parallel,
                BASE_GIB["rollout"] + count * width / gib + config.rollout.kv_cache_gib, f"vLLM engine, {ppo.dtype}"),
         Placed("scoring", config.scoring.actors, config.scoring.threads, config.scoring.gpus,
-               BASE_GIB["scoring"] + (2 * count * BYTES[config.scoring.dtype] + activations / 3) / gib,
-               f"reward model and reference policy, {config.scoring.dtype}"),
+               BASE_GIB["scoring"] + ((1 + judged) * count * BYTES[config.scoring.dtype] + activations / 3) / gib,
+               f"{'reward model and ' if judged else ''}reference policy, {config.scoring.dtype}"),
     ]  # fmt: skip
 
 

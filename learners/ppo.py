@@ -91,7 +91,7 @@ class PPOTask:
                     self._critic_step(experience, micros, tokens, sums)
                 response_tokens += tokens
         means = sums.means(response_tokens)
-        first = torch.tensor(first_error)
+        first = torch.tensor(first_error, device=self.policy.device)
         dist.all_reduce(first, op=dist.ReduceOp.MAX)
         ratio, used = means.pop("val/ratio"), means.pop("padded") * response_tokens
         return {

@@ -153,7 +153,7 @@ class PPOConfig(Section):
             raise ValueError(
                 f"overlong_buffer {self.overlong_buffer} must be below max_response_tokens {self.max_response_tokens}"
             )
-        if not self.correction_low < self.correction_high:
+        if self.correction == "icepop" and self.correction_low >= self.correction_high:
             raise ValueError(
                 f"correction_low {self.correction_low} must be below correction_high {self.correction_high}"
             )

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,21 @@ def test_alarms_best_of_n_and_the_pretraining_loss_are_kept(run):
     assert [b["n"] for b in baseline] == [1, 2, 4]
     assert baseline[0]["reward"] < baseline[1]["reward"] < baseline[2]["reward"]
     assert rows(run / "metrics.jsonl", "ppo")[-1]["eval/pretrain_loss"] > 0
+
+
+def test_grpo_with_dynamic_sampling_goes_from_the_same_models_without_a_critic(run, tmp_path):
+    root = tmp_path / "run"
+    for stage in ("data", "pretrain", "sft", "collect", "reward"):
+        shutil.copytree(run / stage, root / stage)
+    more = ["ppo.advantage=grpo", "ppo.dynamic_sampling=1", "ppo.correction=tis", "ppo.iterations=2", "--until", "ppo"]
+    finished(start(root, *more), root)
+    found = rows(root / "metrics.jsonl", "ppo")
+    assert len(found) == 2
+    for row in found:
+        assert "val/var_explained" not in row
+        assert row["mismatch/weight"] == pytest.approx(1, abs=1e-4)
+        assert 2 <= row["objective/responses"] <= 16
+        assert row["val/first_ratio_error"] < 1e-5
 
 
 def test_rankings_are_in_the_format_that_real_ones_will_use(run):

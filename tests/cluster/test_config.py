@@ -39,6 +39,7 @@ def test_overrides_win_over_the_file_which_wins_over_the_defaults(path):
         (["ppo.kl_horizon=100"], "kl_horizon has no effect here, only with ppo.kl_target"),
         (["ppo.kl_coef=0", "ppo.kl_in=loss"], "kl_in has no effect here, only with ppo.kl_coef over 0"),
         (["ppo.correction=tis", "ppo.correction_low=0.1"], "only with ppo.correction: icepop"),
+        (["ppo.correction=icepop", "ppo.correction_low=2"], "must be below correction_high 2.0"),
         (["ppo.ptx_tokens=512"], "only with ppo.ptx_coef over 0"),
         (["sft.optimizer.schedule=constant", "sft.optimizer.final_ratio=0.1"], "only with schedule: linear, cosine"),
         (["evaluate.passes=score"], "only with evaluate.judge and evaluate.samples over 1"),

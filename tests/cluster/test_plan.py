@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from cluster.config import load_config
-from cluster.plan import batch_arithmetic, parameters, print_plan, refuse_impossible, total_memory
+from cluster.plan import batch_arithmetic, parameters, placement, print_plan, refuse_impossible, total_memory
 from learners.errors import UserError
 from learners.models import build_policy
 from learners.tokenizer import train_tokenizer
@@ -42,6 +42,13 @@ def test_the_arithmetic_is_right():
 
 def test_a_bigger_model_takes_more_memory():
     assert total_memory(tiny("model.layers=40", "model.width=2048")) > total_memory(tiny()) + 5
+
+
+def test_without_a_critic_a_learner_holds_one_model():
+    big = ("model.layers=40", "model.width=2048")
+    both, policy = placement(tiny(*big))[0], placement(tiny(*big, "ppo.advantage=grpo"))[0]
+    assert (both.holds, policy.holds) == ("policy and critic, ZeRO-2, float32", "policy, ZeRO-2, float32")
+    assert policy.memory_gib < both.memory_gib - 5
 
 
 @pytest.mark.parametrize(
