@@ -48,7 +48,13 @@ class Intake:
     def read(self, sources: Sequence[SourceConfig]) -> list[Located]:
         """The rows of all sources in one form. Raises UserError for a broken row (over `data.broken_rows` of them) and
         where nothing is left."""
-        rows = self._mixed([list(self._checked(source)) for source in sources], [s.weight for s in sources])
+        parts = []
+        for source in sources:
+            try:
+                parts.append(list(self._checked(source)))
+            except UnicodeDecodeError as fault:
+                raise UserError(f"{source.path}: not text in UTF-8 ({fault.reason} at byte {fault.start})") from None
+        rows = self._mixed(parts, [source.weight for source in sources])
         rows = self._distinct(rows) if self.config.deduplicate else rows
         if not rows:
             raise UserError(f"{', '.join(s.path for s in sources)}: no rows for data.{self.kind}; {self.counts_text()}")
@@ -81,7 +87,7 @@ class Intake:
         return ", ".join(f"{count} {name}" for name, count in self.counts.items() if count) or "0 read"
 
     def _checked(self, source: SourceConfig) -> Iterator[Located]:
-        convert = load_object(source.convert) if source.convert else lambda row: [row]
+        convert = load_object(source.convert) if source.convert else None
         for where, given in read_source(source, self.config):
             self.counts["read"] += 1
             try:
@@ -89,7 +95,8 @@ class Intake:
                     raise given
                 if not isinstance(given, dict):
                     raise BrokenRow("expected a JSON object")
-                yield from [Located(where, FORMS[self.kind].read(row)) for row in convert(given)]
+                rows = _converted(given, convert) if convert else [given]
+                yield from [Located(where, FORMS[self.kind].read(row)) for row in rows]
             except BrokenRow as wrong:
                 self.counts["broken"] += 1
                 if self.counts["broken"] > self.config.broken_rows:
@@ -116,6 +123,13 @@ class Intake:
             found.setdefault(re.sub(r"(\\[nrt]|\s)+", "", content).lower(), located)
         self.counts["duplicate"] += len(rows) - len(found)
         return list(found.values())
+
+
+def _converted(row: Row, convert: Callable[[Row], list[Row]]) -> list[Row]:
+    try:
+        return list(convert(row))
+    except Exception as fault:  # the user's code; what it stumbles over is the row
+        raise BrokenRow(f"{convert.__module__}:{convert.__name__}: {type(fault).__name__}: {fault}") from fault
 
 
 def local_path(source: SourceConfig, config: DataConfig) -> Path | None:

@@ -217,6 +217,12 @@ def test_a_file_that_cannot_be_used_is_told(tmp_path, name, text, told):
         read("prompts", [tmp_path / name])
 
 
+def test_text_in_another_encoding_is_told(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Füße".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a.txt: not text in UTF-8 \(invalid start byte at byte 1\)"):
+        read("corpus", [tmp_path / "a.txt"])
+
+
 def test_a_missing_file_is_told_with_the_key_that_moves_it(tmp_path):
     with pytest.raises(UserError, match=r"somewhere/gsm8k/train.jsonl: no such file; data.root="):
         read("prompts", ["gsm8k/train.jsonl"], root=str(tmp_path / "somewhere"))
@@ -263,6 +269,9 @@ def test_rows_of_another_form_are_converted_by_a_function_of_the_users(tmp_path)
     (tmp_path / "a.jsonl").write_text('{"q": "p", "n": 2}\n{"q": "r", "n": 0}\n')
     rows, _ = read("prompts", [{"path": str(tmp_path / "a.jsonl"), "convert": "tests.learners.test_data:repeated"}])
     assert [row["prompt"] for row in rows] == ["p", "p"]
+    (tmp_path / "b.jsonl").write_text('{"q": "p"}\n')
+    with pytest.raises(UserError, match=r"b.jsonl, line 1: .*:repeated: KeyError: 'n'"):
+        read("prompts", [{"path": str(tmp_path / "b.jsonl"), "convert": "tests.learners.test_data:repeated"}])
     with pytest.raises(UserError, match="nowhere:f: cannot be loaded"):
         read("prompts", [{"path": str(tmp_path / "a.jsonl"), "convert": "nowhere:f"}])
 
