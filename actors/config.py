@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
 
 from learners.config import DType, Section
 
@@ -41,6 +43,75 @@ class Decoding(Section):
     """Leave out tokens less likely than this share of the likeliest. 0: off."""
     max_tokens: int = Field(32, ge=1)
     """Longest response, the end token included."""
+
+
+class RewardSource(Section):
+    weight: float = 1.0
+    """What its score is multiplied by in the sum of all sources."""
+    clip: float | None = Field(None, gt=0)
+    """Its scores are clipped to plus or minus this, before normalisation. Empty: not at all."""
+    normalize: bool = False
+    """Take off the mean of its scores so far and divide by their standard deviation."""
+
+    @property
+    def name(self) -> str:
+        """What its metrics are called."""
+        return "model"
+
+
+class ModelReward(RewardSource):
+    kind: Literal["model"] = "model"
+    """The trained reward model."""
+
+
+class FunctionReward(RewardSource):
+    kind: Literal["function"] = "function"
+    """A Python function, called in the scoring actors."""
+    path: str
+    """module:function (row, response, ended) -> number; row is that of the prompt file."""
+    retries: int = Field(1, ge=0)
+    """Calls after the first where it raises or its number is not finite."""
+
+    @property
+    def name(self) -> str:
+        return self.path.partition(":")[2]
+
+
+class HTTPReward(RewardSource):
+    kind: Literal["http"] = "http"
+    """An endpoint that takes {"row", "response", "ended"} by POST and answers {"reward": number}."""
+    url: str
+    """Where it listens."""
+    timeout_s: float = Field(10.0, gt=0)
+    """Longest wait for one answer, seconds."""
+    retries: int = Field(3, ge=0)
+    """Requests after the first where one fails; the pause before each doubles, from 0.1 s."""
+    concurrency: int = Field(8, ge=1)
+    """Most requests of one scoring actor at a time."""
+
+    @property
+    def name(self) -> str:
+        return self.url.partition("://")[2]
+
+
+class RewardsConfig(Section):
+    sources: list[Annotated[ModelReward | FunctionReward | HTTPReward, Field(discriminator="kind")]] = Field(
+        [ModelReward()], min_length=1
+    )
+    """Where the reward comes from; the weighted sum of all."""
+    quarantine_share: float = Field(0.02, ge=0, lt=1)
+    """Responses whose reward fails or is not finite are left out and recorded; over this share of all, the run stops."""
+
+    @property
+    def from_model(self) -> bool:
+        return any(source.kind == "model" for source in self.sources)
+
+    @model_validator(mode="after")
+    def _names(self) -> RewardsConfig:
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sources: each may be there once, found {', '.join(names)}")
+        return self
 
 
 class ScoringConfig(Section):

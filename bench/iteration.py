@@ -26,6 +26,7 @@ from actors.rollout import RolloutActor
 from cluster.config import load_config
 from cluster.context import Context
 from cluster.fleet import Fleet, Fleets, generate
+from cluster.rewards import Rewards
 from cluster.run import Run
 from cluster.stages.ppo import prompts_of, sample_seeds
 from learners.batching import pad
@@ -103,7 +104,8 @@ def measure(root: Path, rounds: int) -> dict[str, list[float]]:
         settings = config.rollout.model_copy(update={"dtype": ppo.dtype, "max_model_len": config.model.context})
         arguments = {"name": "rollout-0", "model_path": str(policy), "config": settings}
         rollouts = Fleet("rollout", "bench.iteration:BenchRollout", [arguments], {"num_cpus": 0}, fleets.logs)
-        scorers, learners = fleets.scorers(policy, reward), fleets.learners()
+        learners = fleets.learners()
+        rewards = Rewards(config.rewards, fleets.scorers(policy, reward), root)
         learners.all("start_ppo", policy, reward, ppo, None, config.seed)
         bare = BareTorch(policy, reward, config.learners.ranks * config.learners.threads)
         decoding, end = context.decoding("ppo", ppo.temperature), end_token(tokenizer)
@@ -116,10 +118,9 @@ def measure(root: Path, rounds: int) -> dict[str, list[float]]:
             refs = generate(rollouts, prompts, chosen.tolist(), decoding, end, ppo.responses, seeds)
             ray.wait(refs, num_returns=len(refs), fetch_local=False)
             marks.append(time.perf_counter())
-            scored = [scorers.submit(0, "score", ref, ppo.temperature) for ref in refs]
-            ray.wait(scored, num_returns=len(scored), fetch_local=False)
+            batch, _ = rewards.score(refs, {j: rows[j] for j in chosen.tolist()}, ppo.temperature, i)
             marks.append(time.perf_counter())
-            (metrics, learning), *_ = learners.all("iterate", i, ppo.kl_coef, len(refs), *refs, *scored)
+            (metrics, learning), *_ = learners.all("iterate", i, ppo.kl_coef, *batch)
             marks.append(time.perf_counter())
             payload = learners.all("send_weights", fleets.transport, i + 1)[0]
             rollouts.all("update_weights", payload, i + 1)

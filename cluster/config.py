@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from actors.config import RolloutConfig, ScoringConfig
+from actors.config import RewardsConfig, RolloutConfig, ScoringConfig
 from cluster.alarms import AlarmsConfig
 from cluster.world.config import WorldConfig
 from learners.config import (
@@ -23,6 +23,7 @@ from learners.config import (
     Section,
     SFTConfig,
 )
+from learners.data_config import DataConfig
 from learners.errors import UserError
 from learners.ppo_config import PPOConfig
 from serve.config import ServeConfig
@@ -40,19 +41,6 @@ class ClusterConfig(Section):
     """CPU cores that a Ray of this run's own may use. Empty: all of this machine."""
     object_store_gib: float = Field(0.5, gt=0.08)
     """Shared memory of a Ray of this run's own."""
-
-
-class DataConfig(Section):
-    corpus: str | None = None
-    """Text file for pre-training, documents parted by blank lines. Empty: the built-in world's."""
-    demonstrations: str | None = None
-    """JSONL of conversations, {"messages": [{"role", "content"}, …]}. Empty: the built-in world's."""
-    prompts: str | None = None
-    """JSONL of prompts to sample from, {"prompt": …}. Empty: the built-in world's."""
-    heldout: str | None = None
-    """JSONL of prompts kept for evaluation. Empty: the built-in world's."""
-    rankings: str | None = None
-    """JSONL of ranked responses, {"prompt", "responses", "ranks", …}. Empty: what the collect stage wrote."""
 
 
 class CollectConfig(Section):
@@ -119,6 +107,8 @@ class RunConfig(Section):
     """Sampling responses and ranking them."""
     reward: RewardConfig = RewardConfig()
     """Training the reward model."""
+    rewards: RewardsConfig = RewardsConfig()
+    """What PPO is rewarded for."""
     ppo: PPOConfig = PPOConfig()
     """Reinforcement learning against the reward model."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -197,7 +187,7 @@ def _explain(path: Path, error: Any) -> str:
         found = "" if isinstance(error.get("input"), dict) else f" (found {error.get('input')!r})"
         return f"{path}: {where or 'the config'}: {error['msg'].removeprefix('Value error, ')}{found}"
     known = all_keys(RunConfig)
-    *section, last = where.split(".")
+    *section, last = [part for part in error["loc"] if isinstance(part, str)]
     siblings = {k: k for k in known if k.split(".")[:-1] == section}
     by_leaf = {k.split(".")[-1]: k for k in known if k not in siblings} | {k.split(".")[-1]: k for k in siblings}
     near = [by_leaf[leaf] for leaf in difflib.get_close_matches(last, by_leaf, n=3, cutoff=0.5)]
@@ -210,6 +200,13 @@ def all_keys(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     for name, field in model.model_fields.items():
         found[prefix + name] = " ".join((field.description or "").split())
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found |= all_keys(field.annotation, f"{prefix}{name}.")
+        for section in _sections(field.annotation):
+            found |= all_keys(section, f"{prefix}{name}.")
     return found
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field holds: one, or what a list or an option is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from actors.config import Decoding
 from cluster.config import RunConfig
 from cluster.fleet import Fleets
-from cluster.host import load_object
 from cluster.monitor import Monitor
 from cluster.run import Run
-from learners.datasets import check_prompt, read_rows
+from learners.encoding import encode_prompts
 from learners.errors import UserError
-from learners.tokenizer import encode_prompt
+from learners.plugins import load_object
+from learners.sources import Intake, Located
 
 
 @dataclass
@@ -24,24 +24,37 @@ class Context:
     config: RunConfig
     run: Run
     fleets: Fleets
+    intakes: dict[str, Intake] = field(default_factory=dict)
+    """What the present stage has read, by kind."""
 
     def monitor(self, stage: str) -> Monitor:
         return Monitor(self.run.root, stage, self.config.name, self.config.model_dump(mode="json"))
 
+    def read(self, kind: str) -> tuple[list[Located], Intake]:
+        """The rows of one kind of data, and their intake, which encoders hand over-long rows to."""
+        intake = self.intakes[kind] = Intake(kind, self.config.data, self.config.seed)
+        rows = intake.read(self.run.sources(kind))
+        other = self.intakes.get({"prompts": "heldout", "heldout": "prompts"}.get(kind, ""))
+        if other and (both := sorted(intake.owners & other.owners)):
+            raise UserError(
+                f"{self.config.data.split_by} {both[0]!r} (one of {len(both)}) is in data.prompts and in data.heldout; with "
+                "data.split_by nobody may be in both"
+            )
+        return rows, intake
+
     def prompts(
         self, kind: str, tokenizer: PreTrainedTokenizerBase, room: int
     ) -> tuple[list[dict[str, Any]], list[list[int]]]:
-        """Rows and token ids of a prompt file; every prompt must leave `room` tokens for the response."""
-        path = self.run.data(kind)
-        rows = read_rows(path, check_prompt)
-        tokens = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
-        for number, ids in enumerate(tokens, 1):
-            if len(ids) + room > self.config.model.context:
-                raise UserError(
-                    f"{path}, row {number}: the prompt has {len(ids)} tokens and the response may have {room}, together more "
-                    f"than model.context={self.config.model.context}; shorten the prompt or raise the context"
-                )
+        """Rows and token ids of the prompts of one kind, each of which leaves `room` tokens for the response."""
+        located, intake = self.read(kind)
+        rows, tokens = encode_prompts(located, tokenizer, self.config.model.context - room, intake)
+        if not rows:
+            raise UserError(f"data.{kind}: no prompt leaves room for {room} tokens in model.context={self.config.model.context}")
         return rows, tokens
+
+    def counts(self) -> dict[str, int]:
+        """How many rows of each kind the present stage has read, left out and kept."""
+        return {f"data/{kind}/{name}": n for kind, intake in self.intakes.items() for name, n in intake.counts.items()}
 
     def judge(self) -> Callable[..., dict[str, Any]] | None:
         """The function that tells right from wrong, for evaluation only, as named measures; None where nobody knows."""

@@ -45,6 +45,10 @@ class Fleet:
     def submit(self, index: int, method: str, *args: Any, **kwargs: Any) -> ray.ObjectRef:
         return self.actors[index % len(self.actors)].call.remote(method, *args, **kwargs)
 
+    def submit_split(self, index: int, count: int, method: str, *args: Any) -> list[ray.ObjectRef]:
+        """A call that returns `count` values, each with a reference of its own."""
+        return self.actors[index % len(self.actors)].call.options(num_returns=count).remote(method, *args)
+
     def all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """The same call on every actor at once; their results in order."""
         return self.get([self.submit(i, method, *args, **kwargs) for i in range(len(self))], method)
@@ -105,7 +109,7 @@ class Fleets:
         """DeepSpeed ranks, joined into one process group."""
         if "learner" not in self._fleets:
             settings = self.config.learners
-            arguments = [{"rank": rank, "config": settings} for rank in range(settings.ranks)]
+            arguments = [{"rank": rank, "config": settings, "model": self.config.model} for rank in range(settings.ranks)]
             fleet = self._start("learner", "learners.actor:LearnerActor", arguments, settings.threads, settings.gpus)
             address, port = fleet.get([fleet.submit(0, "address")], "address")[0]
             fleet.all("join", address, port)
@@ -140,7 +144,8 @@ class Fleets:
             if "scoring" in self._fleets:
                 self._fleets.pop("scoring").stop()
             settings = self.config.scoring
-            arguments = [{"reference": wanted[0], "reward": wanted[1], "config": settings}] * settings.actors
+            models = {"reference": wanted[0], "reward": wanted[1], "model": self.config.model}
+            arguments = [{**models, "config": settings, "rewards": self.config.rewards}] * settings.actors
             self._start("scoring", "actors.scoring:ScoringActor", arguments, settings.threads, settings.gpus)
             self._scorers_of = wanted
         return self._fleets["scoring"]

@@ -6,13 +6,13 @@ imported after the redirection, because vLLM and DeepSpeed talk while they are i
 
 from __future__ import annotations
 
-import importlib
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 from learners.logs import log_to
+from learners.plugins import load_object
 
 
 class Host:
@@ -36,9 +36,3 @@ class Host:
     def busy(self) -> float:
         """Seconds spent in calls so far; the rest of an actor's time is waiting for work."""
         return self._busy
-
-
-def load_object(path: str) -> Any:
-    """The object that "module:name" names."""
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)

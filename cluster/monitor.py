@@ -105,7 +105,8 @@ class Monitor:
         the stage's metrics up to there."""
         self._metrics.close()
         kept: list[dict[str, Any]] = []
-        for path in (self.folder / "samples.jsonl", self.folder / "alarms.jsonl", self.root / "metrics.jsonl"):
+        own = (self.folder / f"{name}.jsonl" for name in ("samples", "alarms", "quarantine"))
+        for path in (*own, self.root / "metrics.jsonl"):
             rows = read_jsonl(path)
             kept = [r for r in rows if r.get("stage", stage) != stage or r["step"] <= last_step]
             if len(kept) < len(rows):

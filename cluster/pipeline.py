@@ -27,6 +27,16 @@ RUNNERS: dict[Stage, Callable[[Context], dict[str, Any]]] = {
     "evaluate": evaluate.run,
 }
 
+# What each stage reads; rankings are the collect stage's if they are not the user's.
+READS: dict[Stage, tuple[str, ...]] = {
+    "pretrain": ("corpus",),
+    "sft": ("demonstrations",),
+    "collect": ("prompts",),
+    "reward": (),
+    "ppo": ("prompts", "heldout"),
+    "evaluate": ("heldout",),
+}
+
 
 def run_stages(config: RunConfig, first: Stage | None = None, last: Stage | None = None) -> Run:
     """Runs what is left to do of the config's stages, from `first` (done again) to `last`. Returns the run."""
@@ -49,8 +59,9 @@ def run_stages(config: RunConfig, first: Stage | None = None, last: Stage | None
         context = Context(config, run, fleets)
         for stage in todo:
             begun = time.time()
+            context.intakes.clear()
             results = RUNNERS[stage](context)
-            run.finish(stage, time.time() - begun, results)
+            run.finish(stage, time.time() - begun, {**results, **context.counts()})
             timings.add(stage)
     finally:
         fleets.close()
@@ -83,9 +94,8 @@ class Timings:
 
 
 def make_world(run: Run) -> None:
-    """Writes the built-in world's files where the config names no files of the user's."""
-    data = run.config.data
-    if all((data.corpus or run.config.model.path, data.demonstrations, data.prompts, data.heldout)):
+    """Writes the built-in world's files where a stage needs some and the config names none of the user's."""
+    if all(getattr(run.config.data, kind) for stage in run.config.stages for kind in READS[stage]):
         return
     if not (run.root / "data" / "heldout.jsonl").exists():
         write_world(run.root / "data", run.config.world)

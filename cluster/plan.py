@@ -14,7 +14,9 @@ from rich.table import Table
 
 from cluster.config import RunConfig
 from cluster.run import Run
+from learners.data_config import KINDS
 from learners.errors import UserError
+from learners.plugins import load_object
 
 # Resident memory of a process before its model, measured on Linux with the pinned versions (GiB).
 BASE_GIB = {"driver": 0.9, "ray": 0.9, "learner": 0.75, "rollout": 1.0, "scoring": 0.6}
@@ -41,7 +43,7 @@ def parameters(config: RunConfig) -> int:
     head = model.width // model.heads
     attention = 2 * model.width * model.heads * head + 2 * model.width * model.kv_heads * head + 2 * head
     mlp = 3 * model.width * 3 * model.width
-    embeddings = model.vocab_size * model.width * (1 if model.tie_embeddings else 2)
+    embeddings = model.entries * model.width * (1 if model.tie_embeddings else 2)
     return embeddings + model.layers * (attention + mlp + 2 * model.width) + model.width
 
 
@@ -73,16 +75,10 @@ def placement(config: RunConfig) -> list[Placed]:
     stage, ranks = learners.zero_stage, learners.ranks
     optimizer = 8 if ppo.dtype == "float32" else 12
     models = 2 if ppo.needs.critic else 1
-    per_rank = (
-        models
-        * count
-        * (
-            width / (ranks if stage >= 3 else 1)
-            + width / (ranks if stage >= 2 else 1)
-            + optimizer / (ranks if stage >= 1 else 1)
-        )
-    )
-    vocabulary = config.model.vocab_size
+    trained = 0.02 if config.model.lora else 1.0  # share of the parameters; adapters are about this much
+    state = width / (ranks if stage >= 2 else 1) + optimizer / (ranks if stage >= 1 else 1)
+    per_rank = models * count * (width / (ranks if stage >= 3 else 1) + trained * state)
+    vocabulary = config.model.entries
     activations = learners.micro_batch_tokens * (vocabulary * 12 + config.model.width * config.model.layers * 100)
     gib = 2.0**30
     return [
@@ -104,12 +100,17 @@ def total_memory(config: RunConfig) -> float:
 
 def refuse_impossible(config: RunConfig) -> None:
     """Raises UserError for a config that could start but not finish on what it asks for."""
-    for kind in ("corpus", "demonstrations", "prompts", "heldout", "rankings"):
-        given = getattr(config.data, kind)
-        if given and not Path(given).is_file():
-            raise UserError(f"data.{kind}={given}: no such file")
+    for kind in KINDS:
+        if getattr(config.data, kind):
+            Run(config).data(kind)
+            for convert in [s.convert for s in getattr(config.data, kind) if s.convert]:
+                load_object(convert)
+    for function in [s.path for s in config.rewards.sources if s.kind == "function"]:
+        load_object(function)
+    if "ppo" in config.stages and "reward" not in config.stages and config.rewards.from_model:
+        Run(config).model("reward")
     nothing_to_rank = "reward" in config.stages and "collect" not in config.stages and not config.data.rankings
-    if nothing_to_rank and not Run(config).rankings().exists():
+    if nothing_to_rank and not (Run(config).root / "collect" / "rankings.jsonl").exists():
         raise UserError("stages has reward but not collect, and data.rankings is empty: there is nothing to learn from")
     ours, theirs = _vocabulary(config.model.path), _vocabulary(config.reward.path)
     if ours and theirs and ours != theirs:

@@ -17,15 +17,19 @@ from typing import IO, Any
 import yaml
 
 from cluster.config import STAGES, RunConfig, Stage
+from learners.data_config import SourceConfig
 from learners.errors import UserError
+from learners.sources import local_path
 
-# What a finished stage was made from: if one of these sections changes, its result no longer fits the config.
+# What a finished stage was made from, and the first of a run besides: if one of these sections changes, its result no
+# longer fits the config.
+BASE = ("seed", "data", "world", "model")
 SECTIONS: dict[Stage, tuple[str, ...]] = {
-    "pretrain": ("seed", "data", "world", "model", "pretrain"),
+    "pretrain": ("pretrain",),
     "sft": ("sft",),
     "collect": ("collect",),
     "reward": ("reward",),
-    "ppo": ("ppo",),
+    "ppo": ("rewards", "ppo"),
     "evaluate": ("evaluate",),
 }
 
@@ -56,7 +60,7 @@ class Run:
         if changed:
             raise UserError(
                 f"{self.root}: stage {changed[0]} was finished with another configuration of "
-                f"{', '.join(SECTIONS[changed[0]])}; add --from {changed[0]} to do it again, or choose another run_dir"
+                f"{', '.join(self._sections(changed[0]))}; add --from {changed[0]} to do it again, or choose another run_dir"
             )
         if redo:
             self.forget(redo)
@@ -72,11 +76,24 @@ class Run:
         return folder
 
     def model(self, stage: str) -> Path:
-        """Hugging Face folder that a stage ends with; UserError if that stage has not been run."""
+        """Hugging Face folder that a stage ends with, or what the config gives in place of a stage that it leaves out;
+        UserError if that stage has not been run."""
         folder = self.root / stage / "model"
+        if not folder.is_dir() and stage not in self.config.stages:
+            if stage == "sft":
+                return self.policy_path()
+            if stage == "reward" and self.config.reward.path:
+                return Path(self.config.reward.path)
         if not folder.is_dir():
             raise UserError(f"{folder}: no such model; run the {stage} stage first (hero run … --from {stage})")
         return folder
+
+    def reward_model(self) -> Path | None:
+        """The reward model to score with; None while there is none, or if the config's rewards do not ask for it."""
+        try:
+            return self.model("reward") if self.config.rewards.from_model else None
+        except UserError:
+            return None
 
     def policy_path(self) -> Path:
         """What SFT starts from: the pretrain stage's model, or the model of the config."""
@@ -84,18 +101,22 @@ class Run:
             return self.model("pretrain")
         return Path(self.config.model.path)
 
-    def data(self, kind: str) -> Path:
-        """The user's file of this kind, or the world's."""
-        given = getattr(self.config.data, kind)
-        return Path(given) if given else self.root / "data" / {"corpus": "corpus.txt"}.get(kind, f"{kind}.jsonl")
+    def sources(self, kind: str) -> list[SourceConfig]:
+        """The user's sources of this kind of data, or the file that the world or the collect stage wrote."""
+        own = {"corpus": "data/corpus.txt", "rankings": "collect/rankings.jsonl"}.get(kind, f"data/{kind}.jsonl")
+        return getattr(self.config.data, kind) or [SourceConfig(path=str(self.root / own))]
 
-    def rankings(self) -> Path:
-        given = self.config.data.rankings
-        return Path(given) if given else self.root / "collect" / "rankings.jsonl"
+    def data(self, kind: str) -> list[Path]:
+        """Files, folders or hub names of this kind of data. Raises UserError for a file that is missing."""
+        sources = self.sources(kind)
+        return [local_path(source, self.config.data) or Path(source.path) for source in sources]
+
+    def _sections(self, stage: Stage) -> tuple[str, ...]:
+        return (*(BASE if stage == self.config.stages[0] else ()), *SECTIONS[stage])
 
     def fingerprint(self, stage: Stage) -> str:
         values = self.config.model_dump(mode="json")
-        relevant = {section: values[section] for section in SECTIONS[stage]}
+        relevant = {section: values[section] for section in self._sections(stage)}
         return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
 
     def done(self, stage: str) -> dict[str, Any] | None:

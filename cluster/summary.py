@@ -36,6 +36,14 @@ def print_summary(root: Path, console: Console) -> None:
         )
     for alarm in read_jsonl(root / "ppo" / "alarms.jsonl"):
         console.print(f"alarm {alarm['alarm']}: {alarm['evidence']}", markup=False, highlight=False)
+    if reward and "folds/accuracy/labelers" in reward["results"]:
+        rate, low, high, alone = (
+            reward["results"][f"folds/accuracy/{name}"] for name in ("labelers", "low", "high", "length_only")
+        )
+        console.print(
+            f"reward model over all folds: {rate:.1%} of {reward['results']['folds/pairs']:.0f} held-out pairs as the labelers "
+            f"(95% interval {low:.1%} to {high:.1%}); length alone {alone:.1%}"
+        )
     timings = read_json(root / "timings.json")
     if timings:
         spent = "  ".join(f"{stage} {seconds:.0f} s" for stage, seconds in timings["stages"].items())

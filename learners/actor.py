@@ -29,6 +29,7 @@ from learners.models import (
     load_scalar,
     load_tokenizer,
     scalar_from_policy,
+    trainable,
 )
 from learners.objectives import groups_with_signal
 from learners.ppo import PPOTask
@@ -45,8 +46,8 @@ class WeightSender(Protocol):
 class LearnerActor:
     """One rank. `start_*` builds a task from files; the rest are calls on it."""
 
-    def __init__(self, rank: int, config: LearnerConfig) -> None:
-        self.rank, self.config = rank, config
+    def __init__(self, rank: int, config: LearnerConfig, model: ModelConfig) -> None:
+        self.rank, self.config, self.model = rank, config, model
         self.task: Any = None
 
     def address(self) -> tuple[str, int]:
@@ -66,49 +67,63 @@ class LearnerActor:
         engines = self._engines()
         return 6.0 * sum(e.parameters for e in engines), peak_flops()
 
-    def start_pretrain(self, model: ModelConfig, config: PretrainConfig, folder: Path, seed: int) -> int:
+    def start_pretrain(self, config: PretrainConfig, folder: Path, seed: int) -> int:
         """Next-token training on `folder/tokens.npz`. Each start returns the number of optimizer steps."""
         tokenizer = load_tokenizer(folder / "tokenizer")
-        policy = load_policy(model.path) if model.path else build_policy(model, tokenizer, seed)
+        if self.model.path:
+            module = self._policy(self.model.path, self.config.dtype, seed)
+        else:
+            whole = self.model.model_copy(update={"lora": None})  # adapters of random weights would learn nothing
+            module = PolicyModule(trainable(build_policy(self.model, tokenizer, seed), whole, seed))
         data = TokenData.load(folder / "tokens.npz")
         batch = max(1, config.batch_tokens // config.sequence_length)
         return self._supervise(
-            LanguageTask, PolicyModule(policy), data, config, batch, folder / "tokenizer", seed, steps=config.steps
+            LanguageTask, module, data, config, batch, folder / "tokenizer", seed, steps=config.steps
         )
 
     def start_sft(self, policy: Path, config: SFTConfig, folder: Path, seed: int) -> int:
         data = TokenData.load(folder / "demonstrations.npz")
-        module = PolicyModule(load_policy(policy))
+        module = self._policy(policy, self.config.dtype, seed)
         return self._supervise(
             LanguageTask, module, data, config, config.batch_size, policy, seed, epochs=config.epochs
         )
 
     def start_reward(self, policy: Path, config: RewardConfig, folder: Path, seed: int) -> int:
         data = RankingData.load(folder / "rankings.npz")
-        model = load_scalar(config.path) if config.path else scalar_from_policy(policy, seed)
-        module, tokens = ScalarModule(model), config.path or policy
+        module, tokens = self._scalar(config.path, policy, self.config.dtype, seed), config.path or policy
         task = partial(RankingTask, margin=config.margin)
         return self._supervise(task, module, data, config, config.batch_size, tokens, seed, epochs=config.epochs)
+
+    def _policy(self, path: str | Path, dtype: str, seed: int) -> PolicyModule:
+        return PolicyModule(trainable(load_policy(path, dtype, self.model.attention), self.model, seed))
+
+    def _scalar(self, path: str | Path | None, policy: Path, dtype: str, seed: int) -> ScalarModule:
+        """The scalar model of a folder; without one, the policy under a new head."""
+        attention = self.model.attention
+        model = load_scalar(path, dtype, attention) if path else scalar_from_policy(policy, seed, dtype, attention)
+        return ScalarModule(trainable(model, self.model, seed))
 
     def _supervise(
         self, task: Any, module: Any, data: Any, config: Any, batch_size: int, tokenizer: Path | str, seed: int,
         steps: int | None = None, epochs: int = 0,
     ) -> int:  # fmt: skip
         self.close()
-        self.tokenizer = load_tokenizer(tokenizer)
+        self.tokenizer = load_tokenizer(tokenizer, self.model)
         self.task = task(
             module, data, learner=self.config, optimizer=config.optimizer, batch_size=batch_size, seed=seed, steps=steps,
-            epochs=epochs, validation_share=config.validation_share, pad_token=self.tokenizer.pad_token_id,
+            epochs=epochs, pad_token=self.tokenizer.pad_token_id,
         )  # fmt: skip
         return self.task.total_steps
 
-    def start_ppo(self, policy: Path, reward: Path, config: PPOConfig, corpus: Path | None, seed: int) -> int:
-        """PPO from the SFT policy; the critic, if the advantage has one, a copy of the reward model (Ouyang et al. 2022, C.4)."""
+    def start_ppo(self, policy: Path, reward: Path | None, config: PPOConfig, corpus: Path | None, seed: int) -> int:
+        """PPO from the SFT policy; the critic, if the advantage has one, a copy of the reward model (Ouyang et al. 2022, C.4)
+        or, without one, of the policy under a new head."""
         self.close()
-        self.tokenizer = load_tokenizer(policy)
+        self.tokenizer = load_tokenizer(policy, self.model)
         self.task = PPOTask(
-            PolicyModule(load_policy(policy)), ScalarModule(load_scalar(reward)) if config.needs.critic else None, config,
-            self.config, TokenData.load(corpus) if corpus else None, seed, self.tokenizer.pad_token_id,
+            self._policy(policy, config.dtype, seed),
+            self._scalar(reward, policy, config.dtype, seed) if config.needs.critic else None,
+            config, self.config, TokenData.load(corpus) if corpus else None, seed, self.tokenizer.pad_token_id,
         )  # fmt: skip
         return config.iterations
 
@@ -119,18 +134,22 @@ class LearnerActor:
     def validate(self) -> dict[str, float]:
         return self.task.validate()
 
+    def agreement(self) -> np.ndarray:
+        return self.task.agreement()
+
     def center(self, demonstrations: Path) -> float:
         return self.task.center(TokenData.load(demonstrations))
 
-    def iterate(self, iteration: int, kl_coef: float, parts: int, *batch: Any) -> tuple[dict[str, float], float]:
-        """One PPO iteration: (metrics, seconds)."""
+    def iterate(self, iteration: int, kl_coef: float, *batch: Any) -> tuple[dict[str, float], float]:
+        """One PPO iteration over parts of a batch, for each part Samples, scores_B, ref_logprobs_N: (metrics, seconds)."""
         started = time.perf_counter()
-        return self.task.train(iteration, kl_coef, parts, *batch), time.perf_counter() - started
+        samples, scored = batch[0::3], zip(batch[1::3], batch[2::3], strict=True)
+        return self.task.train(iteration, kl_coef, len(samples), *samples, *scored), time.perf_counter() - started
 
-    def groups_with_signal(self, parts: int, *batch: Any) -> int:
+    def groups_with_signal(self, *batch: Any) -> int:
         """How many prompts have responses whose scores differ (see `learners.objectives.groups_with_signal`)."""
-        ids = torch.from_numpy(np.concatenate([samples.prompt_ids_B for samples in batch[:parts]]))
-        scores_B = torch.from_numpy(np.concatenate([scored[0] for scored in batch[parts:]]))
+        ids = torch.from_numpy(np.concatenate([samples.prompt_ids_B for samples in batch[0::3]]))
+        scores_B = torch.from_numpy(np.concatenate(batch[1::3]))
         return len(ids[groups_with_signal(scores_B, ids)].unique())
 
     def pretrain_loss(self) -> float:

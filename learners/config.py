@@ -6,7 +6,7 @@ field is its documentation: `hero plan` prints it beside an unknown key.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -45,6 +45,17 @@ class Section(BaseModel):
         return {key: value for key, value in serialize(self).items() if key not in idle}
 
 
+class LoRAConfig(Section):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) by peft."""
+
+    rank: int = Field(16, ge=1)
+    """Rank r of the adapters."""
+    alpha: int = Field(32, ge=1)
+    """Their scale: alpha / rank times the product of the two matrices is added to a weight."""
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+    """Names of the layers that get one, for example q_proj; all-linear: every linear layer but the head."""
+
+
 class ModelConfig(Section):
     path: str | None = None
     """A causal language model to start from: a local Hugging Face folder or a hub name. Empty: random weights."""
@@ -56,12 +67,33 @@ class ModelConfig(Section):
     """Attention heads; must divide the width."""
     kv_heads: int = Field(4, ge=1)
     """Key-value heads (grouped-query attention); must divide the heads."""
-    vocab_size: int = Field(1280, ge=300)
-    """Size of the byte-level BPE vocabulary that the pretrain stage trains."""
+    vocab_size: Annotated[int, Field(ge=300)] | Literal["characters"] = 1280
+    """Size of the byte-level BPE vocabulary that the pretrain stage trains, or `characters`: one token for each."""
     context: int = Field(256, ge=16)
     """Longest sequence, prompt and response together, in tokens."""
     tie_embeddings: bool = True
     """Share the matrix of the input embedding and the output head."""
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    """Attention implementation of transformers in learners and scoring actors. Empty: what the model prefers."""
+    gradient_checkpointing: bool = False
+    """Compute the activations of each layer again in the backward pass instead of keeping them: less memory, more time."""
+    lora: LoRAConfig | None = None
+    """Train low-rank adapters of a model's linear layers and leave its weights alone. Empty: train the weights."""
+    chat_template: str | None = None
+    """Jinja file of the chat template, for a tokenizer that has none. Empty: the tokenizer's own."""
+    end_token: str | None = None
+    """Token that ends a turn. Empty: the tokenizer's own."""
+    pad_token: str | None = None
+    """Token to pad with, another than the end token. Empty: the tokenizer's own."""
+
+    @property
+    def entries(self) -> int:
+        """Entries of the vocabulary; of one of characters, about."""
+        return 100 if self.vocab_size == "characters" else self.vocab_size
+
+    def without_effect(self) -> dict[str, str]:
+        made = ("layers", "width", "heads", "kv_heads", "vocab_size", "tie_embeddings")
+        return dict.fromkeys(made, "no model.path") if self.path else {}
 
     @model_validator(mode="after")
     def _divisible(self) -> ModelConfig:
@@ -105,6 +137,10 @@ class LearnerConfig(Section):
     """GPUs of each rank."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """ZeRO stage: what is sharded over the ranks (1 optimizer, 2 and gradients, 3 and parameters)."""
+    offload_optimizer: bool = False
+    """Keep AdamW's state and do its step on the CPU (ZeRO 1 to 3)."""
+    offload_parameters: bool = False
+    """Keep the parameters on the CPU and bring each layer's when it runs (ZeRO 3)."""
     micro_batch_tokens: int = Field(4096, ge=16)
     """Most padded tokens in one forward pass of a rank."""
     dtype: DType = "bfloat16"
@@ -113,6 +149,10 @@ class LearnerConfig(Section):
     """Put several sequences in each row of a forward pass, so that next to nothing is padding."""
     transport: Literal["file"] = "file"
     """How weights reach the rollout engines."""
+
+    def without_effect(self) -> dict[str, str]:
+        least = {"offload_optimizer": 1, "offload_parameters": 3}
+        return {key: f"learners.zero_stage of at least {n}" for key, n in least.items() if self.zero_stage < n}
 
 
 class PretrainConfig(Section):
@@ -158,6 +198,9 @@ class RewardConfig(Section):
     """A sequence-classification folder with one output to start from. Empty: the SFT model with a new scalar head."""
     epochs: int = Field(1, ge=1)
     """Passes over the rankings. More than one overfits (Ouyang 2022, C.2)."""
+    folds: int = Field(1, ge=1)
+    """Train as many models beforehand, each without another part of the prompts, and report the accuracy over all parts
+    left out. 1: only the model that is kept."""
     batch_size: int = Field(16, ge=1)
     """Prompts (each with all its pairs) in one optimizer step over all ranks."""
     validation_share: float = Field(0.1, gt=0, lt=0.5)

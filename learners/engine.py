@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from learners.config import LearnerConfig, OptimizerConfig
+from learners.lora import merged_weights
 from learners.models import DTYPES
 
 
@@ -38,7 +39,8 @@ class Engine:
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "gradient_clipping": optimizer.clip_norm,
-            "zero_optimization": {"stage": learner.zero_stage},
+            "zero_optimization": {"stage": learner.zero_stage, **_offload(learner)},
+            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW steps on the CPU too, and nothing is compiled
             "bf16": {"enabled": dtype == "bfloat16"},
             "optimizer": {
                 "type": "AdamW",
@@ -53,7 +55,9 @@ class Engine:
         }
         module.to(DTYPES[dtype])
         self.parameters = sum(p.numel() for p in module.parameters())
-        self.engine, *_ = deepspeed.initialize(model=module, model_parameters=module.parameters(), config=config)
+        trained = [p for p in module.parameters() if p.requires_grad]
+        self.frozen = len(trained) < len(list(module.parameters()))
+        self.engine, *_ = deepspeed.initialize(model=module, model_parameters=trained, config=config)
         self.ranks = dist.get_world_size()
 
     @property
@@ -84,27 +88,31 @@ class Engine:
         return {"lr": lr, "grad_norm": float(norm) if norm is not None else math.nan}
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole tensor) of every parameter under its Hugging Face name. A collective: every rank iterates."""
-        for name, parameter in self.module.model.named_parameters():
-            with self._gathered([parameter]):
-                yield name, parameter.data
+        """(name, whole tensor) of every weight under its Hugging Face name, adapters merged. A collective: every rank
+        iterates."""
+        return merged_weights(self.module.model, self._gathered)
 
     def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes a Hugging Face folder with the tokenizer (rank 0 writes; every rank calls)."""
-        model = self.module.model
-        with self._gathered(list(model.parameters())):
-            if dist.get_rank() == 0:
-                model.save_pretrained(folder)
+        model, writes = self.module.model, dist.get_rank() == 0
+        if self.frozen:
+            merged = {name: weight.to("cpu", copy=True) for name, weight in self.named_weights() if writes}
+        with nullcontext() if self.frozen else self._gathered(list(model.parameters())):
+            if writes:
+                model.save_pretrained(folder, state_dict=merged if self.frozen else None)
                 tokenizer.save_pretrained(folder)
         dist.barrier()
 
     def save(self, folder: Path, tag: str) -> None:
-        """Writes the learner state: weights, optimizer and step count of every rank's shard."""
-        self.engine.save_checkpoint(str(folder), tag=tag, client_state={"steps": self.steps}, save_latest=False)
+        """Writes the learner state: trained weights, optimizer and step count of every rank's shard."""
+        state = {"steps": self.steps}
+        self.engine.save_checkpoint(
+            str(folder), tag=tag, client_state=state, save_latest=False, exclude_frozen_parameters=self.frozen
+        )
 
     def load(self, folder: Path, tag: str) -> None:
         """Restores what `save` wrote, on the same number of ranks and ZeRO stage."""
-        path, state = self.engine.load_checkpoint(str(folder), tag=tag)
+        path, state = self.engine.load_checkpoint(str(folder), tag=tag, load_module_strict=not self.frozen)
         if path is None:
             raise FileNotFoundError(f"no learner state {tag} in {folder}")
         self.steps = state["steps"]
@@ -156,6 +164,11 @@ def peak_flops() -> float | None:
         return None
     name = torch.cuda.get_device_name()
     return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+
+
+def _offload(learner: LearnerConfig) -> dict[str, Any]:
+    wanted = {"offload_optimizer": learner.offload_optimizer, "offload_param": learner.offload_parameters}
+    return {key: {"device": "cpu", "pin_memory": torch.cuda.is_available()} for key, on in wanted.items() if on}
 
 
 def scheduled_lr(config: OptimizerConfig, step: int, total: int) -> float:

@@ -10,7 +10,6 @@ any number of ranks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,9 +67,8 @@ class Experience:
     def shape(self, config: PPOConfig, kl_coef: float) -> dict[str, float]:
         """Fills in advantages, returns and weights; returns the metrics of the batch."""
         old_BT, mask_BT, samples = self.old_BT, self.mask_BT, self.samples
-        limit = config.score_clip or math.inf
         cut_B = ~torch.from_numpy(samples.ended_B)
-        given_B = self.scores_B.clamp(-limit, limit) - config.missing_end_penalty * cut_B
+        given_B = self.scores_B - config.missing_end_penalty * cut_B
         if config.overlong_buffer:
             over_B = objectives.overlong_penalty(self.lengths_B, config.max_response_tokens, config.overlong_buffer)
             given_B = given_B + config.overlong_penalty * over_B

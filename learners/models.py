@@ -20,9 +20,11 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from learners.config import ModelConfig
 from learners.errors import UserError
+from learners.lora import add_adapters
 from learners.objectives import token_logprobs
 from learners.tokenizer import document_separator, end_token
 
@@ -54,35 +56,64 @@ def build_policy(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: 
     return model
 
 
-def load_policy(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
-    """A causal language model from a folder or hub name."""
-    return AutoModelForCausalLM.from_pretrained(checked(path), dtype=DTYPES[dtype])
+def load_policy(path: str | Path, dtype: str = "float32", attention: str | None = None) -> PreTrainedModel:
+    """A causal language model from a folder or hub name; `attention` is an implementation that transformers knows."""
+    return AutoModelForCausalLM.from_pretrained(checked(path), dtype=DTYPES[dtype], attn_implementation=attention)
 
 
-def load_scalar(path: str | Path, dtype: str = "float32") -> PreTrainedModel:
+def load_scalar(path: str | Path, dtype: str = "float32", attention: str | None = None) -> PreTrainedModel:
     """A model with one output per position from a sequence-classification folder."""
-    model = AutoModelForSequenceClassification.from_pretrained(checked(path), dtype=DTYPES[dtype])
+    model = AutoModelForSequenceClassification.from_pretrained(
+        checked(path), dtype=DTYPES[dtype], attn_implementation=attention
+    )
     if model.config.num_labels != 1:
         raise UserError(f"{path}: a reward model has one output, this one has {model.config.num_labels}")
     return model
 
 
-def scalar_from_policy(path: str | Path, seed: int, dtype: str = "float32") -> PreTrainedModel:
+def scalar_from_policy(
+    path: str | Path, seed: int, dtype: str = "float32", attention: str | None = None
+) -> PreTrainedModel:
     """The policy's backbone under a new scalar head, drawn from N(0, 1 / (width + 1)) (Stiennon et al. 2020)."""
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(checked(path), num_labels=1, dtype=DTYPES[dtype])
+    model = AutoModelForSequenceClassification.from_pretrained(
+        checked(path), num_labels=1, dtype=DTYPES[dtype], attn_implementation=attention
+    )
     weight = scalar_head(model).weight
     nn.init.normal_(weight, std=(weight.shape[1] + 1) ** -0.5)
     return model
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+def trainable(model: PreTrainedModel, config: ModelConfig, seed: int) -> PreTrainedModel:
+    """The model with the config's adapters, drawn by the seed, and gradient checkpointing."""
+    if config.lora:
+        torch.manual_seed(seed)
+        add_adapters(model, config.lora, None if model.get_output_embeddings() is not None else scalar_head(model))
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        for layer in model.modules():  # these look at their own mode alone; what is inside stays free of dropout
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.training = True
+    return model
+
+
+def load_tokenizer(path: str | Path, config: ModelConfig | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name, with the template and tokens that the config sets in place of its own."""
     tokenizer = AutoTokenizer.from_pretrained(checked(path))
+    if config and config.chat_template:
+        if not Path(config.chat_template).is_file():
+            raise UserError(f"model.chat_template={config.chat_template}: no such file; it should hold a Jinja template")
+        tokenizer.chat_template = Path(config.chat_template).read_text(encoding="utf-8")
+    for key, token in (("end", config.end_token), ("pad", config.pad_token)) if config else ():
+        if token is not None and token not in tokenizer.get_vocab():
+            raise UserError(f"model.{key}_token={token}: the tokenizer of {path} has no such token")
+        if token is not None:
+            setattr(tokenizer, {"end": "eos_token", "pad": "pad_token"}[key], token)
     if tokenizer.chat_template is None:
-        raise UserError(f"tokenizer of {path}: it has no chat template; add chat_template to tokenizer_config.json")
+        raise UserError(f"tokenizer of {path}: it has no chat template; set model.chat_template to a Jinja file")
     if tokenizer.pad_token_id is None:
         raise UserError(
-            f"tokenizer of {path}: it has no pad token; set pad_token (not the end token) in tokenizer_config.json"
+            f"tokenizer of {path}: it has no pad token; set model.pad_token to one that is not the end token"
         )
     return tokenizer
 

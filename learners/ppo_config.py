@@ -61,8 +61,6 @@ class PPOConfig(Section):
     """Responses over which an adaptive weight changes by the relative error of the KL."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Estimator of the KL penalty."""
-    score_clip: float | None = Field(None, gt=0)
-    """Scores of the reward model are clipped to plus or minus this."""
     missing_end_penalty: float = Field(1.0, ge=0)
     """Taken off the score of a response that does not end by itself."""
     overlong_buffer: int = Field(0, ge=0)

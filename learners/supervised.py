@@ -27,11 +27,10 @@ class SupervisedTask:
 
     def __init__(
         self, module: nn.Module, learner: LearnerConfig, optimizer: OptimizerConfig,
-        items: int, batch_size: int, validation_share: float, steps: int | None, epochs: int, seed: int, pad_token: int,
+        held: np.ndarray, batch_size: int, steps: int | None, epochs: int, seed: int, pad_token: int,
     ) -> None:  # fmt: skip
-        held = max(1, round(items * validation_share))
-        shuffled = np.random.default_rng(seed).permutation(items)
-        self.validation, self.training = shuffled[:held], shuffled[held:]
+        shuffled = np.random.default_rng(seed).permutation(len(held))
+        self.validation, self.training = shuffled[held[shuffled]], shuffled[~held[shuffled]]
         self.batch_size = min(batch_size, len(self.training))
         self.total_steps = steps if steps is not None else epochs * (len(self.training) // self.batch_size)
         self.learner, self.seed, self.pad_token = learner, seed, pad_token
@@ -96,7 +95,7 @@ class LanguageTask(SupervisedTask):
 
     def __init__(self, module: PolicyModule, data: TokenData, **options: object) -> None:
         self.data = data
-        super().__init__(module, items=len(data.offsets) - 1, **options)  # type: ignore[arg-type]
+        super().__init__(module, held=data.held_S, **options)  # type: ignore[arg-type]
 
     def cost(self, item: int) -> int:
         return int(self.data.lengths_S[item])
@@ -125,34 +124,23 @@ class RankingTask(SupervisedTask):
     def __init__(self, module: ScalarModule, data: RankingData, margin: float, **options: object) -> None:
         self.data, self.margin = data, margin
         self.rankings = data.rankings()
-        super().__init__(module, items=len(data.groups) - 1, **options)  # type: ignore[arg-type]
-
-    def distinct(self, group: int) -> tuple[list[np.ndarray], list[int]]:
-        """The different responses to a prompt, and for each response its place among them: equal ones run once."""
-        places: dict[bytes, int] = {}
-        sequences = self.data.group(group)
-        index = [places.setdefault(s.tobytes(), len(places)) for s in sequences]
-        return [sequences[index.index(i)] for i in range(len(places))], index
+        super().__init__(module, held=data.held_G, **options)  # type: ignore[arg-type]
 
     def cost(self, item: int) -> int:
-        sequences, _ = self.distinct(item)
-        return len(sequences) * max(len(s) for s in sequences)
+        lengths = [len(s) for s in self.data.group(item)]
+        return len(lengths) * max(lengths)
 
     def tokens(self, micro: Sequence[int]) -> int:
-        return sum(len(s) for g in micro for s in self.distinct(g)[0])
+        return sum(len(s) for g in micro for s in self.data.group(g))
 
     def weight(self, items: np.ndarray) -> float:
-        return max(1.0, float(sum(any(ranking_pairs(r) for r in self.rankings[g]) for g in items)))
+        return max(1.0, float(sum(any(ranking_pairs(ranks) for _, ranks in self.rankings[g]) for g in items)))
 
     def scores(self, micro: Sequence[int]) -> list[Tensor]:
-        """Per prompt, the scores (K,) of its responses: the scalar at the last token of each."""
-        groups = [self.distinct(g) for g in micro]
-        sequences = [s for distinct, _ in groups for s in distinct]
-        scores_B = self.last_scalars(sequences)
-        if not groups:
-            return [scores_B]
-        parts = scores_B.split([len(distinct) for distinct, _ in groups])
-        return [part[index] for part, (_, index) in zip(parts, groups, strict=True)]
+        """Per prompt, the scores (K,) of its different responses: the scalar at the last token of each."""
+        groups = [self.data.group(g) for g in micro]
+        scores_B = self.last_scalars([s for group in groups for s in group])
+        return list(scores_B.split([len(group) for group in groups])) if groups else [scores_B]
 
     def last_scalars(self, sequences: Sequence[np.ndarray]) -> Tensor:
         """(S,): the scalar at the last token of each sequence."""
@@ -164,29 +152,29 @@ class RankingTask(SupervisedTask):
         scores = self.scores(micro)
         total = scores[0].sum() * 0
         for g, scores_K in zip(micro, scores, strict=False):
-            total = total + torch.stack([ranking_loss(scores_K, r, self.margin) for r in self.rankings[g]]).mean()
+            losses = [ranking_loss(scores_K[members], ranks, self.margin) for members, ranks in self.rankings[g]]
+            total = total + torch.stack(losses).mean()
         return total
 
-    def validate(self) -> dict[str, float]:
-        """Share of held-out non-tied pairs that the scores order as the labelers, and as the truth where known."""
-        counts = np.zeros(4)
+    def agreement(self) -> np.ndarray:
+        """(held-out prompts, 6): how many non-tied pairs the scores order as the labelers do and how many there are, the
+        same for length alone (longer is better), and for the truth where it is known."""
+        counts = np.zeros((len(self.validation), 6))
+        row = {int(g): i for i, g in enumerate(self.validation)}
         with torch.no_grad():
             for micro in self.plan(self.validation)[self.rank]:
                 for g, scores_K in zip(micro, self.scores(micro), strict=False):
-                    scores = scores_K.tolist()
-                    for ranks in self.rankings[g]:
-                        counts[:2] += pair_agreement(scores, ranks)
+                    scores, lengths = scores_K.tolist(), [len(s) for s in self.data.group(g)]
+                    for members, ranks in self.rankings[g]:
+                        counts[row[g], 0:2] += pair_agreement([scores[m] for m in members], ranks)
+                        counts[row[g], 2:4] += pair_agreement([lengths[m] for m in members], ranks)
                     if len(self.data.truth):
-                        counts[2:] += pair_agreement(
-                            scores, self.data.truth[self.data.groups[g] : self.data.groups[g + 1]].tolist()
-                        )
-        right, pairs, true_right, true_pairs = summed_over_ranks(counts.tolist())
-        found = {"accuracy/labelers": right / max(1, pairs), "pairs": pairs}
-        return (
-            {**found, "accuracy/truth": true_right / max(1, true_pairs), "truth_pairs": true_pairs}
-            if true_pairs
-            else found
-        )
+                        truth = self.data.truth[self.data.groups[g] : self.data.groups[g + 1]].tolist()
+                        counts[row[g], 4:6] += pair_agreement(scores, truth)
+        return np.array(summed_over_ranks(counts.ravel().tolist())).reshape(counts.shape)
+
+    def validate(self) -> dict[str, float]:
+        return agreement_rates(self.agreement())
 
     def center(self, demonstrations: TokenData) -> float:
         """Sets the model's bias so that the demonstrations score 0 on average; returns the mean taken off."""
@@ -206,6 +194,20 @@ def pair_agreement(scores: Sequence[float], ranks: Sequence[int]) -> tuple[int, 
     """(pairs ordered alike, pairs): over the non-tied pairs of one ranking; equal scores count as wrong."""
     pairs = ranking_pairs(list(ranks))
     return sum(scores[better] > scores[worse] for better, worse in pairs), len(pairs)
+
+
+def agreement_rates(counts: np.ndarray) -> dict[str, float]:
+    """Rates of `RankingTask.agreement`, that of the labelers with a 95% interval. The pairs of a prompt hang together, so
+    its variance is that of a ratio of sums over prompts (Cochran 1977, Sampling Techniques, eq. 2.46)."""
+    (right_G, pairs_G), (long, long_pairs), (true, true_pairs) = counts[:, 0:2].T, counts[:, 2:4].sum(0), counts[:, 4:6].sum(0)
+    pairs = max(1.0, pairs_G.sum())
+    rate = right_G.sum() / pairs
+    margin = 1.96 * float(((right_G - rate * pairs_G) ** 2).sum()) ** 0.5 / pairs
+    found = {"accuracy/labelers": rate, "accuracy/low": rate - margin, "accuracy/high": rate + margin, "pairs": pairs}
+    found["accuracy/length_only"] = long / max(1.0, long_pairs)
+    if true_pairs:
+        found |= {"accuracy/truth": true / true_pairs, "truth_pairs": true_pairs}
+    return {name: float(value) for name, value in found.items()}
 
 
 def summed_over_ranks(values: Sequence[float]) -> list[float]:

@@ -21,6 +21,7 @@ from cluster.context import Context
 from cluster.fleet import generate, utilization
 from cluster.monitor import Monitor
 from cluster.progress import Bar, progress
+from cluster.rewards import Rewards
 from cluster.run import Checkpoints, write_json
 from cluster.stages.rollouts import best_of_sft, judge_policy, prove_sync
 from learners.advantages import adapted_kl_coef
@@ -31,7 +32,8 @@ from learners.tokenizer import end_token
 
 def run(context: Context) -> dict[str, Any]:
     config, seed, folder = context.config.ppo, context.config.seed, context.run.stage("ppo")
-    policy, reward = context.run.model("sft"), context.run.model("reward")
+    policy = context.run.model("sft")
+    reward = context.run.model("reward") if context.config.rewards.from_model else None
     tokenizer = load_tokenizer(policy)
     rows, tokens = context.prompts("prompts", tokenizer, config.max_response_tokens)
     held_rows, held_tokens = context.prompts("heldout", tokenizer, context.config.evaluate.max_response_tokens)
@@ -62,11 +64,10 @@ def run(context: Context) -> dict[str, Any]:
         errors = prove_sync(context, probe, version)
         return {**errors, "time/sync": sent - started, "time/probe": time.perf_counter() - sent}
 
-    def sample(rounds: int) -> tuple[list[ray.ObjectRef], list[ray.ObjectRef], float, int]:
-        """One iteration's prompts, answered and scored, after so many rounds: (samples, scores, seconds of generation,
-        rounds now). With dynamic sampling, further rounds until enough prompts have scores that differ."""
-        refs: list[ray.ObjectRef] = []
-        scored: list[ray.ObjectRef] = []
+    def sample(rounds: int, step: int) -> tuple[list[Any], dict[str, float], float, int]:
+        """One iteration's prompts, answered and scored, after so many rounds: (batch, metrics of the rewards, seconds of
+        generation, rounds now). With dynamic sampling, further rounds until enough prompts have scores that differ."""
+        batch: list[Any] = []
         generation = 0.0
         for last in range(rounds, rounds + config.dynamic_sampling + 1):
             started = time.perf_counter()
@@ -76,18 +77,18 @@ def run(context: Context) -> dict[str, Any]:
             more = generate(rollouts, prompts, chosen.tolist(), decoding, end, config.responses, seeds)
             ray.wait(more, num_returns=len(more), fetch_local=False)
             generation += time.perf_counter() - started
-            refs += more
-            scored += [scorers.submit(i, "score", ref, config.temperature) for i, ref in enumerate(more)]
-            ray.wait(scored, num_returns=len(scored), fetch_local=False)
+            parts, metrics = rewards.score(more, {int(i): rows[i] for i in chosen}, config.temperature, step)
+            batch += parts
             if config.dynamic_sampling:
-                asked = learners.submit(0, "groups_with_signal", len(refs), *refs, *scored)
+                asked = learners.submit(0, "groups_with_signal", *batch)
                 if learners.get([asked], "groups_with_signal")[0] >= config.prompts:
                     break
-        return refs, scored, generation, last + 1
+        return batch, metrics, generation, last + 1
 
     checkpoints = Checkpoints(folder, config.keep_checkpoints)
     saved = checkpoints.newest() or {"step": 0, "kl_coef": config.kl_coef, "rounds": 0}
     first, kl_coef, rounds = saved["step"], saved["kl_coef"], saved["rounds"]
+    rewards = Rewards(context.config.rewards, scorers, folder, saved.get("rewards"))
     if first:
         learners.all("load", checkpoints.path(first) / "learner", "state")
     evaluated: dict[str, float] = {}
@@ -101,16 +102,16 @@ def run(context: Context) -> dict[str, Any]:
         for iteration in range(first, config.iterations):
             busy = {name: fleet.busy() for name, fleet in fleets.items()}
             started = time.perf_counter()
-            refs, scored, generation, rounds = sample(rounds)
+            batch, rated, generation, rounds = sample(rounds, iteration + 1)
             judged = time.perf_counter()
-            metrics, learning = learners.all("iterate", iteration, kl_coef, len(refs), *refs, *scored)[0]
+            metrics, learning = learners.all("iterate", iteration, kl_coef, *batch)[0]
             learned = time.perf_counter()
             step = iteration + 1
             synced = sync(step)
             seconds = time.perf_counter() - started
             learned_rate = config.epochs * metrics["tokens"] / (learned - judged)
             made = metrics["objective/responses"]
-            metrics |= synced | {
+            metrics |= rated | synced | {
                 "time/iteration": seconds,
                 "time/generation": generation,
                 "time/scoring": judged - started - generation,
@@ -145,9 +146,10 @@ def run(context: Context) -> dict[str, Any]:
                 learners.all("save", path / "learner", "state")
                 learners.all("export", path / "model")
                 context.run.promote("ppo", step, path / "model")
-                checkpoints.commit(step, {"kl_coef": kl_coef, "rounds": rounds})
+                checkpoints.commit(step, {"kl_coef": kl_coef, "rounds": rounds, "rewards": rewards.state})
         learners.all("export", folder / "model", averaged=True)
-        monitor.lineage([policy, reward, context.run.data("prompts")], [folder / "model"])
+        consumed = [policy, *([reward] if reward else []), *context.run.data("prompts")]
+        monitor.lineage(consumed, [folder / "model"])
     context.run.promote("ppo", config.iterations, folder / "model")
     checkpoints.clear()
     return evaluated

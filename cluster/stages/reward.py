@@ -2,43 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cluster.context import Context
+from cluster.progress import progress
+from cluster.run import read_json, write_json
 from cluster.stages.supervised import supervise
-from learners.datasets import check_ranking, encode_rankings, read_rows
-from learners.errors import UserError
+from learners.datasets import RankingData, hold_out
+from learners.encoding import encode_rankings
 from learners.models import load_tokenizer
+from learners.sources import Located
+from learners.supervised import agreement_rates
 
 
 def run(context: Context) -> dict[str, Any]:
     config, folder = context.config, context.run.stage("reward")
-    policy, path = context.run.model("sft"), context.run.rankings()
-    rows = read_rows(path, check_ranking)
-    data = encode_rankings(rows, load_tokenizer(policy), config.model.context, path, truth_ranks(context, rows))
-    if len(data.groups) < 3:
-        raise UserError(f"{path}: rankings of at least two prompts are needed, one of them for validation")
+    policy, (rows, intake) = context.run.model("sft"), context.read("rankings")
+    tokenizer, share = load_tokenizer(policy, config.model), config.reward.validation_share
+    data = encode_rankings(
+        rows, tokenizer, config.model.context, intake, share, config.seed, true_worth(context, rows)
+    )
+    folds = cross_validate(context, policy, data) if config.reward.folds > 1 else {}
     data.save(folder / "rankings.npz")
     learners = context.fleets.learners()
     total = learners.all("start_reward", policy, config.reward, folder, config.seed)[0]
     demonstrations = context.run.stage("sft") / "demonstrations.npz"
 
-    def center() -> dict[str, float]:
-        return {"bias": learners.all("center", demonstrations)[0]} if demonstrations.exists() else {}
+    def finish() -> dict[str, float]:
+        return {**folds, **({"bias": learners.all("center", demonstrations)[0]} if demonstrations.exists() else {})}
 
-    return supervise(context, "reward", learners, total, config.reward.save_every, [policy, path], finish=center)
+    consumed = [policy, *context.run.data("rankings")]
+    return supervise(context, "reward", learners, total, config.reward.save_every, consumed, finish)
 
 
-def truth_ranks(context: Context, rows: list[dict[str, Any]]) -> Any:
-    """Ranks by the judge, for reporting accuracy against the truth; None where rows do not carry what it needs."""
+def cross_validate(context: Context, policy: Path, data: RankingData) -> dict[str, float]:
+    """Trains one model for each fold on all other folds; the rates over all held-out prompts together. Folds that an
+    interrupted run has finished are kept."""
+    config, scratch = context.config.reward, context.run.stage("reward") / "folds"
+    learners, found = context.fleets.learners(), read_json(scratch / "counts.json") or []
+    scratch.mkdir(exist_ok=True)
+    with progress("folds", total=config.folds, done=len(found)) as bar:
+        for fold in range(len(found), config.folds):
+            held_G = hold_out(data.owner_G.tolist(), 1 / config.folds, context.config.seed, fold)
+            RankingData(**{**vars(data), "held_G": held_G}).save(scratch / "rankings.npz")
+            total = learners.all("start_reward", policy, config, scratch, context.config.seed)[0]
+            learners.all("train", total)
+            found.append(learners.all("agreement")[0].tolist())
+            write_json(scratch / "counts.json", found)
+            rate = agreement_rates(np.array(found[-1]))["accuracy/labelers"]
+            bar.advance(1, f"accuracy {rate:.3f} on the part left out")
+    rates = agreement_rates(np.array([prompt for counts in found for prompt in counts]))
+    each = [agreement_rates(np.array(counts))["accuracy/labelers"] for counts in found]
+    return {f"folds/{name}": value for name, value in rates.items()} | {
+        f"folds/accuracy/{i}": accuracy for i, accuracy in enumerate(each)
+    }
+
+
+def true_worth(context: Context, rows: list[Located]) -> Callable[[dict[str, Any], str, bool], float] | None:
+    """What a response is worth by the judge, to report accuracy against the truth; None where rows lack what it needs."""
     judge = context.judge()
-    if judge is None or not all("row" in row for row in rows):
+    if judge is None or not all("row" in located.row for located in rows):
         return None
-
-    def ranks(row: dict[str, Any]) -> list[int]:
-        ended = row.get("ended") or [True] * len(row["responses"])
-        worth = [judge(row["row"], r, e)["score"] for r, e in zip(row["responses"], ended, strict=True)]
-        order = sorted(set(worth), reverse=True)
-        return [order.index(w) + 1 for w in worth]
-
-    return ranks
+    return lambda row, response, ended: judge(row["row"], response, ended)["score"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor
 
@@ -29,7 +30,10 @@ def load_weights(context: Context, folder: Path) -> int:
 
 
 def _stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    for file in sorted(folder.glob("*.safetensors")):
+    files = sorted((folder if folder.is_dir() else Path(snapshot_download(str(folder)))).glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder}: no weights in *.safetensors files; save the model again with transformers")
+    for file in files:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 yield name, tensors.get_tensor(name)
@@ -64,21 +68,26 @@ def respond(
     answer has text, ended, reward and the judge's measures."""
     policy = context.run.model("sft")
     tokenizer = load_tokenizer(policy)
-    reward = context.run.root / "reward" / "model"
-    scorers = context.fleets.scorers(policy, reward if reward.is_dir() else None)
+    scorers, sources = context.fleets.scorers(policy, context.run.reward_model()), context.config.rewards.sources
     seeds = [context.config.seed * 10**6 + 7 * i for i in range(len(rows) * count)]
     decoding = context.decoding("evaluate", temperature)
     rollouts = context.fleets.rollouts(policy)
     refs = generate(rollouts, tokens, range(len(rows)), decoding, end_token(tokenizer), count, seeds)
-    scored = [scorers.submit(i, "score", ref, 1.0) for i, ref in enumerate(refs)]
+    scored = [scorers.submit(i, "score", ref, 1.0, dict(enumerate(rows))) for i, ref in enumerate(refs)]
     samples = Samples.concat(rollouts.get(refs, "generate"))
     parts = scorers.get(scored, "score")
     texts = tokenizer.batch_decode([samples.response(b) for b in range(samples.size)], skip_special_tokens=True)
     judge = context.judge()
+    raw_KB = np.concatenate([scores.raw_KB for scores, _ in parts], axis=1)
+    total_B = np.array([source.weight for source in sources]) @ raw_KB
     answers = []
-    for b, (text, score) in enumerate(zip(texts, np.concatenate([p[0] for p in parts]), strict=True)):
+    for b, text in enumerate(texts):
+        scores = {"reward": total_B[b]}
+        if len(sources) > 1:
+            scores |= {f"reward/{source.name}": raw_KB[k, b] for k, source in enumerate(sources)}
+        known = {name: float(score) if np.isfinite(score) else None for name, score in scores.items()}
         found = judge(rows[samples.prompt_ids_B[b]], text, bool(samples.ended_B[b])) if judge else {}
-        answers.append({"text": text, "ended": bool(samples.ended_B[b]), "reward": float(score), **found})
+        answers.append({"text": text, "ended": bool(samples.ended_B[b]), **known, **found})
     return samples, np.concatenate([p[1] for p in parts]), answers
 
 

@@ -6,21 +6,21 @@ from typing import Any
 
 from cluster.context import Context
 from cluster.stages.supervised import supervise
-from learners.datasets import check_demonstration, encode_demonstrations, read_rows
-from learners.errors import UserError
+from learners.encoding import encode_demonstrations
 from learners.models import load_tokenizer
 
 
 def run(context: Context) -> dict[str, Any]:
     config, folder = context.config, context.run.stage("sft")
-    base, path = context.run.policy_path(), context.run.data("demonstrations")
-    rows = read_rows(path, check_demonstration)
-    if len(rows) < 2:
-        raise UserError(f"{path}: found one row; at least two are needed, one of them for validation")
-    data = encode_demonstrations(rows, load_tokenizer(base), config.model.context, path)
+    base, (rows, intake) = context.run.policy_path(), context.read("demonstrations")
+    tokenizer = load_tokenizer(base, config.model)
+    data = encode_demonstrations(
+        rows, tokenizer, config.model.context, intake, config.sft.validation_share, config.seed
+    )
     data.save(folder / "demonstrations.npz")
     learners = context.fleets.learners()
     total = learners.all("start_sft", base, config.sft, folder, config.seed)[0]
-    found = supervise(context, "sft", learners, total, config.sft.save_every, [base, path])
+    consumed = [base, *context.run.data("demonstrations")]
+    found = supervise(context, "sft", learners, total, config.sft.save_every, consumed)
     context.run.promote("sft", 0, folder / "model")
     return found

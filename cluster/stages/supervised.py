@@ -53,7 +53,7 @@ def supervise(
                 monitor.log(done, learners.all("validate")[0])
                 learners.all("save", checkpoints.path(done), "state")
                 checkpoints.commit(done, {})
-        found = {**learners.all("validate")[0], **finish()}
+        found = {**learners.all("validate")[0], **finish(), **context.counts()}
         monitor.log(done, found)
         learners.all("export", context.run.stage(stage) / "model")
         monitor.lineage(consumed, [context.run.stage(stage) / "model"])

@@ -59,9 +59,13 @@ def test_without_a_critic_a_learner_holds_one_model():
         (["model.width=96", "model.heads=2"], "needs a multiple of 32"),
         (["rollout.gpus=1"], "the rollout fleet|rollout asks for 1 GPUs but cluster.device is cpu"),
         (["cluster.device=cuda"], "asks for no GPU"),
-        (["data.demonstrations=/nowhere/d.jsonl"], "data.demonstrations=/nowhere/d.jsonl: no such file"),
+        (["data.demonstrations=/nowhere/d.jsonl"], "^/nowhere/d.jsonl: no such file"),
         (["model.layers=60", "model.width=4096"], "GiB are free"),
         (["stages=[reward]", "run_dir=/nowhere/at/all"], "there is nothing to learn from"),
+        (["stages=[ppo]", "run_dir=/nowhere/at/all"], "no such model; run the reward stage first"),
+        (["rewards.sources=[{kind: function, path: 'nowhere:f'}]"], "nowhere:f: cannot be loaded"),
+        (["data.prompts={path: configs/tiny.yaml}"], "unknown kind of file"),
+        (["data.prompts=[{path: configs, convert: 'cluster.tasks.gsm8k:f'}]"], "has no attribute 'f'"),
     ],
 )
 def test_what_cannot_work_is_refused(overrides, told):
@@ -82,4 +86,4 @@ def test_another_vocabulary_of_the_reward_model_is_refused(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(f'{{"vocab_size": {size}}}')
     with pytest.raises(UserError, match="one tokenizer"):
-        refuse_impossible(tiny(f"model.path={tmp_path / 'policy'}", f"reward.path={tmp_path / 'reward'}"))
+        refuse_impossible(tiny(f"model={{path: {tmp_path / 'policy'}, context: 128}}", f"reward.path={tmp_path / 'reward'}"))

@@ -1,22 +1,43 @@
-"""From files to tokens: masks, packing, and faults told with file and line."""
+"""From files to tokens: forms, masks, packing, splits, and faults told with file and line."""
 
 import json
 
+import numpy as np
 import pytest
 
-from learners.datasets import (
-    check_demonstration,
-    check_prompt,
-    check_ranking,
-    encode_demonstrations,
-    encode_rankings,
-    pack_corpus,
-    read_rows,
-)
+from learners.data_config import DataConfig, SourceConfig
+from learners.datasets import hold_out
+from learners.encoding import encode_demonstrations, encode_prompts, encode_rankings, pack_corpus
 from learners.errors import UserError
+from learners.rows import FORMS, BrokenRow
+from learners.sources import Intake, Located
 from learners.tokenizer import document_separator, encode_prompt, end_token, train_tokenizer
 
 TEXTS = ["The capital of France is Paris.", "What is 12 plus 7?"] * 10
+
+
+def intake(kind, **config):
+    return Intake(kind, DataConfig(**config), seed=0)
+
+
+def located(kind, *rows):
+    return [Located(f"here, row {n}", FORMS[kind].read(row)) for n, row in enumerate(rows, 1)]
+
+
+def read(kind, sources, **config):
+    given = intake(kind, **config)
+    listed = [SourceConfig(**s) if isinstance(s, dict) else SourceConfig(path=str(s)) for s in sources]
+    return [row for _, row in given.read(listed)], given
+
+
+def demonstrations(tokenizer, rows, context=128, **config):
+    given = intake("demonstrations", **config)
+    return encode_demonstrations(located("demonstrations", *rows), tokenizer, context, given), given
+
+
+def rankings(tokenizer, rows, context=64, **config):
+    given = intake("rankings", **config)
+    return encode_rankings(located("rankings", *rows), tokenizer, context, given, validation_share=0.4), given
 
 
 @pytest.fixture(scope="module")
@@ -45,23 +66,32 @@ def test_a_tokenizer_whose_pad_is_its_end_is_refused(tokenizer):
         end_token(other)
 
 
-def test_only_what_the_assistant_writes_is_learned(tokenizer, tmp_path):
-    data = encode_demonstrations([talk("Hi there.", "Hello.", "Why?", "So.")], tokenizer, 128, tmp_path)
+def test_only_what_the_assistant_writes_is_learned(tokenizer):
+    data, _ = demonstrations(tokenizer, [talk("Hi there.", "Hello.", "Why?", "So."), talk("a", "b")])
     learned = tokenizer.decode(data.tokens_N[data.learn_N])
-    assert learned == "Hello.<|end|>So.<|end|>"
+    assert learned == "Hello.<|end|>So.<|end|>b<|end|>"
 
 
-def test_a_template_without_generation_marks_gives_the_same_mask(tokenizer, tmp_path):
+def test_a_template_without_generation_marks_gives_the_same_mask(tokenizer):
     bare = train_tokenizer(TEXTS, 320)
     bare.chat_template = bare.chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-    rows = [talk("Hi there.", "Hello.", "Why?", "So.")]
-    one, two = (encode_demonstrations(rows, t, 128, tmp_path) for t in (tokenizer, bare))
+    rows = [talk("Hi there.", "Hello.", "Why?", "So."), talk("a", "b")]
+    one, two = (demonstrations(t, rows)[0] for t in (tokenizer, bare))
     assert one.tokens_N.tolist() == two.tokens_N.tolist()
     assert one.learn_N.tolist() == two.learn_N.tolist()
 
 
+def test_a_template_that_rewrites_what_came_before_is_refused(tokenizer):
+    fickle = train_tokenizer(TEXTS, 320)
+    fickle.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(UserError, match="differently once it goes on"):
+        demonstrations(fickle, [talk("a", "b", "c", "d"), talk("a", "b")])
+
+
 def test_a_prompt_ends_where_the_assistant_begins(tokenizer):
     assert tokenizer.decode(encode_prompt(tokenizer, "Hi")) == "<|user|>Hi<|end|><|assistant|>"
+    talked = encode_prompt(tokenizer, talk("Hi", "Ho", "Why?")["messages"])
+    assert tokenizer.decode(talked) == "<|user|>Hi<|end|><|assistant|>Ho<|end|><|user|>Why?<|end|><|assistant|>"
 
 
 def test_packing_keeps_every_token_but_the_last_rest(tokenizer):
@@ -72,47 +102,195 @@ def test_packing_keeps_every_token_but_the_last_rest(tokenizer):
     assert not data.learn_N[::16].any()
 
 
-def test_the_same_responses_ranked_twice_are_one_group(tokenizer, tmp_path):
-    row = {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [1, 2, 2], "ended": [True, True, False]}
-    rows = [row, {**row, "prompt": "q"}, {**row, "ranks": [2, 1, 1]}]
-    data = encode_rankings(rows, tokenizer, 64, tmp_path)
-    assert data.rankings() == [[[1, 2, 2], [2, 1, 1]], [[1, 2, 2]]]
-    closed, _, cut = data.group(0)
+def test_the_validation_part_of_a_single_document_is_its_end(tokenizer):
+    data = pack_corpus([" ".join(TEXTS)], tokenizer, 16, validation_share=0.25)
+    assert data.held_S.any()
+    assert data.held_S.tolist() == sorted(data.held_S.tolist())
+
+
+def test_a_character_tokenizer_has_one_token_a_character_and_one_for_all_others():
+    tokenizer = train_tokenizer(["To be,\nor not\n\n"], "characters")
+    ids = tokenizer.encode("not to be\n\n", add_special_tokens=False)
+    assert len(ids) == 11
+    assert tokenizer.decode(ids) == "not to be\n\n"
+    assert len(tokenizer) == 7 + len(set("To be,\nor not\n\n"))
+    assert tokenizer.encode("xyz", add_special_tokens=False) == [tokenizer.unk_token_id] * 3
+    assert encode_prompt(tokenizer, "to")[0] == tokenizer.convert_tokens_to_ids("<|user|>")
+
+
+def test_all_rankings_and_pairs_of_a_prompt_are_one_group_whose_responses_run_once(tokenizer):
+    row = {"prompt": "p", "responses": ["a", "b", "c", "a"], "ranks": [1, 2, 2, 3], "ended": [True, True, False, True]}
+    pair = {"prompt": "p", "chosen": "b", "rejected": "d"}
+    data, _ = rankings(tokenizer, [row, {**row, "prompt": "q"}, {**row, "ranks": [2, 1, 1, 1]}, pair])
+    assert data.rankings() == [
+        [([0, 1, 2, 0], [1, 2, 2, 3]), ([0, 1, 2, 0], [2, 1, 1, 1]), ([1, 3], [1, 2])],
+        [([0, 1, 2, 0], [1, 2, 2, 3])],
+    ]
+    assert np.diff(data.groups).tolist() == [4, 3]
+    closed, _, cut, _ = data.group(0)
     assert closed[-1] == end_token(tokenizer)
     assert cut[-1] != end_token(tokenizer)
 
 
+def test_rows_of_one_user_are_on_one_side_of_the_split(tokenizer):
+    users = [f"u{i % 7}" for i in range(40)]
+    data, _ = demonstrations(tokenizer, [{**talk(f"q{i}", "a"), "user": u} for i, u in enumerate(users)], split_by="user")
+    held = {u for u, h in zip(users, data.held_S, strict=True) if h}
+    assert held
+    assert not held & {u for u, h in zip(users, data.held_S, strict=True) if not h}
+    # q0 and q1 share a user, q1 and q2 share another: all three prompts must stay together.
+    pairs = [("q0", "u"), ("q1", "u"), ("q1", "v"), ("q2", "v"), *((f"q{i}", f"w{i}") for i in range(3, 8))]
+    rows = [{"prompt": q, "chosen": "a", "rejected": "b", "user": u} for q, u in pairs]
+    for seed in range(5):
+        given = intake("rankings", split_by="user")
+        found = encode_rankings(located("rankings", *rows), tokenizer, 64, given, validation_share=0.3, seed=seed)
+        assert len(set(found.held_G[:3].tolist())) == 1
+
+
+def test_folds_hold_every_item_out_once_and_leave_no_owner_on_both_sides():
+    owners = [i // 3 for i in range(50)]
+    folds = [hold_out(owners, 1 / 5, seed=3, fold=f) for f in range(5)]
+    assert (np.sum(folds, axis=0) == 1).all()
+    assert all(4 <= fold.sum() <= 16 for fold in folds)
+    for fold in folds:
+        sides = [{bool(h) for o, h in zip(owners, fold, strict=True) if o == owner} for owner in set(owners)]
+        assert all(len(side) == 1 for side in sides)
+
+
 @pytest.mark.parametrize(
-    ("check", "row", "told"),
+    ("kind", "row", "told"),
     [
-        (check_prompt, {"prompt": " "}, "key 'prompt'"),
-        (check_prompt, [1], "expected a JSON object"),
-        (check_demonstration, {"messages": []}, "key 'messages'"),
-        (check_demonstration, talk("a"), "the last message must be the assistant's"),
-        (check_demonstration, {"messages": [{"role": "bot", "content": "x"}]}, "messages[0].role"),
-        (check_ranking, {"prompt": "p", "responses": ["a"], "ranks": [1]}, "at least two texts"),
-        (check_ranking, {"prompt": "p", "responses": ["a", "b"], "ranks": [1]}, "expected 2 whole numbers"),
-        (check_ranking, {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 0]}, "expected 2 whole numbers"),
-        (check_ranking, {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2], "ended": [1]}, "key 'ended'"),
+        ("prompts", {"prompt": " "}, "key 'prompt'"),
+        ("prompts", [1], "expected a JSON object"),
+        ("prompts", {"messages": [{"role": "assistant", "content": "x"}]}, "the last message must be the user's"),
+        ("demonstrations", {"messages": []}, "key 'messages'"),
+        ("demonstrations", {"prompt": "p", "response": ""}, "key 'response'"),
+        ("demonstrations", talk("a"), "the last message must be the assistant's"),
+        ("demonstrations", {"messages": [{"role": "bot", "content": "x"}]}, "messages[0].role"),
+        ("rankings", {"prompt": "p", "responses": ["a"], "ranks": [1]}, "at least two texts"),
+        ("rankings", {"prompt": "p", "responses": ["a", "b"], "ranks": [1]}, "expected 2 whole numbers"),
+        ("rankings", {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 0]}, "expected 2 whole numbers"),
+        ("rankings", {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2], "ended": [1]}, "key 'ended'"),
+        ("rankings", {"prompt": "p", "chosen": "a"}, "key 'rejected'"),
+        ("rankings", {"chosen": talk("a", "b")["messages"], "rejected": talk("c", "b")["messages"]}, "differ in the last"),
+        ("corpus", {"txt": "a"}, "key 'text'"),
     ],
 )
-def test_a_wrong_row_is_told_with_file_and_line(tmp_path, check, row, told):
-    good = {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 1], **talk("a", "b")}
+def test_a_wrong_row_is_told_with_file_and_line_or_skipped_and_counted(tmp_path, kind, row, told):
+    good = {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 1], **({} if kind == "prompts" else talk("a", "b")), "text": "t"}
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(good) + "\n\n" + json.dumps(row) + "\n")
     with pytest.raises(UserError, match=r"rows.jsonl, line 3: ") as fault:
-        read_rows(file, check)
+        read(kind, [file])
     assert told in str(fault.value)
+    rows, given = read(kind, [file], broken_rows=1)
+    assert len(rows) == 1
+    assert given.counts["broken"] == 1
 
 
-@pytest.mark.parametrize(("text", "told"), [("", "the file is empty"), ("{", "line 1: not valid JSON")])
-def test_a_file_without_rows_is_told(tmp_path, text, told):
-    (tmp_path / "rows.jsonl").write_text(text)
+def test_a_pair_of_conversations_is_a_ranking_of_their_last_messages():
+    pair = {"chosen": talk("hi", "good")["messages"], "rejected": talk("hi", "bad")["messages"]}
+    row = FORMS["rankings"].read(pair)
+    assert row["prompt"] == talk("hi")["messages"]
+    assert (row["responses"], row["ranks"]) == (["good", "bad"], [1, 2])
+    with pytest.raises(BrokenRow):
+        FORMS["rankings"].read({**pair, "rejected": "bad"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("rows.jsonl", "", "no rows for data.prompts; 0 read"),
+        ("rows.jsonl", "{", "line 1: not valid JSON"),
+        ("rows.json", '[{"prompt": "p"},\n{"prompt"}\n]', "not valid JSON .*at line 2"),
+        ("rows.json", '{"prompt": "p"}', "expected a list of JSON objects"),
+        ("rows.json", '[{"prompt": "p"}, {"prompt": 1}]', "rows.json, item 2: key 'prompt'"),
+        ("rows.csv", "prompt,user\np,u\n,v\n", "rows.csv, row 2: key 'prompt'"),
+        ("rows.csv", 'prompt\n"a\n', "rows.csv: cannot be read"),
+        ("rows.parquet", "PAR", "rows.parquet: cannot be read"),
+        ("rows.xlsx", "", "unknown kind of file; expected one of .txt, .jsonl"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told(tmp_path, name, text, told):
+    (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=told):
-        read_rows(tmp_path / "rows.jsonl", check_prompt)
+        read("prompts", [tmp_path / name])
 
 
-def test_a_conversation_over_the_context_is_told_with_its_row(tokenizer, tmp_path):
-    rows = [talk("a", "b"), talk("word " * 50, "b")]
-    with pytest.raises(UserError, match=r"row 2: \d+ tokens, but model.context is 32"):
-        encode_demonstrations(rows, tokenizer, 32, tmp_path)
+def test_a_missing_file_is_told_with_the_key_that_moves_it(tmp_path):
+    with pytest.raises(UserError, match=r"somewhere/gsm8k/train.jsonl: no such file; data.root="):
+        read("prompts", ["gsm8k/train.jsonl"], root=str(tmp_path / "somewhere"))
+
+
+def test_every_format_gives_the_same_rows(tmp_path):
+    from datasets import Dataset
+
+    rows = [{"prompt": "NA", "response": "12", "user": "u1"}, {"prompt": "two\nlines, \"q\"", "response": "b", "user": "u2"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    Dataset.from_list(rows).to_csv(tmp_path / "a.csv")
+    Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    Dataset.from_list(rows).to_parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet")
+    expected, _ = read("demonstrations", [tmp_path / "a.jsonl"])
+    assert expected[1]["messages"][0]["content"] == rows[1]["prompt"]
+    for name in ("a.json", "a.csv", "a.parquet", "hub"):  # a folder is read as a hub dataset is
+        assert read("demonstrations", [name], root=str(tmp_path))[0] == expected, name
+
+
+def test_sources_are_mixed_by_weight_without_repeating_a_row(tmp_path):
+    for name, count in (("a", 60), ("b", 100)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": f"{name}{i}"}) + "\n" for i in range(count)))
+    sources = [{"path": "a.jsonl", "weight": 3}, {"path": "b.jsonl", "weight": 1}]
+    rows, given = read("prompts", sources, root=str(tmp_path))
+    drawn = [row["prompt"] for row in rows]
+    assert (sum(p[0] == "a" for p in drawn), sum(p[0] == "b" for p in drawn)) == (60, 20)
+    assert len(set(drawn)) == 80
+    assert given.counts == {"read": 160, "outweighed": 80, "kept": 80}
+    assert len(read("prompts", ["a.jsonl", "b.jsonl"], root=str(tmp_path))[0]) == 160
+    with pytest.raises(ValueError, match="a weight to each of several sources or to none"):
+        DataConfig(prompts=[{"path": "a.jsonl", "weight": 1}, "b.jsonl"])
+
+
+def test_duplicates_but_for_case_and_space_are_left_out(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"prompt": p, "id": i}) + "\n" for i, p in enumerate(["Hi  there\n", "hi there", "Ho"])))
+    rows, given = read("prompts", [file], deduplicate=True)
+    assert [row["id"] for row in rows] == [0, 2]
+    assert given.counts["duplicate"] == 1
+
+
+def test_rows_of_another_form_are_converted_by_a_function_of_the_users(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"q": "p", "n": 2}\n{"q": "r", "n": 0}\n')
+    rows, _ = read("prompts", [{"path": str(tmp_path / "a.jsonl"), "convert": "tests.learners.test_data:repeated"}])
+    assert [row["prompt"] for row in rows] == ["p", "p"]
+    with pytest.raises(UserError, match="nowhere:f: cannot be loaded"):
+        read("prompts", [{"path": str(tmp_path / "a.jsonl"), "convert": "nowhere:f"}])
+
+
+def repeated(row):
+    return [{"prompt": row["q"]}] * row["n"]
+
+
+LONG = "One two. Three four! Five six? Seven eight nine ten eleven twelve"
+
+
+def test_an_overlong_row_is_refused_left_out_or_cut_after_a_sentence(tokenizer):
+    rows = [talk("a", "b"), talk("a", LONG), talk("word " * 50, "b"), talk("c", "d")]
+    with pytest.raises(UserError, match=r"here, row 2: \d+ tokens, but there is room for 40"):
+        demonstrations(tokenizer, rows, context=40)
+    data, given = demonstrations(tokenizer, rows, context=40, overlong="drop")
+    assert (len(data.lengths_S), given.counts["overlong"]) == (2, 2)
+    data, given = demonstrations(tokenizer, rows, context=40, overlong="truncate")
+    assert (len(data.lengths_S), given.counts["overlong"], given.counts["truncated"]) == (3, 1, 1)
+    learned = tokenizer.decode(data.sequence(1)[data.learned(1)])
+    assert learned == "One two. Three four! Five six?<|end|>"
+    assert data.lengths_S.max() <= 40
+
+    given = intake("prompts", overlong="truncate")
+    kept, tokens = encode_prompts(located("prompts", {"prompt": LONG}, {"prompt": "x" * 99}), tokenizer, 30, given)
+    assert [row["prompt"] for row in kept] == ["One two. Three four!"]
+    assert len(tokens[0]) <= 30
+
+    pairs = [{"prompt": p, "chosen": LONG, "rejected": "no"} for p in ("p", "q", "word " * 30)]
+    data, given = rankings(tokenizer, pairs, context=40, overlong="truncate")
+    assert (len(data.groups) - 1, given.counts["truncated"], given.counts["overlong"]) == (2, 2, 1)

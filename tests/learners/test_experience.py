@@ -58,12 +58,11 @@ def test_an_iteration_whose_samples_were_all_dropped_is_told():
     ("changes", "expected"),
     [
         ({}, [[5.0, 0, 0, 0], [1.0, 1, 1, 1]]),
-        ({"score_clip": 2.0}, [[2.0, 0, 0, 0], [1.0, 1, 1, 1]]),
         ({"missing_end_penalty": 3.0}, [[5.0, 0, 0, 0], [-2.0, -2, -2, -2]]),
         ({"overlong_buffer": 2, "max_response_tokens": 5, "overlong_penalty": 4.0}, [[5.0, 0, 0, 0], [-1.0, -1, -1, -1]]),
     ],
 )
-def test_scores_are_clipped_and_penalized_before_they_become_advantages(changes, expected):
+def test_scores_are_penalized_before_they_become_advantages(changes, expected):
     experience, _ = shaped(config(**changes), [1, 4], [5.0, 1.0], [0, 1], [True, False])
     torch.testing.assert_close(experience.advantages_BT, torch.tensor(expected))
 

@@ -33,7 +33,7 @@ def whole_and_resumed(actor, folder):
     steps = actor.load(scratch, "state")
     for iteration in (2, 3):
         samples, scored = worlds.make_batch(seed=iteration)
-        actor.iterate(iteration, 0.05, 1, samples, scored)
+        actor.iterate(iteration, 0.05, samples, *scored)
     return whole, worlds.weights(actor), steps
 
 
@@ -89,12 +89,14 @@ def ranking(actor, folder):
         for c in counts:
             sequences.append(np.array([9, 10, *([20] * c), *([21] * (4 - c)), 5], dtype=np.int32))
         ranks += [{3: 1, 1: 2, 0: 3}[int(c)] for c in counts]
+    tokens, offsets = np.concatenate(sequences), offsets_of([len(s) for s in sequences])
     data = RankingData(
-        np.concatenate(sequences), offsets_of([len(s) for s in sequences]), offsets_of([4] * 60),
-        np.array(ranks, dtype=np.int32), np.arange(60, dtype=np.int32), np.array(ranks, dtype=np.int32),
+        tokens, offsets, offsets_of([4] * 60), members_M=np.tile(np.arange(4, dtype=np.int32), 60),
+        ranks_M=np.array(ranks, dtype=np.int32), ranking_offsets=offsets_of([4] * 60),
+        ranking_groups_R=np.arange(60, dtype=np.int32), truth=np.array(ranks, dtype=np.int32),
+        owner_G=np.arange(60, dtype=np.int32), held_G=np.arange(60) < 12,
     )  # fmt: skip
-    tokens = np.concatenate(sequences)
-    demos = TokenData(tokens, offsets_of([len(s) for s in sequences]), np.ones(len(tokens), bool))
+    demos = TokenData(tokens, offsets, np.ones(len(tokens), bool), np.arange(240) < 24)
     if actor.rank == 0:
         data.save(folder / "rankings.npz")
         demos.save(folder / "demos.npz")

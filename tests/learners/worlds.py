@@ -7,8 +7,10 @@ from queue import Empty
 
 import numpy as np
 
-from learners.config import LearnerConfig, ModelConfig, OptimizerConfig, PretrainConfig, RewardConfig
-from learners.datasets import RankingData, pack_corpus
+from learners.config import LearnerConfig, ModelConfig, OptimizerConfig, PretrainConfig, RewardConfig, SFTConfig
+from learners.data_config import DataConfig
+from learners.datasets import RankingData
+from learners.encoding import pack_corpus
 from learners.models import build_policy, scalar_from_policy
 from learners.ppo_config import PPOConfig
 from learners.ragged import Samples, offsets_of
@@ -19,6 +21,7 @@ TEXTS = [
     for a in ["France", "Spain", "Peru", "Chad", "Iran"]
     for b in ["Paris", "Lima", "Oslo"]
 ]
+DATA = DataConfig()
 MODEL = ModelConfig(layers=2, width=64, heads=2, kv_heads=1, vocab_size=320, context=64)
 
 
@@ -57,7 +60,7 @@ def optimizer() -> OptimizerConfig:
     return OptimizerConfig(lr=1e-3, warmup_steps=0, schedule="constant", eps=1e-3)
 
 
-def run_ranks(scenario, folder: Path, config: LearnerConfig, *args):
+def run_ranks(scenario, folder: Path, config: LearnerConfig, *args, model: ModelConfig = MODEL):
     """Runs scenario(actor, folder, *args) on every rank in a process of its own; returns rank 0's result."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -65,7 +68,7 @@ def run_ranks(scenario, folder: Path, config: LearnerConfig, *args):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     ranks = [
-        context.Process(target=_rank, args=(queue, scenario, folder, config, rank, port, args))
+        context.Process(target=_rank, args=(queue, scenario, folder, config, model, rank, port, args))
         for rank in range(config.ranks)
     ]
     for process in ranks:
@@ -82,10 +85,10 @@ def run_ranks(scenario, folder: Path, config: LearnerConfig, *args):
     return result
 
 
-def _rank(queue, scenario, folder, config, rank, port, args):
+def _rank(queue, scenario, folder, config, model, rank, port, args):
     from learners.actor import LearnerActor
 
-    actor = LearnerActor(rank, config)
+    actor = LearnerActor(rank, config, model)
     actor.join("127.0.0.1", port)
     result = scenario(actor, folder, *args)
     if rank == 0:
@@ -100,19 +103,22 @@ def weights(actor) -> dict[str, np.ndarray]:
 
 def pretrain(actor, folder, steps=2):
     config = PretrainConfig(steps=8, batch_tokens=160, sequence_length=16, optimizer=optimizer())
-    actor.start_pretrain(MODEL, config, folder, 0)
+    actor.start_pretrain(config, folder, 0)
     metrics = actor.train(steps)
     return metrics, weights(actor), actor.validate()
 
 
 def make_rankings(folder: Path, seed: int = 0) -> None:
-    """rankings.npz: ten prompts with four random responses each, some equal or tied."""
+    """rankings.npz: ten prompts with four random responses each, one of them there twice, some tied."""
     rng = np.random.default_rng(seed)
     sequences = [rng.integers(8, 300, rng.integers(3, 13)).astype(np.int32) for _ in range(40)]
-    sequences[1] = sequences[0]
+    members = np.tile(np.arange(4, dtype=np.int32), 10)
+    members[1] = 0
     RankingData(
-        np.concatenate(sequences), offsets_of([len(s) for s in sequences]), offsets_of([4] * 10),
-        rng.integers(1, 5, 40).astype(np.int32), np.arange(10, dtype=np.int32), np.zeros(0, dtype=np.int32),
+        np.concatenate(sequences), offsets_of([len(s) for s in sequences]), offsets_of([4] * 10), members_M=members,
+        ranks_M=rng.integers(1, 5, 40).astype(np.int32), ranking_offsets=offsets_of([4] * 10),
+        ranking_groups_R=np.arange(10, dtype=np.int32), truth=np.zeros(0, dtype=np.int32),
+        owner_G=np.arange(10, dtype=np.int32), held_G=np.arange(10) < 1,
     ).save(folder / "rankings.npz")  # fmt: skip
 
 
@@ -122,21 +128,29 @@ def reward(actor, folder, steps=2):
     return weights(actor)
 
 
-def ppo(actor, folder, iterations=2, **changes):
+def ppo_config(**changes) -> PPOConfig:
     plain = {"prompts": 12, "responses": 1, "minibatches": 3, "epochs": 2, "optimizer": optimizer()}
     critic = {} if changes.get("advantage", "gae") != "gae" else {"critic_optimizer": optimizer()}
-    config = PPOConfig(**(plain | critic | changes))
+    return PPOConfig(**(plain | critic | changes))
+
+
+def ppo(actor, folder, iterations=2, **changes):
+    config = ppo_config(**changes)
     corpus = folder / "tokens.npz" if config.ptx_coef else None
     actor.start_ppo(folder / "policy", folder / "reward", config, corpus, 0)
     metrics = []
     for iteration in range(iterations):
         samples, scored = make_batch(seed=iteration, responses=config.responses)
-        metrics.append(actor.iterate(iteration, 0.05, 1, samples, scored)[0])
+        metrics.append(actor.iterate(iteration, 0.05, samples, *scored)[0])
     return metrics, weights(actor)
 
 
+def sft_config() -> SFTConfig:
+    return SFTConfig(epochs=6, batch_size=4, optimizer=optimizer())
+
+
 def reward_config() -> RewardConfig:
-    return RewardConfig(batch_size=4, validation_share=0.2, optimizer=optimizer())
+    return RewardConfig(batch_size=4, optimizer=optimizer())
 
 
 def load(folder: Path):

@@ -1,0 +1,199 @@
+"""Models of the user's: other architectures, adapters, checkpointed activations, and what of ZeRO lies on the CPU."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, LlamaConfig
+
+from learners.config import LearnerConfig, LoRAConfig, ModelConfig
+from learners.encoding import encode_demonstrations
+from learners.errors import UserError
+from learners.models import load_policy, load_scalar, load_tokenizer, scalar_from_policy, trainable
+from learners.rows import FORMS
+from learners.sources import Intake, Located
+from learners.tokenizer import train_tokenizer
+from tests.learners import worlds
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models")
+    worlds.make_files(path)
+    return path
+
+
+def learner(ranks=1, stage=0, **options):
+    return LearnerConfig(ranks=ranks, zero_stage=stage, micro_batch_tokens=512, dtype="float32", **options)
+
+
+def largest_difference(a, b):
+    assert a.keys() == b.keys()
+    return max(float(np.abs(a[n] - b[n]).max() / (np.abs(a[n]).max() + 1e-12)) for n in a)
+
+
+def both(actor, folder):
+    return worlds.pretrain(actor, folder)[1], worlds.ppo(actor, folder)[1]
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
+    return worlds.run_ranks(both, folder, learner())
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "options"),
+    [
+        (1, 2, {"offload_optimizer": True}),
+        (2, 3, {"offload_optimizer": True, "offload_parameters": True}),
+    ],
+)
+def test_what_lies_on_the_cpu_gets_the_same_update(folder, plain, ranks, stage, options):
+    offloaded = worlds.run_ranks(both, folder, learner(ranks, stage, **options))
+    for a, b in zip(plain, offloaded, strict=True):
+        assert largest_difference(a, b) < 5e-6
+
+
+def counted(actor, folder):
+    """Updates, and how often the first layer ran in one training step."""
+    updates = both(actor, folder)
+    layer = actor.task.policy.module.model.base_model.layers[0].mlp
+    runs = []
+    layer.register_forward_pre_hook(lambda *_: runs.append(1))
+    samples, scored = worlds.make_batch(seed=5)
+    actor.iterate(2, 0.05, samples, *scored)
+    return updates, len(runs)
+
+
+def test_checkpointed_activations_run_layers_twice_and_change_nothing(folder, plain):
+    _, once = worlds.run_ranks(counted, folder, learner())
+    checkpointed = worlds.MODEL.model_copy(update={"gradient_checkpointing": True})
+    updates, runs = worlds.run_ranks(counted, folder, learner(2, 2), model=checkpointed)
+    assert runs > once
+    for a, b in zip(plain, updates, strict=True):
+        assert largest_difference(a, b) < 5e-6
+
+
+def lora(folder, **options):
+    return ModelConfig(path=str(folder / "policy"), context=64, lora=LoRAConfig(rank=4, alpha=8, **options))
+
+
+def adapted(actor, folder):
+    """PPO with adapters in policy and critic; merged weights, a restored state, and the exported folder's size of state."""
+    scratch = folder / f"lora-{actor.config.ranks}"
+    _, before = worlds.ppo(actor, folder, iterations=0)
+    worlds.ppo(actor, folder, iterations=1)
+    actor.save(scratch, "state")
+    samples, scored = worlds.make_batch(seed=1)
+    actor.iterate(1, 0.05, samples, *scored)
+    after = worlds.weights(actor)
+    worlds.ppo(actor, folder, iterations=0)
+    actor.load(scratch, "state")
+    actor.iterate(1, 0.05, samples, *scored)
+    actor.export(scratch / "model")
+    return before, after, worlds.weights(actor), actor.probe([np.arange(8, 40)])[0]
+
+
+@pytest.fixture(scope="module")
+def trained_adapters(folder):
+    return worlds.run_ranks(adapted, folder, learner(), model=lora(folder))
+
+
+def test_only_linear_layers_and_the_scalar_head_change_and_a_restored_state_goes_on(folder, trained_adapters):
+    before, after, resumed, _ = trained_adapters
+    start = dict(load_policy(folder / "policy").named_parameters())
+    assert {n.removeprefix("0.") for n in before if n.startswith("0.")} == start.keys()
+    assert all(np.array_equal(before[f"0.{n}"], p.detach().numpy()) for n, p in start.items())
+    moved = {n for n in after if not np.array_equal(before[n], after[n])}
+    linear = {n for n in after if n.endswith(("_proj.weight", "score.weight"))}
+    assert moved == linear
+    assert largest_difference(after, resumed) < 1e-6
+
+
+def test_the_exported_folder_is_the_plain_merged_model(folder, trained_adapters):
+    exported = load_policy(folder / "lora-1" / "model")
+    assert not any("lora" in n for n, _ in exported.named_parameters())
+    tokens = torch.arange(8, 40)[None]
+    with torch.no_grad():
+        logprobs = exported(tokens).logits[0, :-1].log_softmax(-1).gather(1, tokens[0, 1:, None]).squeeze(1)
+    assert np.abs(logprobs.numpy() - trained_adapters[3]).max() < 1e-5
+
+
+def test_the_learner_state_holds_adapters_and_not_the_weights_under_them(folder, trained_adapters):
+    state = torch.load(folder / "lora-1" / "policy" / "state" / "mp_rank_00_model_states.pt", weights_only=False)
+    plain = {name for name in state["module"] if "lora_" not in name}
+    assert len(state["module"]) == 2 * 2 * 7 + len(plain)  # two matrices for each of seven linear layers of two blocks
+    assert plain <= {"model.lm_head.weight"}  # the tied head, which DeepSpeed takes for a buffer
+
+
+def test_adapters_train_the_same_on_more_ranks_and_any_zero_stage(folder, trained_adapters):
+    _, after, resumed, _ = worlds.run_ranks(adapted, folder, learner(2, 3), model=lora(folder))
+    assert largest_difference(trained_adapters[1], after) < 5e-6
+    assert largest_difference(after, resumed) < 1e-6
+
+
+def test_adapters_on_layers_that_are_not_there_are_refused(folder):
+    with pytest.raises(UserError, match=r"model.lora.targets=\['no_proj'\]"):
+        trainable(load_policy(folder / "policy"), lora(folder, targets=["no_proj"]), seed=0)
+
+
+SIZES = {"vocab_size": 320, "max_position_embeddings": 64}
+ARCHITECTURES = {
+    "llama": LlamaConfig(
+        **SIZES, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=False,
+        pad_token_id=0,
+    ),
+    "gpt2": GPT2Config(**SIZES, n_embd=64, n_layer=1, n_head=2, pad_token_id=0, bos_token_id=None, eos_token_id=5),
+}  # fmt: skip
+
+
+def fine_tuned(actor, folder, name):
+    config = worlds.sft_config()
+    steps = actor.start_sft(folder / name, config, folder, 0)
+    losses = [m["loss/train"] for m in actor.train(steps)]
+    actor.export(folder / f"{name}-sft")
+    actor.start_ppo(folder / f"{name}-sft", folder / f"{name}-reward", worlds.ppo_config(), None, 0)
+    samples, scored = worlds.make_batch()
+    metrics, _ = actor.iterate(0, 0.05, samples, *scored)
+    return losses, metrics
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_model_of_another_architecture_goes_through_sft_and_ppo(folder, name):
+    tokenizer = train_tokenizer(worlds.TEXTS, 320)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(ARCHITECTURES[name]).save_pretrained(folder / name)
+    tokenizer.save_pretrained(folder / name)
+    scalar = ARCHITECTURES[name].__class__(**{**ARCHITECTURES[name].to_dict(), "num_labels": 1})
+    AutoModelForSequenceClassification.from_config(scalar).save_pretrained(folder / f"{name}-reward")
+    rows = [FORMS["demonstrations"].read({"prompt": f"n{i}?", "response": f"It is {i}."}) for i in range(24)]
+    located = [Located("here", row) for row in rows]
+    given = Intake("demonstrations", worlds.DATA, 0)
+    encode_demonstrations(located, load_tokenizer(folder / name), 64, given).save(folder / "demonstrations.npz")
+    model = ModelConfig(path=str(folder / name), context=64, attention="eager")
+    losses, metrics = worlds.run_ranks(fine_tuned, folder, learner(2, 2), name, model=model)
+    assert losses[-1] < 0.8 * losses[0]
+    assert metrics["val/first_ratio_error"] < 1e-5
+
+
+def test_the_config_gives_a_tokenizer_the_template_and_tokens_that_it_lacks(folder, tmp_path):
+    bare = train_tokenizer(worlds.TEXTS, 320)
+    bare.chat_template = bare.pad_token = None
+    bare.save_pretrained(tmp_path / "bare")
+    with pytest.raises(UserError, match=r"set model.chat_template to a Jinja file"):
+        load_tokenizer(tmp_path / "bare")
+    (tmp_path / "chat.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    given = ModelConfig(path=str(tmp_path / "bare"), chat_template=str(tmp_path / "chat.jinja"), pad_token="<|endoftext|>")
+    tokenizer = load_tokenizer(tmp_path / "bare", given)
+    assert tokenizer.pad_token_id == tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == "x"
+    with pytest.raises(UserError, match=r"model.end_token=<nope>: the tokenizer of .* has no such token"):
+        load_tokenizer(tmp_path / "bare", given.model_copy(update={"end_token": "<nope>"}))
+
+
+def test_a_scalar_model_of_several_outputs_is_refused(folder, tmp_path):
+    model = scalar_from_policy(folder / "policy", seed=0)
+    model.config.num_labels = 2
+    model.score = torch.nn.Linear(64, 2, bias=False)
+    model.save_pretrained(tmp_path / "two")
+    with pytest.raises(UserError, match="a reward model has one output, this one has 2"):
+        load_scalar(tmp_path / "two")

@@ -1,0 +1,87 @@
+"""The user's own files, a reward of the user's and adapters, through every stage, with every real component."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cluster.config import load_config
+from cluster.pipeline import run_stages
+from tests.test_end_to_end import rows
+
+
+def short(row, response, ended):
+    """Short responses are good; one prompt cannot be judged."""
+    if row["number"] == 3:
+        raise LookupError("nobody knows")
+    return -float(len(response))
+
+
+def write_files(folder: Path) -> None:
+    asked = [{"prompt": f"What is {n} plus {n}?", "number": n} for n in range(8)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    with open(folder / "demonstrations.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "response", "user"])
+        writer.writerows([f"What is {n} plus 1?", str(n + 1), f"user {n % 9}"] for n in range(40))
+    pairs = [{"prompt": f"q{n}", "chosen": "Yes.", "rejected": "word " * (1 + n % 4), "user": n % 9} for n in range(40)]
+    lines = [json.dumps(pair) for pair in pairs]
+    lines[4:4] = ['{"prompt": "q"', json.dumps({**pairs[0], "prompt": "long " * 200})]
+    (folder / "rankings.jsonl").write_text("\n".join(lines))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    write_files(folder)
+    overrides = [
+        f"run_dir={folder / 'run'}", "stages=[pretrain,sft,reward,ppo]", f"data.root={folder}", "data.prompts=prompts.jsonl",
+        "data.heldout=prompts.jsonl", "data.demonstrations=demonstrations.csv", "data.rankings=rankings.jsonl",
+        "data.split_by=user", "data.broken_rows=1", "data.overlong=drop", "reward.folds=2", "reward.batch_size=4",
+        "rewards={sources: [{kind: function, path: 'tests.test_own_data:short', normalize: true}], quarantine_share: 0.4}",
+        "model.lora={rank: 4}", "model.gradient_checkpointing=true", "sft.batch_size=8", "evaluate.judge=null",
+        "ppo.iterations=2", "ppo.best_of=1",
+    ]  # fmt: skip
+    return run_stages(load_config("configs/tiny.yaml", overrides)).root
+
+
+@pytest.mark.timeout(600)
+def test_rows_that_are_broken_or_too_long_are_left_out_and_counted_in_the_results(run):
+    found = json.loads((run / "reward" / "done.json").read_text())["results"]
+    counts = {name: found[f"data/rankings/{name}"] for name in ("read", "broken", "overlong", "kept")}
+    assert counts == {"read": 42, "broken": 1, "overlong": 1, "kept": 40}
+    logged = [row for row in rows(run / "metrics.jsonl", "reward") if "data/rankings/kept" in row]
+    assert logged[-1]["data/rankings/overlong"] == 1
+
+
+def test_every_fold_is_reported_with_an_interval_and_a_length_only_baseline(run):
+    found = json.loads((run / "reward" / "done.json").read_text())["results"]
+    assert found["folds/pairs"] == 40
+    assert found["folds/accuracy/low"] <= found["folds/accuracy/labelers"] <= found["folds/accuracy/high"]
+    halves = (found["folds/accuracy/0"] + found["folds/accuracy/1"]) / 2
+    assert found["folds/accuracy/labelers"] == pytest.approx(halves, abs=0.06)
+    assert found["folds/accuracy/length_only"] < 0.3  # the rejected responses are the longer ones
+
+
+def test_ppo_learns_from_the_function_alone_and_leaves_out_what_it_cannot_judge(run):
+    ppo = rows(run / "metrics.jsonl", "ppo")
+    assert [row["step"] for row in ppo] == [1, 2]
+    assert all(math.isfinite(row["loss/policy_avg"]) and math.isfinite(row["loss/value_avg"]) for row in ppo)
+    assert [row["objective/responses"] for row in ppo] == [14, 14]
+    assert [row["rewards/quarantined"] for row in ppo] == [2, 4]
+    lost = [json.loads(line) for line in (run / "ppo" / "quarantine.jsonl").read_text().splitlines()]
+    assert {(row["prompt"], row["reason"]) for row in lost} >= {("What is 3 plus 3?", "LookupError: nobody knows")}
+    assert all(row["sync/mean_error"] < 1e-5 for row in ppo)  # merged weights reached the engine
+
+
+def test_the_models_of_every_stage_are_plain_folders(run):
+    tokens = torch.arange(8, 20)[None]
+    models = [AutoModelForCausalLM.from_pretrained(run / stage / "model") for stage in ("pretrain", "sft", "ppo")]
+    assert not any("lora" in name for model in models for name, _ in model.named_parameters())
+    first, second, third = (model(tokens).logits.float() for model in models)
+    assert not torch.allclose(first, second)
+    assert not torch.allclose(second, third)
