@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -18,6 +17,8 @@ import yaml
 
 from cluster.config import STAGES, RunConfig, Stage
 from learners.errors import UserError
+from serve.files import read_json, write_json, write_text
+from serve.versions import endpoint, keep, point
 
 # What a finished stage was made from: if one of these sections changes, its result no longer fits the config.
 SECTIONS: dict[Stage, tuple[str, ...]] = {
@@ -108,15 +109,19 @@ class Run:
     def forget(self, first: Stage) -> None:
         """Removes what the given stage and all later ones of the config have written."""
         for stage in STAGES[STAGES.index(first) :]:
-            shutil.rmtree(self.root / stage, ignore_errors=True)
+            for folder in (self.root / stage, *(self.root / "versions").glob(f"{stage}-*")):
+                shutil.rmtree(folder, ignore_errors=True)
         current = read_json(self.root / "current.json")
         if current and not (self.root / current["path"]).is_dir():
             (self.root / "current.json").unlink()
 
     def promote(self, stage: str, version: int, folder: Path) -> None:
-        """Points at the policy to serve; readers see the old or the new pointer, never half of one."""
-        pointer = {"stage": stage, "version": version, "path": str(folder.relative_to(self.root))}
-        write_json(self.root / "current.json", pointer)
+        """Keeps a policy as a version to serve. Points at it as well, unless an endpoint serves this run: then only a
+        promotion, which looks at what it promotes, moves the pointer."""
+        settings, name = self.config.serve, f"{stage}-{version}"
+        keep(self.root, name, folder, settings.keep_versions, [also.path for also in settings.also.values()])
+        if not endpoint(self.root):
+            point(self.root, name, who="hero run", why="trained while nothing served the run")
 
 
 class Checkpoints:
@@ -141,20 +146,3 @@ class Checkpoints:
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from learners.errors import UserError
-from serve.target import resolve
+from serve.versions import resolve
 
 
 @pytest.fixture
