@@ -99,9 +99,10 @@ class ChatEndpoint:
         with exclusive(self.target / "promotions.lock", "another promotion is at work; wait until it has ended"):
             await self.follow()
             begun, before, wanted = time.time(), self.current.served, find(self.target, version)
-            row: dict[str, Any] = {"from": before.version, "to": version, "who": who, "why": why}
+            row: dict[str, Any] = {"who": who, "why": why} | ({} if probe else {"back": True})
             if version == before.version:
                 raise UserError(f"{version} is served already")
+            tried = {"from": before.version, "to": version}
             try:
                 async with self.changing:
                     objection, row["metrics"] = await self._canary(before, wanted) if probe else (None, {})
@@ -110,10 +111,11 @@ class ChatEndpoint:
                     row["seconds"] = time.time() - begun
                     if objection:
                         await self._swap(before)
-                        return log(self.target, **row, outcome="rolled back", reason=objection)
-                    row = point(self.target, version, who=who, why=why, metrics=row["metrics"], seconds=row["seconds"])
+                        return log(self.target, **tried, **row, outcome="rolled back", reason=objection)
+                    row = point(self.target, version, **row)
             except (UserError, RuntimeError) as fault:
-                log(self.target, **row, outcome="refused" if isinstance(fault, UserError) else "failed", reason=str(fault))
+                outcome = "refused" if isinstance(fault, UserError) else "failed"
+                log(self.target, **tried, **row, outcome=outcome, reason=str(fault))
                 raise
             held = await self.everywhere("follow")
             return row | {"replicas": len(held), "stale": sum(h != version for h in held)}

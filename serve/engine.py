@@ -11,7 +11,6 @@ import types
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from actors.config import Decoding
 from actors.weights import swap_weights, transfer_config
 from serve.config import ServeConfig
+from serve.gate import ROUTES, WRITTEN
 from serve.versions import Served
-
-ROUTES = ("/v1/chat/completions", "/v1/completions")
-"""What is kept of vLLM's application; everything else it mounts is either ours to answer or nobody's business."""
-
-WRITTEN: ContextVar[list[str] | None] = ContextVar("WRITTEN", default=None)
-"""The weight versions that have written the answer to the current request, in order of appearance."""
 
 
 class VersionedLLM(AsyncLLM):
@@ -75,6 +69,7 @@ class ServedModel:
         self.app = build_app(args, tasks, self.engine.model_config)
         await init_app_state(self.engine, self.app.state, args, tasks)
         self.app.state.server = types.SimpleNamespace()  # vLLM's error handler looks for its uvicorn server here
+        # What else vLLM mounts is either ours to answer or nobody's business.
         self.app.router.routes[:] = [route for route in self.app.router.routes if route.path in ROUTES]
         for serving in (self.app.state.openai_serving_chat, self.app.state.openai_serving_completion):
             # vLLM stamps this on an answer's end, when WRITTEN is complete.

@@ -11,6 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from typing import Any
 import numpy as np
 
 from serve.config import ServeConfig
-from serve.engine import ROUTES, WRITTEN, ServedModel
 from serve.keys import ApiKeys, RateLimit, digest
 
+ROUTES = ("/v1/chat/completions", "/v1/completions")
+"""What vLLM's applications answer."""
+WRITTEN: ContextVar[list[str] | None] = ContextVar("WRITTEN", default=None)
+"""The weight versions that have written the answer to the current request, in order of appearance."""
 VERSION_HEADER = b"x-weight-version"
 OPEN = ("/health", "/", "/playground", "/status")  # and /pages/…: no key needed
 SECURE = [
@@ -55,7 +59,7 @@ class Traffic:
 class Gate:
     """ASGI middleware around the application of this project's own routes."""
 
-    def __init__(self, app: Any, config: ServeConfig, models: Mapping[str, ServedModel], admin: str) -> None:
+    def __init__(self, app: Any, config: ServeConfig, models: Mapping[str, Any], admin: str) -> None:
         self.app, self.config, self.models, self.admin = app, config, models, admin
         self.keys = ApiKeys(Path(config.api_keys)) if config.api_keys else None
         replicas = config.autoscaling.max_replicas if config.autoscaling else config.replicas
@@ -114,7 +118,7 @@ class Gate:
         """Hands the request to the model it names (the first if it names none), and watches the answer."""
         try:
             asked = json.loads(body)
-        except ValueError as fault:  # includes wrong UTF-8
+        except (ValueError, RecursionError) as fault:  # includes wrong UTF-8
             self.traffic.refused += 1
             return await _refuse(send, 400, f"the body is not valid JSON: {fault}", 0)
         name = asked.get("model") if isinstance(asked, dict) else None

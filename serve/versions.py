@@ -146,11 +146,11 @@ def promotions(root: Path) -> list[dict[str, Any]]:
 
 
 def previous(root: Path) -> str | None:
-    """The version that was served before the present one, by the log."""
+    """The version that was served before the present one, by the log; going back twice goes back further."""
     if not (root / "current.json").exists():
         return None
     now = resolve(root).version
-    moves = [p for p in promotions(root) if p["outcome"] == "promoted" and p["to"] == now]
+    moves = [p for p in promotions(root) if (p["outcome"], p["to"], p.get("back")) == ("promoted", now, None)]
     return moves[-1]["from"] if moves else None
 
 
