@@ -125,7 +125,7 @@ export function thumbs(given) {
   const consent = el("input", { type: "checkbox" });
   const note = el("span", { className: "soft", role: "status" });
   let thumb = null;
-  const buttons = [["up", "👍"], ["down", "👎"]].map(([name, face]) => {
+  const buttons = [["up", "Good"], ["down", "Bad"]].map(([name, face]) => {
     const button = el("button", { type: "button", className: "small", title: `Thumb ${name}`, ariaLabel: `Thumb ${name}`, ariaPressed: "false" }, face);
     button.onclick = () => {
       thumb = name;

@@ -76,9 +76,10 @@ function card(model, index) {
   return given;
 }
 
-function token(given, found) {
+// `special`: the token that ended the answer and is no part of its text.
+function token(given, found, special) {
   const p = Math.exp(found.logprob);
-  const span = el("span", { className: "token", tabIndex: 0 }, found.token);
+  const span = el("span", { className: special ? "token special" : "token", tabIndex: 0 }, special ? "end" : found.token);
   span.style.backgroundColor = `color-mix(in srgb, var(--accent) ${Math.round((1 - p) * 55)}%, transparent)`;
   const others = found.top_logprobs.map((t) => `${JSON.stringify(t.token)} ${(100 * Math.exp(t.logprob)).toFixed(1)}%`).join("   ");
   span.dataset.told = `${JSON.stringify(found.token)} ${(100 * p).toFixed(1)}%   likeliest: ${others}`;
@@ -97,7 +98,7 @@ async function ask(model, signal) {
     for (const choice of chunk.choices) {
       const given = cards[choice.index];
       given.text += choice.delta?.content ?? "";
-      for (const found of choice.logprobs?.content ?? []) { given.tokens++; token(given, found); }
+      for (const found of choice.logprobs?.content ?? []) { given.tokens++; token(given, found, choice.finish_reason === "stop" && !choice.delta?.content); }
       given.ended ||= choice.finish_reason === "stop";
       given.foot.textContent = `${given.tokens} tokens`;
     }
