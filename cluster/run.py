@@ -115,11 +115,16 @@ class Run:
         if current and not (self.root / current["path"]).is_dir():
             (self.root / "current.json").unlink()
 
-    def promote(self, stage: str, version: int, folder: Path) -> None:
-        """Keeps a policy as a version to serve. Points at it as well, unless an endpoint serves this run: then only a
-        promotion, which looks at what it promotes, moves the pointer."""
+    def keep(self, stage: str, version: int, folder: Path) -> str:
+        """Keeps a policy as a version that can be served, and returns its name."""
         settings, name = self.config.serve, f"{stage}-{version}"
         keep(self.root, name, folder, settings.keep_versions, [also.path for also in settings.also.values()])
+        return name
+
+    def promote(self, stage: str, version: int, folder: Path) -> None:
+        """Keeps a policy and points at it, unless an endpoint serves this run: then only a promotion, which looks at what
+        it promotes, moves the pointer."""
+        name = self.keep(stage, version, folder)
         if not endpoint(self.root):
             point(self.root, name, who="hero run", why="trained while nothing served the run")
 

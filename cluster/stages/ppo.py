@@ -18,6 +18,7 @@ import ray
 from cluster.context import Context
 from cluster.fleet import generate, utilization
 from cluster.progress import progress
+from cluster.promotion import promote_served
 from cluster.run import Checkpoints
 from cluster.stages.rollouts import judge_policy, prove_sync
 from learners.errors import UserError
@@ -109,6 +110,7 @@ def run(context: Context) -> dict[str, Any]:
                     step,
                     [{"prompt": held_rows[i]["prompt"], **a} for i, a in zip(picked[:16], answers[:16], strict=True)],
                 )
+            metrics |= promote_served(context, step)
             monitor.log(step, metrics)
             shown = (metrics[name] for name in ("objective/scores", "objective/kl", "response/length"))
             bar.advance(1, "reward {:+.2f}  kl {:.2f}  length {:.0f}".format(*shown))
