@@ -18,7 +18,7 @@ import yaml
 from cluster.config import STAGES, RunConfig, Stage
 from learners.errors import UserError
 from serve.files import read_json, write_json, write_text
-from serve.versions import endpoint, keep, point
+from serve.versions import endpoint, keep, point, resolve
 
 # What a finished stage was made from: if one of these sections changes, its result no longer fits the config.
 SECTIONS: dict[Stage, tuple[str, ...]] = {
@@ -107,10 +107,13 @@ class Run:
         write_json(self.stage(stage) / "done.json", record)
 
     def forget(self, first: Stage) -> None:
-        """Removes what the given stage and all later ones of the config have written."""
+        """Removes what the given stage and all later ones of the config have written, but not the version that an endpoint
+        serves now."""
+        served = resolve(self.root).model if endpoint(self.root) else None
         for stage in STAGES[STAGES.index(first) :]:
             for folder in (self.root / stage, *(self.root / "versions").glob(f"{stage}-*")):
-                shutil.rmtree(folder, ignore_errors=True)
+                if folder != served:
+                    shutil.rmtree(folder, ignore_errors=True)
         current = read_json(self.root / "current.json")
         if current and not (self.root / current["path"]).is_dir():
             (self.root / "current.json").unlink()

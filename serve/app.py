@@ -113,7 +113,7 @@ class ChatEndpoint:
                         await self._swap(before)
                         return log(self.target, **tried, **row, outcome="rolled back", reason=objection)
                     row = point(self.target, version, **row)
-            except (UserError, RuntimeError) as fault:
+            except Exception as fault:
                 outcome = "refused" if isinstance(fault, UserError) else "failed"
                 log(self.target, **tried, **row, outcome=outcome, reason=str(fault))
                 raise

@@ -72,10 +72,9 @@ class ServeConfig(Section):
     """Decoding where a request does not say; only the keys given here count. max_tokens is the most any request gets."""
     also: dict[str, OtherModel] = Field({})
     """Further models beside the current policy, each by the name that clients ask for; every replica holds them all."""
-    max_ongoing: int = Field(128, ge=1)
-    """Requests that one replica works on at a time."""
-    max_queued: int = Field(128, ge=0)
-    """Requests that may wait for a replica; one more is answered 429 with Retry-After."""
+    max_ongoing: int = Field(256, ge=1)
+    """Requests that a replica takes at a time (those over max_sequences wait in its engine); one more is answered 429 with
+    Retry-After."""
     max_body_kib: int = Field(1024, ge=1)
     """Longest request body, KiB; a longer one is answered 413."""
     max_choices: int = Field(16, ge=1)

@@ -43,12 +43,13 @@ class Traffic:
     refused: int = 0
     """Answers 400 to 499."""
     failed: int = 0
-    """Answers of 500 and more, and streams that broke."""
+    """Answers of 500 and more."""
     recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=500))
-    """(seconds to the first chunk, seconds in all) of answers that ended well."""
+    """(seconds to the first chunk or 0 without streaming, seconds in all) of answers that ended well."""
 
     def summary(self) -> dict[str, Any]:
         first, whole = np.array(self.recent or [(0.0, 0.0)]).T
+        first = first[first > 0] if first.any() else first
         return {
             "requests": self.requests, "ongoing": self.ongoing, "refused": self.refused, "failed": self.failed,
             "ttft_p50": float(np.median(first)), "ttft_p99": float(np.quantile(first, 0.99)),
@@ -121,6 +122,9 @@ class Gate:
         except (ValueError, RecursionError) as fault:  # includes wrong UTF-8
             self.traffic.refused += 1
             return await _refuse(send, 400, f"the body is not valid JSON: {fault}", 0)
+        if self.traffic.ongoing >= self.config.max_ongoing:
+            self.traffic.refused += 1
+            return await _refuse(send, 429, "the service is at its limit of requests; try again", 1)
         name = asked.get("model") if isinstance(asked, dict) else None
         model = self.models.get(name) if isinstance(name, str) else None
         model = model or next(iter(self.models.values()))
@@ -135,8 +139,8 @@ class Gate:
                 version = ",".join(written) or model.served.version
                 message["headers"] = [*message["headers"], (VERSION_HEADER, version.encode())]
             else:
-                first = first or time.monotonic() - started
                 ended = not message.get("more_body", False)
+                first = first or (0.0 if ended else time.monotonic() - started)
             await send(message)
 
         self.traffic.requests += 1

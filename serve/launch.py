@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import ray
 from ray import serve
-from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.config import AutoscalingConfig
 from rich.console import Console
 from rich.syntax import Syntax
 
@@ -55,9 +55,7 @@ def application(target: Path, config: ServeConfig) -> Any:
     deployment = ChatEndpoint.options(  # type: ignore[attr-defined]
         **({"autoscaling_config": scaling} if scaling else {"num_replicas": config.replicas}),
         ray_actor_options={"num_cpus": 0, "num_gpus": config.gpus, "runtime_env": {"env_vars": env}},
-        max_ongoing_requests=config.max_ongoing,
-        max_queued_requests=config.max_queued,
-        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        max_ongoing_requests=2 * config.max_ongoing,  # the gate limits answers; pages and promotions still get through
         health_check_period_s=5,
         health_check_timeout_s=120,
         graceful_shutdown_timeout_s=5,

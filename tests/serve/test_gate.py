@@ -1,5 +1,6 @@
 """Keys, limits and the choice of the model, on the real middleware before an application that only tells what it got."""
 
+import asyncio
 import types
 
 import httpx
@@ -96,6 +97,26 @@ async def test_a_key_over_its_rate_is_told_when_to_come_back(keys):
     late = await client.post(CHAT, json={}, headers=ask["ann"])
     assert 1 <= int(late.headers["retry-after"]) <= 20
     assert (await client.post(CHAT, json={}, headers=ask["bob"])).status_code == 200
+
+
+async def test_a_full_replica_says_so_at_once_and_still_lets_promotions_through():
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(scope, receive, send):
+        started.set()
+        await go_on.wait()
+        await teller("slow")(scope, receive, send)
+
+    client, middleware = gate(max_ongoing=1)
+    middleware.models["hero"].app = slow
+    first = asyncio.create_task(client.post(CHAT, json={"model": "hero"}))
+    await started.wait()
+    refused = await client.post(CHAT, json={"model": "sft"})
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert (await client.get("/status.json")).status_code == 200
+    go_on.set()
+    assert (await first).status_code == 200
+    assert (await client.post(CHAT, json={"model": "sft"})).status_code == 200
 
 
 async def test_what_is_too_long_or_not_json_is_refused():
