@@ -11,6 +11,7 @@ warm-up that is not counted.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -50,7 +51,8 @@ def main() -> None:
     config = ServeConfig(port=PORTS["hero serve"])
     command = [*VLLM, "serve", *engine_arguments(config, model, "hero"), "--port", str(PORTS["vllm serve"])]
     log = open(Path(tempfile.gettempdir()) / "bench-serving-vllm.log", "w")  # noqa: SIM115
-    plain = subprocess.Popen(command, stdout=log, stderr=log)
+    env = {**os.environ, "OMP_NUM_THREADS": str(config.threads), "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+    plain = subprocess.Popen(command, stdout=log, stderr=log, env=env)
     try:
         with running(model, config):
             while not _up(PORTS["vllm serve"]):
