@@ -28,7 +28,8 @@ from serve.files import write_json
 from serve.keys import digest
 from serve.versions import Served, resolve
 
-START_SECONDS = 180
+START_SECONDS = 300
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
 def application(target: Path, config: ServeConfig) -> Any:
@@ -55,6 +56,7 @@ def application(target: Path, config: ServeConfig) -> Any:
     deployment = ChatEndpoint.options(  # type: ignore[attr-defined]
         **({"autoscaling_config": scaling} if scaling else {"num_replicas": config.replicas}),
         ray_actor_options={"num_cpus": 0, "num_gpus": config.gpus, "runtime_env": {"env_vars": env}},
+        logging_config=QUIET,
         max_ongoing_requests=2 * config.max_ongoing,  # the gate limits answers; pages and promotions still get through
         health_check_period_s=5,
         health_check_timeout_s=120,
@@ -85,10 +87,7 @@ def running(target: Path, config: ServeConfig, address: str | None = None) -> It
     files = tempfile.TemporaryDirectory(prefix="hero-proxy-", ignore_cleanup_errors=True)
     _own_proxy(Path(files.name))
     own = start_ray(address)
-    serve.start(
-        http_options={"host": config.host, "port": config.port},
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
-    )
+    serve.start(http_options={"host": config.host, "port": config.port}, logging_config=QUIET)
     try:
         serve.run(app, name=APPLICATION, route_prefix="/")
         url = f"http://{config.host}:{config.port}"

@@ -28,7 +28,7 @@ from serve.keys import add_key
 from serve.versions import point
 from tests.learners.worlds import TEXTS
 
-MODEL = ModelConfig(layers=2, width=64, heads=2, kv_heads=1, vocab_size=400, context=512)
+MODEL = ModelConfig(layers=2, width=64, heads=2, kv_heads=1, vocab_size=400, context=512, tie_embeddings=False)
 
 
 def make_run(root: Path, **settings) -> Run:
@@ -41,6 +41,8 @@ def make_run(root: Path, **settings) -> Run:
     (root / "config.yaml").write_text(yaml.safe_dump(run.config.model_dump(mode="json")))
     tokenizer = train_tokenizer(TEXTS, MODEL.vocab_size)
     policy = build_policy(MODEL, tokenizer, seed=1)
+    with torch.no_grad():
+        policy.lm_head.weight[: len(tokenizer.all_special_ids)] = 0  # so that what it says is text
     wide = build_policy(MODEL.model_copy(update={"width": 128}), tokenizer, seed=1)
     for version, noise in (("wide-1", 0.0), ("sft-0", 0.0), ("ppo-1", 0.02), ("ppo-2", 0.02), ("nan-1", float("nan"))):
         stage, _, number = version.partition("-")
