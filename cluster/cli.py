@@ -85,8 +85,11 @@ def serve(
 
     given = {"host": host, "port": port, "replicas": replicas, "api_keys": api_keys}
     flags = [f"serve.{k}={v}" for k, v in given.items() if v is not None]
-    config = run / "config.yaml"
-    serve_forever(run, load_config(config if config.exists() else None, [*(overrides or []), *flags]).serve, console)
+    file = run / "config.yaml"
+    config = load_config(file if file.exists() else None, [*(overrides or []), *flags])
+    if config.data.heldout and not config.serve.canary.file:
+        config.serve.canary.file = config.data.heldout
+    serve_forever(run, config.serve, console)
 
 
 @app.command()

@@ -132,16 +132,15 @@ class ChatEndpoint:
         from serve.canary import judge, objection, probe_prompts
 
         prompts = probe_prompts(self.config.canary, self.target, before.model)
-        reward = self.target / "reward" / "model"
+        folder = self.target / "reward" / "model"
+        reward = folder if folder.is_dir() else None
 
         async def figures(version: Served) -> dict[str, float]:
             outputs = await self.current.answer(prompts, self.config.canary.max_tokens)
-            return await asyncio.to_thread(judge, outputs, version.model, reward if reward.is_dir() else None, self.config)
+            return await asyncio.to_thread(judge, outputs, version.model, reward, self.config)
 
-        found = {"before": await figures(before)} if prompts else {}
+        found = {"before": await figures(before)}
         await self._swap(wanted)
-        if not prompts:
-            return None, found
         try:
             found["after"] = await figures(wanted)
         except ArithmeticError as fault:  # weights that give no finite number

@@ -30,33 +30,35 @@ REFUSAL = re.compile(
 
 
 def probe_prompts(config: CanaryConfig, target: Path, model: Path) -> list[list[int]]:
-    """Token ids of the fixed set; none if the run has no prompts."""
-    file = Path(config.file) if config.file else target / "data" / "heldout.jsonl"
-    if not config.file and not file.exists():
-        return []
+    """Token ids of the fixed set."""
+    file = Path(config.file or target / "data" / "heldout.jsonl")
+    rows = read_rows(file, check_prompt)[: config.prompts]
     tokenizer = load_tokenizer(model)
-    return [encode_prompt(tokenizer, row["prompt"]) for row in read_rows(file, check_prompt)[: config.prompts]]
+    return [encode_prompt(tokenizer, row["prompt"]) for row in rows]
 
 
 def judge(outputs: Sequence[Any], model: Path, reward: Path | None, config: ServeConfig) -> dict[str, float]:
     """Figures of the answers (vLLM outputs at temperature 1) that weights loaded from `model` gave. Takes the time of a
     forward pass on CPU, so call it outside the event loop."""
-    tokenizer, prompts = load_tokenizer(model), [list(o.prompt_token_ids) for o in outputs]
-    answers = [list(o.outputs[0].token_ids) for o in outputs]
-    scorer = ScoringActor(str(model), str(reward) if reward else None, ScoringConfig(threads=1, dtype=config.dtype))
-    zeros = [np.zeros(len(p)) for p in prompts]
-    logprobs = [np.array(o.outputs[0].logprobs.logprobs) for o in outputs]
+    prompts, answers, tokens, logprobs = [], [], [], []
+    for output in outputs:
+        prompt, answer = list(output.prompt_token_ids), output.outputs[0]
+        prompts.append(prompt)
+        answers.append(list(answer.token_ids))
+        tokens.append(prompt + answers[-1])
+        logprobs += [np.zeros(len(prompt)), answer.logprobs.logprobs]
     samples = Samples(
-        tokens_N=np.concatenate([part for pair in zip(prompts, answers, strict=True) for part in pair]).astype(np.int32),
-        offsets=offsets_of([len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]),
+        tokens_N=np.concatenate(tokens).astype(np.int32),
+        offsets=offsets_of([len(t) for t in tokens]),
         prompt_lengths_B=np.array([len(p) for p in prompts], dtype=np.int32),
-        logprobs_N=np.concatenate([x for pair in zip(zeros, logprobs, strict=True) for x in pair]).astype(np.float32),
-        versions_N=np.zeros(sum(map(len, prompts + answers)), dtype=np.int32),
+        logprobs_N=np.concatenate(logprobs).astype(np.float32),
+        versions_N=np.zeros(sum(map(len, tokens)), dtype=np.int32),
         prompt_ids_B=np.arange(len(prompts)),
         ended_B=np.array([o.outputs[0].finish_reason == "stop" for o in outputs]),
     )
+    scorer = ScoringActor(str(model), str(reward) if reward else None, ScoringConfig(threads=1, dtype=config.dtype))
     scores_B, learner_N = scorer.score(samples, 1.0)
-    texts = [t.strip() for t in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+    texts = [t.strip() for t in load_tokenizer(model).batch_decode(answers, skip_special_tokens=True)]
     return {
         "logprob_error": float(np.abs(samples.logprobs_N - learner_N)[samples.response_mask_N].mean()),
         **({"reward": float(scores_B.mean())} if reward else {}),

@@ -28,7 +28,7 @@ class CanaryConfig(Section):
     prompts: int = Field(16, ge=1)
     """Prompts of the fixed set that the first replica answers before and after the change."""
     file: str | None = None
-    """JSONL of prompts, {"prompt": …}. Empty: the run's data/heldout.jsonl."""
+    """JSONL of prompts, {"prompt": …}. Empty: the run's held-out prompts."""
     max_tokens: int = Field(32, ge=1)
     """Longest answer to a probe prompt."""
     max_logprob_error: float | None = Field(None, gt=0)

@@ -158,7 +158,10 @@ def files(tmp_path_factory) -> Run:
 def endpoint(tmp_path_factory):
     """Two replicas, each with the current policy and the SFT model."""
     root = tmp_path_factory.mktemp("serve") / "run"
-    make_run(root)
+    if trained := os.environ.get("HERO_TEST_RUN"):  # for screenshots that say something
+        shutil.copytree(trained, root, ignore=shutil.ignore_patterns("wandb", "feedback"))
+    else:
+        make_run(root)
     found = start(root, "--replicas=2", "serve.also.sft.path=sft", "serve.max_body_kib=64", "serve.max_choices=4")
     yield found
     stop(found)
