@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from actors.ray_session import start_ray
-from learners.errors import UserError
+from learners.errors import FleetError, UserError
 from serve.app import APPLICATION, ChatEndpoint
 from serve.config import ServeConfig
 from serve.files import write_json
@@ -89,7 +89,10 @@ def running(target: Path, config: ServeConfig, address: str | None = None) -> It
     own = start_ray(address)
     serve.start(http_options={"host": config.host, "port": config.port}, logging_config=QUIET)
     try:
-        serve.run(app, name=APPLICATION, route_prefix="/")
+        try:
+            serve.run(app, name=APPLICATION, route_prefix="/")
+        except RuntimeError as fault:
+            raise FleetError(f"the endpoint did not start; see the serve-*.log files of the run ({fault})") from fault
         url = f"http://{config.host}:{config.port}"
         _wait_healthy(url)
         yield f"{url}/v1", served

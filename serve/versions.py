@@ -155,11 +155,13 @@ def previous(root: Path) -> str | None:
 
 
 def endpoint(root: Path) -> dict[str, str] | None:
-    """URL and admin token of the endpoint that serves this run now; None if none answers."""
+    """URL and admin token of the endpoint that serves this run now; None if nothing listens there."""
     found = read_json(root / "endpoint.json")
     if found:
         try:
             httpx.get(f"{found['url']}/health", timeout=5)
-        except httpx.HTTPError:
+        except httpx.ConnectError:
             return None
+        except httpx.HTTPError:
+            pass  # it lives, but is busy
     return found
