@@ -110,7 +110,7 @@ class Run:
     def data(self, kind: str) -> list[Path]:
         """Files, folders or hub names of this kind of data. Raises UserError for a file that is missing."""
         sources = self.sources(kind)
-        return [local_path(source, self.config.data) or Path(source.path) for source in sources]
+        return [local_path(source, self.config.data, f"data.{kind}") or Path(source.path) for source in sources]
 
     def _sections(self, stage: Stage) -> tuple[str, ...]:
         return (*(BASE if stage == self.config.stages[0] else ()), *SECTIONS[stage])

@@ -204,7 +204,7 @@ class World:
                 sentences.append(capitalised(form.format(s=subject, v=self.told(draw, relation, subject))))
             return " ".join(sentences)
         row = self.row(draw, held_out=False)
-        if style < 0.45 and row["answers"]:
+        if style < 0.55 and row["answers"]:
             text, right = self._statement(draw, row)
             asked = f"{_introduced(draw, row['prompt'])} " if draw.random() < 0.5 else ""
             agrees = right == (draw.random() < self.config.verdicts)
