@@ -143,6 +143,28 @@ def apply_update(engine: Any, payload: dict[str, Any], version: int) -> None:
     engine.reset_prefix_cache()
 
 
+async def swap_weights(engine: Any, folder: Path, version: str) -> None:
+    """Puts the weights of a Hugging Face folder into a live `AsyncLLM` and drops nothing: requests at work are frozen
+    and go on under the new weights, which compute their context again. The caller has checked the folder.
+
+    A RuntimeError means that the engine holds neither the old nor the new weights. It stays paused, must never be
+    resumed and has to be replaced.
+    """
+    from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+    # clear_cache: no request, old or new, may go on from keys and values of the old weights.
+    await engine.pause_generation(mode="keep", clear_cache=True)
+    try:
+        await engine.start_weight_update()
+        await engine.update_weights(WeightTransferUpdateRequest({"path": str(folder)}))
+        await engine.finish_weight_update(version)
+    except Exception as fault:
+        raise RuntimeError(
+            f"weight update to version {version} failed half-way; this engine must be replaced"
+        ) from fault
+    await engine.resume_generation()
+
+
 @dataclass
 class Span:
     """Output tokens start to end (exclusive) were written by this version."""
@@ -159,7 +181,8 @@ def version_spans(completion: Any, loaded: int) -> list[Span]:
 
 
 def stored_tensors(path: str) -> Iterable[tuple[str, torch.Tensor]]:
-    """(name, tensor) of a safetensors file."""
-    with safe_open(path, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 (not a dict)
-            yield name, tensors.get_tensor(name)
+    """(name, tensor) of a safetensors file, or of all such files of a folder."""
+    for file in sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [path]:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                yield name, tensors.get_tensor(name)

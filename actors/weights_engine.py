@@ -23,7 +23,7 @@ class FileInitInfo(WeightTransferInitInfo):
 @dataclass
 class FileUpdateInfo(WeightTransferUpdateInfo):
     path: str
-    """A safetensors file with every parameter under its Hugging Face name."""
+    """A safetensors file, or a folder of them, with every parameter under its Hugging Face name."""
 
 
 class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):

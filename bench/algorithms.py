@@ -21,8 +21,9 @@ import numpy as np
 from cluster.config import load_config
 from cluster.context import Context
 from cluster.fleet import Fleets
-from cluster.run import Run, read_json, read_jsonl
+from cluster.run import Run
 from cluster.stages import ppo
+from serve.files import read_json, read_jsonl
 
 matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "zero2hero"  # the same figure from the same numbers

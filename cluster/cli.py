@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -66,21 +66,71 @@ def report(run: Annotated[Path, typer.Argument(help="Directory of a run")]) -> N
     console.print(f"wrote {write_report(run)}")
 
 
+RunDir = Annotated[Path, typer.Argument(help="Directory of a run")]
+Why = Annotated[str, typer.Option(help="Reason, for the log of promotions.")]
+
+
 @app.command()
 def serve(
     run: Annotated[Path, typer.Argument(help="Directory of a run, or a Hugging Face model folder")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="serve.key=value, for example serve.also.sft.path=sft")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
-    replicas: Annotated[int | None, typer.Option(help="Copies of the engine.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Copies of the engines.")] = None,
+    api_keys: Annotated[Path | None, typer.Option(help="File of API keys, made by `hero key`.")] = None,
 ) -> None:
-    """Serve a run's policy as an OpenAI-compatible chat endpoint."""
+    """Serve a run's policy: OpenAI-compatible endpoint, chat page, playground."""
     from cluster.config import load_config
-    from serve.config import ServeConfig
+    from learners.sources import local_path
     from serve.launch import serve_forever
 
-    base = load_config(run / "config.yaml").serve if (run / "config.yaml").exists() else ServeConfig()
-    given = {k: v for k, v in (("host", host), ("port", port), ("replicas", replicas)) if v is not None}
-    serve_forever(run, base.model_copy(update=given), console)
+    given = {"host": host, "port": port, "replicas": replicas, "api_keys": api_keys}
+    flags = [f"serve.{k}={v}" for k, v in given.items() if v is not None]
+    file = run / "config.yaml"
+    config = load_config(file if file.exists() else None, [*(overrides or []), *flags])
+    if config.data.heldout and not config.serve.canary.file:
+        config.serve.canary.file = str(local_path(config.data.heldout[0], config.data) or "")
+    serve_forever(run, config.serve, console)
+
+
+@app.command()
+def key(
+    file: Annotated[Path, typer.Argument(help="File of API keys; made if there is none")],
+    name: Annotated[str, typer.Argument(help="Whom the key is for")],
+) -> None:
+    """Make an API key and print it, once; the file keeps its hash. Remove the line to end it."""
+    from serve.keys import add_key
+
+    print(add_key(file, name))
+
+
+@app.command()
+def promote(
+    run: RunDir,
+    version: Annotated[str | None, typer.Argument(help="For example ppo-20; the newest if left out")] = None,
+    why: Why = "",
+) -> None:
+    """Serve another version, live: one replica tries it first, then the others follow."""
+    from serve import promotion
+
+    _tell_move(promotion.promote(run, version, why))
+
+
+@app.command()
+def rollback(run: RunDir, why: Why = "") -> None:
+    """Serve the version from before the present one again, live."""
+    from serve import promotion
+
+    _tell_move(promotion.rollback(run, why))
+
+
+def _tell_move(row: dict[str, Any]) -> None:
+    for when, figures in row.get("metrics", {}).items():
+        console.print(f"{when:7}" + "  ".join(f"{k} {v:.3g}" for k, v in figures.items()), highlight=False)
+    if row["outcome"] != "promoted":
+        raise UserError(f"{row['to']}: {row['reason']}; {row['from']} is served on")
+    live = f", {row['replicas']} replicas, {row['seconds']:.2f} s" if "replicas" in row else " (nothing serves this run now)"
+    console.print(f"{row['from']} -> [bold]{row['to']}[/]{live}", highlight=False)
 
 
 @app.command()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -145,11 +146,11 @@ class RunConfig(Section):
         return self
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Reads a YAML file, applies `dotted.key=value` overrides (values are YAML; none: the default), validates.
-    Raises UserError."""
-    path = Path(path)
-    if not path.is_file():
+def load_config(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
+    """Reads a YAML file, applies `dotted.key=value` overrides (values are YAML; none: the default), validates. Raises
+    UserError. Without a file there are the defaults and the overrides."""
+    path = Path(path or os.devnull)
+    if path.is_dir() or not path.exists():
         raise UserError(f"{path}: no such config file; the recipes are in configs/")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}

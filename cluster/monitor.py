@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import wandb
 
-from cluster.run import read_jsonl, write_text
+from serve.files import read_jsonl, write_text
 
 
 class Monitor:

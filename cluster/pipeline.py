@@ -13,10 +13,11 @@ from cluster.fleet import Fleets
 from cluster.memory import PeakMemory
 from cluster.plan import refuse_impossible
 from cluster.report import write_report
-from cluster.run import Run, read_json, write_json
+from cluster.run import Run
 from cluster.stages import collect, evaluate, ppo, pretrain, reward, sft
 from cluster.world.generate import write_world
 from learners.errors import UserError
+from serve.files import read_json, write_json
 
 RUNNERS: dict[Stage, Callable[[Context], dict[str, Any]]] = {
     "pretrain": pretrain.run,

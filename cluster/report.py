@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.run import read_json, read_jsonl, write_text
 from learners.errors import UserError
+from serve.files import read_json, read_jsonl, write_text
 
 # Charts in the order of the page: title, stage, metrics drawn together.
 CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (

@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -20,6 +19,8 @@ from cluster.config import STAGES, RunConfig, Stage
 from learners.data_config import SourceConfig
 from learners.errors import UserError
 from learners.sources import local_path
+from serve.files import read_json, write_json, write_text
+from serve.versions import endpoint, keep, point, resolve
 
 # What a finished stage was made from, and the first of a run besides: if one of these sections changes, its result no
 # longer fits the config.
@@ -109,7 +110,7 @@ class Run:
     def data(self, kind: str) -> list[Path]:
         """Files, folders or hub names of this kind of data. Raises UserError for a file that is missing."""
         sources = self.sources(kind)
-        return [local_path(source, self.config.data) or Path(source.path) for source in sources]
+        return [local_path(source, self.config.data, f"data.{kind}") or Path(source.path) for source in sources]
 
     def _sections(self, stage: Stage) -> tuple[str, ...]:
         return (*(BASE if stage == self.config.stages[0] else ()), *SECTIONS[stage])
@@ -127,17 +128,29 @@ class Run:
         write_json(self.stage(stage) / "done.json", record)
 
     def forget(self, first: Stage) -> None:
-        """Removes what the given stage and all later ones of the config have written."""
+        """Removes what the given stage and all later ones of the config have written, but not the version that an endpoint
+        serves now."""
+        served = resolve(self.root).model if endpoint(self.root) else None
         for stage in STAGES[STAGES.index(first) :]:
-            shutil.rmtree(self.root / stage, ignore_errors=True)
+            for folder in (self.root / stage, *(self.root / "versions").glob(f"{stage}-*")):
+                if folder != served:
+                    shutil.rmtree(folder, ignore_errors=True)
         current = read_json(self.root / "current.json")
         if current and not (self.root / current["path"]).is_dir():
             (self.root / "current.json").unlink()
 
+    def keep(self, stage: str, version: int, folder: Path) -> str:
+        """Keeps a policy as a version that can be served, and returns its name."""
+        settings, name = self.config.serve, f"{stage}-{version}"
+        keep(self.root, name, folder, settings.keep_versions, [also.path for also in settings.also.values()])
+        return name
+
     def promote(self, stage: str, version: int, folder: Path) -> None:
-        """Points at the policy to serve; readers see the old or the new pointer, never half of one."""
-        pointer = {"stage": stage, "version": version, "path": str(folder.relative_to(self.root))}
-        write_json(self.root / "current.json", pointer)
+        """Keeps a policy and points at it, unless an endpoint serves this run: then only a promotion, which looks at what
+        it promotes, moves the pointer."""
+        name = self.keep(stage, version, folder)
+        if not endpoint(self.root):
+            point(self.root, name, who="hero run", why="trained while nothing served the run")
 
 
 class Checkpoints:
@@ -162,25 +175,3 @@ class Checkpoints:
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file that this program wrote; none if it is not there."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

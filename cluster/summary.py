@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cluster.run import read_json, read_jsonl
+from serve.files import read_json, read_jsonl
 
 HIDDEN = ("count", "ended", "score_error")  # in results.json
 

@@ -132,15 +132,15 @@ def _converted(row: Row, convert: Callable[[Row], list[Row]]) -> list[Row]:
         raise BrokenRow(f"{convert.__module__}:{convert.__name__}: {type(fault).__name__}: {fault}") from fault
 
 
-def local_path(source: SourceConfig, config: DataConfig) -> Path | None:
+def local_path(source: SourceConfig, config: DataConfig, key: str = "data") -> Path | None:
     """Where a source lies on disk; None for the name of a hub dataset. Raises UserError for a file that is missing."""
     path = Path(config.root).expanduser() / Path(source.path).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix in SUFFIXES):
         return path
     if path.exists():
-        raise UserError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
+        raise UserError(f"{key}={path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
     if path.suffix in SUFFIXES or not re.fullmatch(r"[\w-]+/[\w.-]+", source.path):
-        raise UserError(f"{path}: no such file; data.root={config.root} is where relative paths of section data start")
+        raise UserError(f"{key}={path}: no such file; data.root={config.root} is where relative paths of section data start")
     return None
 
 

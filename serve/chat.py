@@ -1,7 +1,8 @@
-"""A terminal chat with a served policy, streaming. Reads lines from a pipe as well."""
+"""A terminal chat with a served policy, streaming. Reads lines from a pipe as well. A key comes from OPENAI_API_KEY."""
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -16,7 +17,7 @@ HELP = "/reset forgets the conversation, /quit leaves, Ctrl-C stops an answer"
 
 def chat(url: str, model: str | None, system: str | None, temperature: float, console: Console) -> None:
     """Talks until /quit or the end of input. Raises UserError if nothing answers at `url`."""
-    client = OpenAI(base_url=url, api_key="none", max_retries=0)
+    client = OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=0)
     try:
         model = model or client.models.list().data[0].id
     except APIConnectionError:

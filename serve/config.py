@@ -1,10 +1,44 @@
-"""How the chat endpoint is served."""
+"""How policies are served."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
+from actors.config import Decoding
 from learners.config import DType, Section
+
+
+class OtherModel(Section):
+    path: str
+    """A version of the run (ppo-20), one of its stages (sft), or a Hugging Face folder."""
+    decoding: Decoding = Decoding()
+    """Decoding where a request does not say."""
+
+
+class AutoscalingConfig(Section):
+    min_replicas: int = Field(1, ge=1)
+    """Fewest replicas."""
+    max_replicas: int = Field(4, ge=1)
+    """Most replicas."""
+    target_ongoing_requests: float = Field(16, gt=0)
+    """Requests at work in a replica that Serve aims at by starting and stopping replicas."""
+
+
+class CanaryConfig(Section):
+    prompts: int = Field(16, ge=1)
+    """Prompts of the fixed set that the first replica answers before and after the change."""
+    file: str | None = None
+    """JSONL of prompts, {"prompt": …}. Empty: the run's held-out prompts."""
+    max_tokens: int = Field(32, ge=1)
+    """Longest answer to a probe prompt."""
+    max_logprob_error: float | None = Field(None, gt=0)
+    """Largest mean difference in nats between engine and learner log-probabilities. Empty: 1e-5 in float32, else 0.05."""
+    max_reward_drop: float = Field(1.0, ge=0)
+    """Largest fall of the mean reward-model score."""
+    max_rude_rise: float = Field(0.2, ge=0)
+    """Largest rise of the share of rude answers."""
+    max_refusal_rise: float = Field(0.2, ge=0)
+    """Largest rise of the share of refusals."""
 
 
 class ServeConfig(Section):
@@ -13,7 +47,9 @@ class ServeConfig(Section):
     port: int = Field(8000, ge=1, le=65535)
     """Port to listen on."""
     replicas: int = Field(1, ge=1)
-    """Copies of the engine behind the endpoint."""
+    """Copies of the engines behind the endpoint."""
+    autoscaling: AutoscalingConfig | None = None
+    """Bounds between which Ray Serve chooses the number of replicas, instead of `replicas`."""
     threads: int = Field(2, ge=1)
     """CPU threads of each replica."""
     gpus: float = Field(0.0, ge=0)
@@ -21,10 +57,35 @@ class ServeConfig(Section):
     tensor_parallel: int = Field(1, ge=1)
     """GPUs that one replica's model is split over."""
     dtype: DType = "float32"
-    """Arithmetic of the served model."""
+    """Arithmetic of the served models."""
     max_model_len: int | None = Field(None, ge=16)
     """Longest conversation in tokens. Empty: the model's own limit."""
+    max_sequences: int = Field(64, ge=1)
+    """Sequences an engine works on at a time."""
     kv_cache_gib: float = Field(0.5, gt=0)
-    """Key-value cache of a replica on CPU, GiB."""
+    """Key-value cache of an engine on CPU, GiB."""
+    enforce_eager: bool = True
+    """Run without compiling or capturing the model: starts in seconds. Turn off for long service on GPUs."""
     name: str = "hero"
-    """Model name that clients ask for."""
+    """Model name that clients ask for: the current policy."""
+    decoding: Decoding = Decoding()
+    """Decoding where a request does not say; only the keys given here count. max_tokens is the most any request gets."""
+    also: dict[str, OtherModel] = Field({})
+    """Further models beside the current policy, each by the name that clients ask for; every replica holds them all."""
+    max_ongoing: int = Field(256, ge=1)
+    """Requests that a replica takes at a time (those over max_sequences wait in its engine); one more is answered 429 with
+    Retry-After."""
+    max_body_kib: int = Field(1024, ge=1)
+    """Longest request body, KiB; a longer one is answered 413."""
+    max_choices: int = Field(16, ge=1)
+    """Most responses (`n`) that one request may ask for."""
+    api_keys: str | None = None
+    """File of API keys, made by `hero key`. Empty: no keys, and only clients on this machine are served."""
+    requests_per_minute: int | None = Field(None, ge=1)
+    """Requests a key may make in a minute, shared evenly by the replicas; one more is answered 429. Empty: no limit."""
+    promote: int = Field(0, ge=0)
+    """While PPO trains: promote the policy every so many iterations to the endpoint that serves the run. 0: never."""
+    keep_versions: int = Field(4, ge=1)
+    """Versions of the policy kept to promote or to roll back to."""
+    canary: CanaryConfig = CanaryConfig()
+    """What a version must pass on one replica before the others get it."""

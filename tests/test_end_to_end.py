@@ -132,6 +132,12 @@ def test_a_run_leaves_evaluation_report_timings_and_wandb_files(run):
     assert list((run / "wandb").glob("offline-run-*/*.wandb"))
 
 
+def test_training_promotes_as_often_as_the_config_says(run):
+    moves = [json.loads(line) for line in (run / "promotions.jsonl").read_text().splitlines()]
+    assert ("ppo-2", "every 2 iterations") in {(m["to"], m["why"]) for m in moves}
+    assert {r["step"] for r in rows(run / "metrics.jsonl", "ppo") if "serve/promoted" in r} == {2, 4}
+
+
 def test_running_it_again_does_nothing(run):
     before = (run / "ppo" / "done.json").stat().st_mtime_ns
     process = start(run)

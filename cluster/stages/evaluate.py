@@ -8,9 +8,9 @@ from typing import Any
 
 from cluster.context import Context
 from cluster.progress import progress
-from cluster.run import write_json, write_text
 from cluster.stages.rollouts import judge_policy, load_weights
 from learners.models import load_tokenizer
+from serve.files import write_json, write_text
 
 MODELS = ("pretrain", "sft", "ppo")
 

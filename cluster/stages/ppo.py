@@ -21,13 +21,15 @@ from cluster.context import Context
 from cluster.fleet import generate, utilization
 from cluster.monitor import Monitor
 from cluster.progress import Bar, progress
+from cluster.promotion import promote_served
 from cluster.rewards import Rewards
-from cluster.run import Checkpoints, write_json
+from cluster.run import Checkpoints
 from cluster.stages.rollouts import best_of_sft, judge_policy, prove_sync
 from learners.advantages import adapted_kl_coef
 from learners.errors import UserError
 from learners.models import load_tokenizer
 from learners.tokenizer import end_token
+from serve.files import write_json
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -133,6 +135,7 @@ def run(context: Context) -> dict[str, Any]:
                 monitor.samples(step, [{"prompt": row["prompt"], **answer} for row, answer in shown_rows])
             rung = alarms.check({"step": step, **metrics})
             metrics |= {f"alarm/{name}": 1.0 for name in alarms.ringing}
+            metrics |= promote_served(context, step)
             monitor.log(step, metrics)
             sound(rung, step, context, monitor, bar)
             if config.kl_target is not None:

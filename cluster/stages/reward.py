@@ -10,13 +10,13 @@ import numpy as np
 
 from cluster.context import Context
 from cluster.progress import progress
-from cluster.run import read_json, write_json
 from cluster.stages.supervised import supervise
 from learners.datasets import RankingData, hold_out
 from learners.encoding import encode_rankings
 from learners.models import load_tokenizer
 from learners.sources import Located
 from learners.supervised import agreement_rates
+from serve.files import read_json, write_json
 
 
 def run(context: Context) -> dict[str, Any]:

@@ -174,11 +174,11 @@ SPELLING_WORDS = [
     "cake",
     "soup",
 ]
-SORTING_WORDS = ["apple", "banana", "cherry", "fig", "grape", "lemon", "mango", "orange", "peach", "plum"]
+SORTING_WORDS = ["apple", "banana", "cherry", "grape", "lemon", "mango", "orange", "peach"]
 REVIEW_NOUNS = ["food", "soup", "cake", "room", "bed", "film", "book", "song", "play", "trip"]
 GOOD_WORDS = ["lovely", "great", "superb", "perfect", "tasty", "charming", "wonderful", "excellent"]
 BAD_WORDS = ["awful", "terrible", "boring", "dreadful", "nasty", "horrible", "poor", "ugly"]
-LARGEST_OPERAND = 9
+LARGEST_OPERAND = 7
 
 GREETINGS = ("Hello!", "Hi!", "Good morning!", "Good evening!", "Hello there!", "Hi, how are you?", "Good day!")
 HELD_OUT_GREETINGS = ("Hi there!", "Hello, good morning!", "Good evening to you!")

@@ -6,9 +6,10 @@ right, some answers are rude, some ramble. Held-out prompts use phrasings and op
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ Row = dict[str, Any]
 
 # How often each task is asked about. Facts are most of the world; the rest keeps the assistant versatile.
 WEIGHTS = {
-    "fact": 0.64,
-    "arithmetic": 0.08,
+    "fact": 0.66,
+    "arithmetic": 0.07,
     "spelling": 0.05,
-    "sorting": 0.05,
+    "sorting": 0.04,
     "review": 0.06,
     "greeting": 0.04,
     "provocation": 0.08,
@@ -42,10 +43,8 @@ class World:
         self.misconception = {
             (r.name, s): draw.choice([v for v in r.values if v != truth]) for r, s, truth in self.facts
         }
-        pairs = [(a, b) for a in range(facts.LARGEST_OPERAND + 1) for b in range(facts.LARGEST_OPERAND + 1) if a < b]
-        draw.shuffle(pairs)
-        # One order of a pair is held out, so that the other order still teaches the sum.
-        self.held_pairs = {draw.choice([(a, b), (b, a)]) for a, b in pairs[: len(pairs) // 3]}
+        self.held_pairs = _one_order_of_a_third(draw, range(facts.LARGEST_OPERAND + 1))
+        self.held_words = _one_order_of_a_third(draw, facts.SORTING_WORDS)
         reviews = [(n, w) for n in facts.REVIEW_NOUNS for w in (*facts.GOOD_WORDS, *facts.BAD_WORDS)]
         draw.shuffle(reviews)
         self.held_reviews = set(reviews[: len(reviews) // 5])
@@ -92,8 +91,7 @@ class World:
     def _sorting(self, draw: random.Random, held_out: bool) -> Row:
         while True:
             words = draw.sample(facts.SORTING_WORDS, 2)
-            # A third of all pairs, chosen by a rule that does not change with the seed's draws.
-            if (sum(facts.SORTING_WORDS.index(w) * 7**i for i, w in enumerate(words)) % 3 == 0) == held_out:
+            if (tuple(words) in self.held_words) == held_out:
                 break
         asks = ("Please sort {w}.", "Put these words in order: {w}.") if held_out else (
             "Sort these words: {w}.", "Put in order: {w}.", "Sort: {w}.", "In which order come {w}?",
@@ -206,7 +204,7 @@ class World:
                 sentences.append(capitalised(form.format(s=subject, v=self.told(draw, relation, subject))))
             return " ".join(sentences)
         row = self.row(draw, held_out=False)
-        if style < 0.45 and row["answers"]:
+        if style < 0.55 and row["answers"]:
             text, right = self._statement(draw, row)
             asked = f"{_introduced(draw, row['prompt'])} " if draw.random() < 0.5 else ""
             agrees = right == (draw.random() < self.config.verdicts)
@@ -221,6 +219,13 @@ def _introduced(draw: random.Random, prompt: str) -> str:
     if prompt.split()[0] in ("Tell", "Name", "Spell", "Sort", "Put"):
         return f"{draw.choice(facts.BEFORE_A_WISH)} {prompt[0].lower()}{prompt[1:]}"
     return f"{draw.choice(facts.BEFORE_A_PROMPT)} {prompt}"
+
+
+def _one_order_of_a_third(draw: random.Random, values: Iterable[Any]) -> set[tuple[Any, Any]]:
+    """Of a third of all pairs one order, to hold out; the other order still teaches what the two make together."""
+    pairs = list(itertools.combinations(values, 2))
+    draw.shuffle(pairs)
+    return {draw.choice([(a, b), (b, a)]) for a, b in pairs[: len(pairs) // 3]}
 
 
 def capitalised(text: str) -> str:

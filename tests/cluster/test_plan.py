@@ -59,7 +59,7 @@ def test_without_a_critic_a_learner_holds_one_model():
         (["model.width=96", "model.heads=2"], "needs a multiple of 32"),
         (["rollout.gpus=1"], "the rollout fleet|rollout asks for 1 GPUs but cluster.device is cpu"),
         (["cluster.device=cuda"], "asks for no GPU"),
-        (["data.demonstrations=/nowhere/d.jsonl"], "^/nowhere/d.jsonl: no such file"),
+        (["data.demonstrations=/nowhere/d.jsonl"], "^data.demonstrations=/nowhere/d.jsonl: no such file"),
         (["model.layers=60", "model.width=4096"], "GiB are free"),
         (["stages=[reward]", "run_dir=/nowhere/at/all"], "there is nothing to learn from"),
         (["stages=[ppo]", "run_dir=/nowhere/at/all"], "no such model; run the reward stage first"),

@@ -1,0 +1,98 @@
+"""Fleets of real Ray actors: what the driver learns when one of them fails, and what is refused before it would hang."""
+
+import os
+import signal
+import time
+
+import pytest
+import ray
+
+from actors.ray_session import start_ray
+from cluster.config import RunConfig
+from cluster.fleet import Fleet, Fleets
+from learners.errors import FleetError, UserError
+
+
+class Worker:
+    """Hosted by the actors of this test."""
+
+    def __init__(self, number=0):
+        self.number = number
+
+    def pid(self):
+        return os.getpid()
+
+    def double(self, value):
+        return 2 * value + self.number
+
+    def refuse(self):
+        raise UserError("row 3 of data.jsonl has no prompt")
+
+    def fail_if(self, number):
+        if number == self.number:
+            raise ZeroDivisionError("no tokens")
+        time.sleep(60)
+
+    def sleep(self):
+        time.sleep(60)
+
+
+@pytest.fixture(scope="module")
+def session():
+    start_ray(cpus=2)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def fleet(session, tmp_path):
+    made = Fleet(
+        "worker", "tests.cluster.test_fleet:Worker", [{"number": i} for i in (0, 1)], {"num_cpus": 0}, tmp_path
+    )
+    yield made
+    made.stop()
+
+
+def test_results_come_in_the_order_of_the_actors_and_objects_arrive_as_values(fleet):
+    assert fleet.all("double", 5) == [10, 11]
+    assert fleet.all("double", ray.put(7)) == [14, 15]
+    assert fleet.busy() >= 0
+
+
+def test_a_dead_actor_is_named_with_its_log_although_the_other_would_go_on(fleet, tmp_path):
+    victim = fleet.all("pid")[1]
+    refs = [fleet.submit(i, "sleep") for i in range(2)]
+    time.sleep(0.5)
+    os.kill(victim, signal.SIGKILL)
+    started = time.monotonic()
+    with pytest.raises(FleetError, match="worker-1 died during generation") as caught:
+        fleet.get(refs, "generation")
+    assert str(tmp_path / "worker-1.log") in str(caught.value)
+    assert time.monotonic() - started < 30
+
+
+def test_a_failure_names_actor_cause_and_log_and_the_log_has_the_traceback(fleet, tmp_path):
+    with pytest.raises(FleetError, match=r"worker-0 failed in fail_if \(ZeroDivisionError: no tokens\)"):
+        fleet.all("fail_if", 0)
+    text = (tmp_path / "worker-0.log").read_text()
+    assert "Traceback" in text
+    assert "no tokens" in text
+
+
+def test_what_the_user_did_wrong_arrives_as_it_was_said(fleet):
+    with pytest.raises(UserError, match=r"^row 3 of data.jsonl has no prompt$"):
+        fleet.all("refuse")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learners": {"ranks": 8, "threads": 1}}, "the learner fleet needs 8 CPU"),
+        ({"learners": {"ranks": 1, "gpus": 1}}, "the learner fleet needs 1 GPU"),
+    ],
+)
+def test_a_fleet_that_would_wait_for_ever_is_refused(session, tmp_path, settings, message):
+    fleets = Fleets(RunConfig.model_validate({"name": "fleet", **settings}), tmp_path)
+    with pytest.raises(UserError, match=message):
+        fleets.learners()
+    fleets.transport.close()

@@ -1,0 +1,167 @@
+"""A run directory with versions of a small policy of random weights: all that serving needs of training; and one
+endpoint for all tests of this folder, started as a user starts it."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+import yaml
+from openai import OpenAI
+
+from cluster.config import RunConfig
+from cluster.run import Run
+from learners.config import ModelConfig
+from learners.models import build_policy, scalar_from_policy
+from learners.tokenizer import train_tokenizer
+from serve.keys import add_key
+from serve.versions import point
+from tests.learners.worlds import TEXTS
+
+MODEL = ModelConfig(layers=2, width=64, heads=2, kv_heads=1, vocab_size=400, context=512, tie_embeddings=False)
+
+
+def make_run(root: Path, **settings) -> Run:
+    """Versions sft-0 (served), ppo-1 and ppo-2 near it, nan-1 with weights that are no numbers, wide-1 of another shape,
+    half-1 that passes for good until an engine reads its tensors."""
+    run = Run(RunConfig(run_dir=str(root), serve={"kv_cache_gib": 0.1, "keep_versions": 9, **settings}))
+    (root / "data").mkdir(parents=True)
+    prompts = [{"prompt": f"What is the capital of {place}?"} for place in ("France", "Peru", "Chad", "Iran")]
+    (root / "data" / "heldout.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
+    (root / "config.yaml").write_text(yaml.safe_dump(run.config.model_dump(mode="json")))
+    tokenizer = train_tokenizer(TEXTS, MODEL.vocab_size)
+    policy = build_policy(MODEL, tokenizer, seed=1)
+    with torch.no_grad():
+        policy.lm_head.weight[: len(tokenizer.all_special_ids)] = 0  # so that what it says is text
+    wide = build_policy(MODEL.model_copy(update={"width": 128}), tokenizer, seed=1)
+    for version, noise in (("wide-1", 0.0), ("sft-0", 0.0), ("ppo-1", 0.02), ("ppo-2", 0.02), ("nan-1", float("nan"))):
+        stage, _, number = version.partition("-")
+        folder = run.stage(stage) / ("model" if number == "0" else f"model-{number}")
+        model = wide if stage == "wide" else policy
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += torch.randn_like(parameter) * noise * 0.02
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        run.promote(stage, int(number), folder)
+    half = root / "half"
+    shutil.copytree(root / "sft" / "model", half)
+    halve(half / "model.safetensors")
+    run.promote("half", 1, half)
+    scalar_from_policy(root / "sft" / "model", seed=2).save_pretrained(run.stage("reward") / "model")
+    (root / "promotions.jsonl").unlink()
+    point(root, "sft-0", who="test", why="start")
+    return run
+
+
+def halve(file: Path) -> None:
+    """Makes a weight file of 4-bit numbers with the names and shapes of the given one: it comes out half as wide."""
+    with open(file, "rb") as content:
+        header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+    size = 0
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            length = math.prod(tensor["shape"]) // 2
+            tensor |= {"dtype": "F4", "data_offsets": [size, size + length]}
+            size += length
+    text = json.dumps(header).encode()
+    file.unlink()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(size))
+
+
+@dataclass
+class Endpoint:
+    root: Path
+    url: str
+    key: str
+    process: subprocess.Popen
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.key}"}
+
+    def client(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=120)
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, headers=self.headers, timeout=60)
+
+    def post(self, path: str, body) -> httpx.Response:
+        return httpx.post(self.url + path, headers=self.headers, json=body, timeout=120)
+
+    def status(self) -> dict:
+        return self.get("/status.json").json()
+
+    def metric(self, name: str) -> float:
+        """Sum of a Prometheus metric over replicas."""
+        rows = [line for line in self.get("/metrics").text.splitlines() if line.startswith(name)]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in rows)
+
+
+def wait_for(condition, seconds: float, what: str):
+    """Waits until the condition gives something true, and returns it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if found := condition():
+                return found
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError(f"{what}: not within {seconds} s")
+
+
+def start(root: Path, *arguments: str) -> Endpoint:
+    """`hero serve` in a process of its own, with an API key."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    keys = root.parent / "keys"
+    keys.unlink(missing_ok=True)
+    key = add_key(keys, "tester")
+    command = [sys.executable, "-m", "cluster.cli", "serve", str(root), f"--port={port}", f"--api-keys={keys}", *arguments]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    log = open(root.parent / "serve.log", "w")  # noqa: SIM115
+    process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
+    endpoint = Endpoint(root, f"http://127.0.0.1:{port}", key, process)
+
+    def ready() -> bool:
+        assert process.poll() is None, Path(log.name).read_text()[-3000:]
+        return "in a browser" in Path(log.name).read_text()
+
+    wait_for(ready, 500, "hero serve")
+    return endpoint
+
+
+def stop(endpoint: Endpoint) -> None:
+    endpoint.process.send_signal(signal.SIGINT)
+    endpoint.process.wait(timeout=90)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> Run:
+    """A run directory for tests that serve nothing; not to be changed."""
+    return make_run(tmp_path_factory.mktemp("files") / "run")
+
+
+@pytest.fixture(scope="package")
+def endpoint(tmp_path_factory):
+    """Two replicas, each with the current policy and the SFT model."""
+    root = tmp_path_factory.mktemp("serve") / "run"
+    if trained := os.environ.get("HERO_TEST_RUN"):  # for screenshots that say something
+        shutil.copytree(trained, root, ignore=shutil.ignore_patterns("wandb", "feedback"))
+    else:
+        make_run(root)
+    found = start(root, "--replicas=2", "serve.also.sft.path=sft", "serve.max_body_kib=64", "serve.max_choices=4")
+    yield found
+    stop(found)

@@ -1,0 +1,104 @@
+"""The protocol that clients know, spoken by the served policy: the official client, streaming and not."""
+
+import json
+import os
+import subprocess
+import sys
+
+import openai
+import pytest
+from pydantic import BaseModel
+
+ASK = {"model": "hero", "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def client(endpoint):
+    return endpoint.client()
+
+
+def test_streamed_and_whole_answers_are_the_same_and_name_their_version(client):
+    whole = client.chat.completions.with_raw_response.create(**ASK, temperature=0)
+    answer = whole.parse()
+    chunks = list(client.chat.completions.create(**ASK, temperature=0, stream=True))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == answer.choices[0].message.content
+    assert whole.headers["x-weight-version"] == answer.system_fingerprint == chunks[-1].system_fingerprint == "sft-0"
+    assert answer.usage.completion_tokens <= 12
+    assert client.completions.create(model="hero", prompt="The", max_tokens=3).system_fingerprint == "sft-0"
+
+
+def test_seeds_choices_penalties_and_strategies(client):
+    def texts(**settings):
+        return [c.message.content for c in client.chat.completions.create(**ASK, **settings).choices]
+
+    assert texts(seed=5, n=3) == texts(seed=5, n=3)
+    assert len(set(texts(seed=5, n=3))) == 3
+    greedy = texts(temperature=0)
+    assert texts(temperature=0) == greedy == texts(extra_body={"top_k": 1})
+    for settings in ({"top_p": 0.5}, {"extra_body": {"top_k": 5}}, {"extra_body": {"min_p": 0.2, "top_k": 50}, "top_p": 0.9}):
+        assert texts(seed=1, **settings) == texts(seed=1, **settings)
+    assert texts(temperature=0, frequency_penalty=2, presence_penalty=2) != greedy
+
+
+def test_logprobs_stop_and_schema(client):
+    found = client.chat.completions.create(**ASK, temperature=0, logprobs=True, top_logprobs=3).choices[0]
+    tokens = found.logprobs.content
+    assert len(tokens) == 12
+    assert all(t.logprob <= 0 and len(t.top_logprobs) == 3 for t in tokens)
+    text = found.message.content
+    stop = text[len(text) // 2 :][:3]
+    stopped = client.chat.completions.create(**ASK, temperature=0, stop=stop).choices[0]
+    assert (stopped.finish_reason, stopped.message.content) == ("stop", text[: text.index(stop)])
+
+    class City(BaseModel):
+        big: bool
+
+    schema = {"type": "json_schema", "json_schema": {"name": "city", "schema": City.model_json_schema()}}
+    told = client.chat.completions.create(**{**ASK, "max_tokens": 60}, response_format=schema, temperature=0)
+    assert isinstance(City.model_validate_json(told.choices[0].message.content).big, bool)
+
+
+def test_models_are_listed_with_their_versions_and_an_unknown_one_is_refused(client):
+    assert {m.id: m.version for m in client.models.list()} == {"hero": "sft-0", "sft": "sft"}
+    assert client.chat.completions.create(**{**ASK, "model": "sft"}).system_fingerprint == "sft"
+    with pytest.raises(openai.NotFoundError, match="gpt-9"):
+        client.chat.completions.create(**{**ASK, "model": "gpt-9"})
+
+
+def test_a_wrong_key_is_refused_and_health_is_open(endpoint, client):
+    with pytest.raises(openai.AuthenticationError, match="API key"):
+        client.with_options(api_key="hero-wrong").chat.completions.create(**ASK)
+    assert endpoint.get("/health").json()["status"] == "ok"
+
+
+def test_nothing_else_of_vllm_and_no_other_origin_is_served(endpoint):
+    for path in ("/tokenize", "/load", "/version", "/docs", "/collective_rpc", "/pause", "/v1/responses", "/invocations"):
+        assert endpoint.post(path, {}).status_code in (404, 405)
+    answer = endpoint.post("/v1/chat/completions", ASK)
+    assert "access-control-allow-origin" not in answer.headers
+    page = endpoint.get("/")
+    assert page.headers["content-security-policy"].startswith("default-src 'self'")
+
+
+def test_metrics_and_status_cover_both_replicas(endpoint):
+    text = endpoint.get("/metrics").text
+    assert "vllm:time_to_first_token_seconds_bucket" in text
+    assert len({line.split('replica="')[1].split('"')[0] for line in text.splitlines() if 'replica="' in line}) == 2
+    status = endpoint.status()
+    assert len(status["replicas"]) == 2
+    assert sum(r["requests"] for r in status["replicas"]) > 0
+
+
+def test_the_terminal_chat_talks_to_it(endpoint):
+    command = [sys.executable, "-m", "cluster.cli", "chat", f"{endpoint.url}/v1", "--temperature", "0"]
+    env = {**os.environ, "OPENAI_API_KEY": endpoint.key}
+    said = subprocess.run(command, input="Hello!\n/quit\n", capture_output=True, text=True, timeout=100, env=env)
+    assert (said.returncode, bool(said.stdout.strip())) == (0, True), said.stderr
+
+
+def test_an_evaluation_harness_that_speaks_the_protocol_gets_what_it_sends_for(endpoint):
+    """The request of lm-eval's chat-completions model, word for word as it posts it."""
+    body = {"messages": ASK["messages"], "model": "hero", "max_tokens": 8, "temperature": 0, "stop": ["\n\n"], "seed": 1234}
+    answer = endpoint.post("/v1/chat/completions", body)
+    assert answer.status_code == 200
+    assert isinstance(json.loads(answer.text)["choices"][0]["message"]["content"], str)

@@ -1,0 +1,187 @@
+"""The pages in a real browser: what a person clicks, what then stands there, and what lands in the files."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from serve.files import read_jsonl
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH; install it with `apt-get install chromium`")
+SHOTS = os.environ.get("HERO_SCREENSHOTS")  # a folder: screenshots for the documentation
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, endpoint):
+    context = browser.new_context(viewport={"width": 1280, "height": 860}, base_url=endpoint.url)
+    context.set_default_timeout(30_000)
+    page = context.new_page()
+    faults = []
+    page.on("pageerror", lambda fault: faults.append(str(fault)))
+    page.on("console", lambda m: faults.append(m.text) if m.type == "error" and "401" not in m.text else None)
+    page.goto("/")
+    page.get_by_label("API key").fill(endpoint.key)  # asked for once, then kept in the browser
+    page.get_by_role("button", name="Use key").click()
+    page.wait_for_selector("#model option", state="attached")
+    yield page
+    context.close()
+    assert not faults
+
+
+def shot(page, name: str) -> None:
+    if SHOTS:
+        page.screenshot(path=Path(SHOTS) / f"{name}.png")
+
+
+def say(page, text: str) -> None:
+    page.get_by_label("Message", exact=True).fill(text)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".turn.assistant .soft:has-text('tokens')")
+
+
+def test_chat_streams_stops_regenerates_edits_and_remembers(page):
+    say(page, "What is the capital of France?")
+    assert page.locator(".turn.user").inner_text().startswith("What is the capital of France?")
+    assert page.locator(".turn.assistant .answer").inner_text().strip()
+    assert "hero · " in page.locator(".turn.assistant").inner_text()
+    shot(page, "chat")
+    page.get_by_role("button", name="Regenerate").click()
+    page.wait_for_selector(".turn.assistant .soft:has-text('tokens')")
+    assert page.locator(".turn").count() == 2
+    page.reload()
+    page.wait_for_selector(".turn.assistant")  # kept in the browser
+    page.get_by_role("button", name="Edit").first.click()
+    assert page.get_by_label("Message", exact=True).input_value() == "What is the capital of France?"
+    assert page.locator(".turn").count() == 0
+    page.get_by_label("Message", exact=True).fill("Count without end")
+    page.get_by_role("button", name="Send").click()
+    if not os.environ.get("HERO_TEST_RUN"):  # which answers too soon to be stopped
+        page.get_by_role("button", name="Stop").click()
+    page.wait_for_selector('#send:enabled')
+    page.get_by_role("button", name="New conversation").click()
+    assert page.locator(".turn").count() == 0
+    assert page.locator("#history button").count() >= 1
+
+
+def test_markdown_becomes_text_and_marks_but_never_markup(page):
+    html = page.evaluate(
+        """async () => {
+            const { markdown } = await import("/pages/common.js");
+            const box = document.createElement("div");
+            box.append(markdown("# Hi\\n**bold** `a<b` [ok](https://x.org) [no](javascript:alert(1)) " +
+                "<img src=x onerror=alert(1)>\\n\\n- one\\n- two\\n```\\n<script>x</script>\\n```"));
+            return box.innerHTML;
+        }"""
+    )
+    assert "<strong>bold</strong>" in html
+    assert "<code>a&lt;b</code>" in html
+    assert '<a href="https://x.org"' in html
+    assert "<li>two</li>" in html
+    assert "<img" not in html
+    assert "<script>" not in html
+    assert 'href="javascript' not in html
+
+
+def test_the_playground_compares_and_its_ranking_is_next_rounds_data(page, endpoint):
+    page.goto("/playground")
+    page.wait_for_selector("#other option[value=sft]", state="attached")
+    page.get_by_role("button", name="Nucleus").click()
+    assert page.locator("#top_p").input_value() == "0.9"
+    page.select_option("#other", "sft")
+    page.locator("#n").fill("2")
+    page.locator("#max_tokens").fill("24")
+    page.locator("#seed").fill("7")
+    page.get_by_role("button", name="Run").click()
+    page.wait_for_selector("#ranking:not([hidden])")
+    assert page.locator(".answer").count() == 4
+    token = page.locator(".answer .token").nth(3)
+    token.hover()
+    assert "%" in page.locator("#probability").inner_text()
+    page.get_by_role("button", name="View code").click()
+    assert '"top_p":0.9' in page.locator("#curl").inner_text()
+    assert "client.chat.completions.create(" in page.locator("#python").inner_text()
+    shot(page, "playground")
+    for i, place in enumerate((2, 1, 3, 3)):
+        page.locator(".answer input[type=number]").nth(i).fill(str(place))
+    page.get_by_label("may be used for training").last.check()
+    page.get_by_role("button", name="Send ranking").click()
+    page.wait_for_selector("#note:has-text('rankings.jsonl')")
+    row = read_jsonl(endpoint.root / "feedback" / "rankings.jsonl")[-1]
+    assert row["ranks"] == [2, 1, 3, 3]
+    assert row["prompt"] == "What is the capital of France?"
+    assert [p["model"] for p in row["policy"]] == ["hero", "hero", "sft", "sft"]
+    assert row["policy"][2]["version"] == "sft"
+    assert row["decoding"][0] == {"top_p": 0.9, "max_tokens": 24, "n": 2, "seed": 7}
+    assert row["consent"] is True
+
+
+def test_the_shown_code_gives_the_shown_answer(page, endpoint):
+    page.goto("/playground")
+    page.wait_for_selector("#model option", state="attached")
+    page.get_by_role("button", name="Greedy").click()
+    page.locator("#max_tokens").fill("8")
+    page.get_by_role("button", name="Run").click()
+    page.wait_for_selector(".answer .soft:has-text(' in all')")
+    shown = "".join(page.locator(".answer .token:not(.special)").all_inner_texts())
+    page.get_by_role("button", name="View code").click()
+    command = page.locator("#curl").inner_text()
+    env = {**os.environ, "OPENAI_API_KEY": endpoint.key}
+    said = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=env, timeout=60).stdout
+    assert " ".join(json.loads(said)["choices"][0]["message"]["content"].split()) == " ".join(shown.split())
+
+
+def test_a_thumb_with_a_comment_is_kept(page, endpoint):
+    say(page, "Hello!")
+    page.get_by_role("button", name="Thumb down").click()
+    page.get_by_label("Comment").fill("That is no greeting.")
+    page.get_by_role("button", name="Send feedback").click()
+    page.wait_for_selector("text=Thank you, stored.")
+    row = (endpoint.root / "feedback" / "other.jsonl").read_text().splitlines()[-1]
+    assert '"thumb": "down"' in row
+    assert "That is no greeting." in row
+
+
+def test_status_shows_versions_and_replicas(page):
+    page.goto("/status")
+    page.wait_for_selector("#replicas tbody tr:nth-child(2)")
+    assert page.locator("#promotions tbody tr").count() >= 1
+    assert "requests" in page.locator("#figures").inner_text()
+    shot(page, "status")
+
+
+def test_it_works_on_a_phone_and_by_keyboard_alone(browser, endpoint):
+    phone = {"width": 390, "height": 780}
+    context = browser.new_context(viewport=phone, base_url=endpoint.url, color_scheme="dark", has_touch=True)
+    context.set_default_timeout(30_000)
+    context.add_init_script(f"localStorage.setItem('hero-key', '\"{endpoint.key}\"')")
+    page = context.new_page()
+    for path in ("/", "/playground", "/status"):
+        page.goto(path)
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{path} is wider than a phone"
+    page.goto("/")
+    page.wait_for_selector("#model option", state="attached")
+    page.keyboard.type("Hi there")  # the message has the focus
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".turn.assistant .soft:has-text('tokens')")
+    shot(page, "phone")
+    reached = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.textContent.trim().slice(0, 12)"))
+    assert {"Send", "New conversa", "Copy", "Regenerate"} <= reached
+    context.close()

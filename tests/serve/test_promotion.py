@@ -1,0 +1,177 @@
+"""New weights while people are served: nothing is dropped, what is bad goes back by itself, what dies comes back right."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from learners.errors import UserError
+from serve import promotion
+from serve.versions import promotions, resolve
+from tests.serve.conftest import wait_for
+
+LONG = {"model": "hero", "messages": [{"role": "user", "content": "Tell me all."}], "max_tokens": 200, "stream": True,
+        "extra_body": {"ignore_eos": True}}  # fmt: skip
+
+
+class Clients:
+    """Streams without end until stopped, and what became of each: gaps between chunks, versions, faults."""
+
+    def __init__(self, endpoint, count: int) -> None:
+        self.client, self.stopped = endpoint.client(), threading.Event()
+        self.streams, self.faults, self.gaps, self.versions = 0, [], [], set()
+        self.pool = ThreadPoolExecutor(count)
+        self.work = [self.pool.submit(self._run) for _ in range(count)]
+
+    def _run(self) -> None:
+        while not self.stopped.is_set():
+            try:
+                last, length, end = time.monotonic(), 0, None
+                for chunk in self.client.chat.completions.create(**LONG):
+                    now = time.monotonic()
+                    self.gaps.append(now - last)
+                    last, length = now, length + 1
+                    end = chunk
+                assert end is not None, "no chunk"
+                assert end.choices[0].finish_reason == "length", f"cut after {length} chunks"
+                self.versions.add(end.system_fingerprint)
+                self.streams += 1
+            except Exception as fault:
+                self.faults.append(repr(fault))
+
+    def stop(self) -> "Clients":
+        self.stopped.set()
+        for done in self.work:
+            done.result()
+        return self
+
+
+def served(endpoint) -> set[str]:
+    return {r["models"]["hero"]["version"] for r in endpoint.status()["replicas"]}
+
+
+def test_fifty_promotions_under_load_drop_nothing(endpoint):
+    quiet = Clients(endpoint, 16)
+    time.sleep(5)
+    quiet.stop()
+    busy, took = Clients(endpoint, 16), []
+    for i in range(50):
+        row = promotion.promote(endpoint.root, f"ppo-{1 + i % 2}", f"number {i}", who="test")
+        assert (row["outcome"], row["stale"], row["replicas"]) == ("promoted", 0, 2)
+        took.append(row["seconds"])
+    busy.stop()
+    print(
+        f"\nwithout promotions: {quiet.streams} streams, longest gap {max(quiet.gaps):.2f} s; with 50: {busy.streams} streams, "
+        f"{len(busy.faults)} failed, longest gap {max(busy.gaps):.2f} s; a promotion took {sum(took) / 50:.2f} s "
+        f"(longest {max(took):.2f} s)"
+    )
+    assert not quiet.faults + busy.faults
+    assert served(endpoint) == {"ppo-2"}
+    assert any("," in v for v in busy.versions)  # written by several versions, and it says so
+
+
+def test_an_answer_is_the_one_that_the_new_weights_give(endpoint):
+    ask = {"model": "hero", "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 1, "logprobs": True,
+           "top_logprobs": 5, "temperature": 0}  # fmt: skip
+    client = endpoint.client()
+
+    def likeliest(model="hero"):
+        answers = [client.chat.completions.create(**{**ask, "model": model}) for _ in range(6)]
+        found = {a.choices[0].logprobs.content[0].logprob for a in answers}
+        assert max(found) - min(found) < 1e-5  # all replicas agree
+        return found.pop()
+
+    sft = likeliest("sft")
+    assert abs(likeliest() - sft) > 1e-4
+    promotion.promote(endpoint.root, "sft-0", "back to what `sft` serves", who="test")
+    assert likeliest() == pytest.approx(sft, abs=1e-5)
+
+
+def test_the_command_promotes_and_rolls_back_and_logs_who_and_why(endpoint):
+    def hero(*arguments):
+        command = [sys.executable, "-m", "cluster.cli", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+    run = hero("promote", str(endpoint.root), "ppo-1", "--why", "it is kinder")
+    assert run.returncode == 0, run.stderr
+    assert "ppo-1, 2 replicas" in run.stdout
+    row = promotions(endpoint.root)[-1]
+    assert (row["to"], row["why"], bool(row["who"])) == ("ppo-1", "it is kinder", True)
+    assert row["metrics"]["after"]["logprob_error"] < 1e-5
+    assert {"reward", "rude", "refusal"} <= row["metrics"]["before"].keys()
+    run = hero("rollback", str(endpoint.root))
+    assert run.returncode == 0, run.stderr
+    assert served(endpoint) == {row["from"]}
+
+
+def test_a_version_whose_answers_are_no_numbers_goes_back_by_itself(endpoint):
+    before = resolve(endpoint.root).version
+    row = promotion.promote(endpoint.root, "nan-1", "try", who="test")
+    assert row["outcome"] == "rolled back"
+    assert resolve(endpoint.root).version == before
+    assert served(endpoint) == {before}
+    assert endpoint.client().chat.completions.create(**{**LONG, "stream": False, "max_tokens": 4}).system_fingerprint == before
+
+
+def test_what_does_not_fit_or_was_changed_is_refused_before_anything_is_touched(endpoint):
+    before = served(endpoint)
+    with pytest.raises(UserError, match="another architecture"):
+        promotion.promote(endpoint.root, "wide-1", "try")
+    with pytest.raises(UserError, match="served already"):
+        promotion.promote(endpoint.root, before.copy().pop(), "try")
+    assert served(endpoint) == before
+    assert endpoint.get("/health").status_code == 200
+
+
+def lives(endpoint, count: int, version: str, without: int):
+    """The replicas, once there are `count` that hold the version and the one with process id `without` is gone."""
+    replicas = endpoint.status()["replicas"]
+    good = [r for r in replicas if r["pid"] != without and r["models"]["hero"]["version"] == version]
+    return good if len(good) == count == len(replicas) else None
+
+
+def test_a_killed_replica_takes_only_its_own_streams_and_comes_back_with_the_current_version(endpoint):
+    promotion.promote(endpoint.root, "ppo-1", "not what `hero serve` was started with", who="test")
+    busy = Clients(endpoint, 16)
+    time.sleep(3)
+    victim = max(endpoint.status()["replicas"], key=lambda r: r["ongoing"])
+    engines = psutil.Process(victim["pid"]).children(recursive=True)
+    os.kill(victim["pid"], signal.SIGKILL)
+    killed, short = time.monotonic(), endpoint.client()
+    answered, failed = 0, []
+    while not lives(endpoint, 2, "ppo-1", victim["pid"]):
+        assert time.monotonic() - killed < 300, "no new replica"
+        if time.monotonic() - killed > 15:
+            busy.stop()  # leaves the cores to the new replica
+        try:
+            short.chat.completions.create(**{**LONG, "stream": False, "max_tokens": 2})
+            answered += 1
+        except Exception as fault:
+            failed.append((time.monotonic() - killed, repr(fault)))
+    recovered = time.monotonic() - killed
+    busy.stop()
+    print(
+        f"\nkilled with {victim['ongoing']} streams at work: {len(busy.faults)} of {busy.streams + len(busy.faults)} streams "
+        f"failed, {answered} short requests answered meanwhile, {len(failed)} failed, two replicas again after {recovered:.1f} s"
+    )
+    assert len(busy.faults) <= victim["ongoing"] + 2  # two may have begun since it was asked
+    assert not failed
+    assert answered > 5
+    assert not [e for e in engines if e.is_running() and e.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_an_engine_whose_update_failed_is_replaced_and_never_used_again(endpoint):
+    before = resolve(endpoint.root).version
+    pids = {r["pid"] for r in endpoint.status()["replicas"]}
+    with pytest.raises(UserError, match="failed half-way; this engine must be replaced"):
+        promotion.promote(endpoint.root, "half-1", "try", who="test")
+    assert (promotions(endpoint.root)[-1]["outcome"], resolve(endpoint.root).version) == ("failed", before)
+    victim = wait_for(lambda: pids - {r["pid"] for r in endpoint.status()["replicas"]}, 60, "end of the broken replica").pop()
+    assert endpoint.client().chat.completions.create(**{**LONG, "stream": False, "max_tokens": 4}).system_fingerprint == before
+    wait_for(lambda: lives(endpoint, 2, before, victim), 300, "two good replicas")
