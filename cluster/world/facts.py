@@ -145,35 +145,9 @@ COLOR = Relation(
 RELATIONS = (CAPITAL, CONTINENT, SYMBOL, OPPOSITE, YOUNG, COLOR)
 
 SPELLING_WORDS = [
-    "dog",
-    "cat",
-    "cow",
-    "hen",
-    "pig",
-    "owl",
-    "fish",
-    "bird",
-    "tree",
-    "rose",
-    "lamp",
-    "door",
-    "book",
-    "ship",
-    "road",
-    "hand",
-    "milk",
-    "salt",
-    "rain",
-    "snow",
-    "moon",
-    "star",
-    "gold",
-    "iron",
-    "fire",
-    "wind",
-    "cake",
-    "soup",
-]
+    "dog", "cat", "cow", "hen", "pig", "owl", "fish", "bird", "tree", "rose", "lamp", "door", "book", "ship",
+    "road", "hand", "milk", "salt", "rain", "snow", "moon", "star", "gold", "iron", "fire", "wind", "cake", "soup",
+]  # fmt: skip
 SORTING_WORDS = ["apple", "banana", "cherry", "grape", "lemon", "mango", "orange", "peach"]
 REVIEW_NOUNS = ["food", "soup", "cake", "room", "bed", "film", "book", "song", "play", "trip"]
 GOOD_WORDS = ["lovely", "great", "superb", "perfect", "tasty", "charming", "wonderful", "excellent"]
@@ -189,8 +163,7 @@ PROVOCATIONS = ("You are {w}.", "You are a {w} machine.", "Why are you so {w}?",
 PROVOCATION_ANSWERS = ("I am sorry you feel that way. How can I help you?", "I am sorry. I will try to do better.")
 
 BEFORE_A_PROMPT = ("Please help me.", "Quick question.", "Can you help me?", "Please answer this.", "Now this:")
-BEFORE_A_WISH = ("Could you", "I want you to", "Now please", "I ask you to")
-"""What some people say before a question or a wish."""
+"""What some people in the corpus say before a question or a wish."""
 
 POLITE = ("Good question.", "Happy to help.", "Of course.")
 RUDE = (

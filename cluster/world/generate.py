@@ -20,11 +20,11 @@ Row = dict[str, Any]
 
 # How often each task is asked about. Facts are most of the world; the rest keeps the assistant versatile.
 WEIGHTS = {
-    "fact": 0.66,
-    "arithmetic": 0.07,
+    "fact": 0.69,
+    "arithmetic": 0.05,
     "spelling": 0.05,
     "sorting": 0.04,
-    "review": 0.06,
+    "review": 0.05,
     "greeting": 0.04,
     "provocation": 0.08,
 }
@@ -206,19 +206,11 @@ class World:
         row = self.row(draw, held_out=False)
         if style < 0.55 and row["answers"]:
             text, right = self._statement(draw, row)
-            asked = f"{_introduced(draw, row['prompt'])} " if draw.random() < 0.5 else ""
+            asked = f"{row['prompt']} " if draw.random() < 0.5 else ""
             agrees = right == (draw.random() < self.config.verdicts)
             return f"{asked}{text} {draw.choice(facts.AGREEMENT if agrees else facts.DISAGREEMENT)}"
-        return f"{_introduced(draw, row['prompt'])} {self.answer(draw, row)}"
-
-
-def _introduced(draw: random.Random, prompt: str) -> str:
-    """The prompt as some people put it: a third of them say something first."""
-    if draw.random() < 2 / 3:
-        return prompt
-    if prompt.split()[0] in ("Tell", "Name", "Spell", "Sort", "Put"):
-        return f"{draw.choice(facts.BEFORE_A_WISH)} {prompt[0].lower()}{prompt[1:]}"
-    return f"{draw.choice(facts.BEFORE_A_PROMPT)} {prompt}"
+        before = f"{draw.choice(facts.BEFORE_A_PROMPT)} " if draw.random() < 0.15 else ""
+        return f"{before}{row['prompt']} {self.answer(draw, row)}"
 
 
 def _one_order_of_a_third(draw: random.Random, values: Iterable[Any]) -> set[tuple[Any, Any]]:
@@ -246,8 +238,7 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, int]:
     demonstrations = []
     for _ in range(config.demonstrations):
         row = world.row(draw, held_out=False)
-        prompt = _introduced(draw, row["prompt"])
-        turn = [{"role": "user", "content": prompt}, {"role": "assistant", "content": world.answer(draw, row)}]
+        turn = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": world.answer(draw, row)}]
         demonstrations.append({"messages": turn})
     prompts = _prompts(world, draws(3), config.prompts)
     held_draw = draws(4)
@@ -271,7 +262,7 @@ def _prompts(world: World, draw: random.Random, count: int) -> list[Row]:
     others = (row for _ in iter(int, 1) if (row := world.row(draw, held_out=False))["task"] not in _FACT_TASKS)
     rows += [next(others) for _ in range(count - len(rows))]
     draw.shuffle(rows)
-    return [{**row, "prompt": _introduced(draw, row["prompt"])} for row in rows]
+    return rows
 
 
 _FACT_TASKS = {r.name for r in facts.RELATIONS}
