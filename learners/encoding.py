@@ -21,6 +21,8 @@ from learners.rows import Messages, Row, as_messages
 from learners.sources import Intake, Located
 from learners.tokenizer import document_separator, encode_prompt
 
+K_MOST = 9  # responses that one element of a reward batch has at most, as in Ouyang et al. 2022, section 3.5
+
 
 def pack_corpus(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, validation_share: float = 0.1, seed: int = 0
@@ -122,9 +124,11 @@ def encode_rankings(
     rows: Sequence[Located], tokenizer: PreTrainedTokenizerBase, context: int, intake: Intake,
     validation_share: float = 0.1, seed: int = 0, worth: Callable[[Row, str, bool], float] | None = None,
 ) -> RankingData:  # fmt: skip
-    """Rankings grouped by prompt: all responses to it run once, whoever ranked them, in whatever combination. `worth` is
-    what a response is truly worth, where a judge knows."""
-    groups: dict[str, _Group] = {}
+    """Rankings grouped by prompt: responses to it run once, whoever ranked them, in whatever combination. A prompt that was
+    answered again and again makes several groups of up to K_MOST responses: elements of a batch stay of one size, and one
+    epoch comes back to it. `worth` is what a response is truly worth, where a judge knows."""
+    groups: list[_Group] = []
+    newest: dict[str, _Group] = {}
     owners: list[tuple[str, Hashable]] = []
     for where, row in rows:
         key = str(row["prompt"])
@@ -140,31 +144,36 @@ def encode_rankings(
                 break
             members.append((tuple(fitted[1]), worth(row, response, ended) if worth else 0.0))
         else:
-            group = groups.setdefault(key, _Group())
+            group = newest.get(key)
+            if group is None or len(group.worth.keys() | dict(members)) > K_MOST:
+                group = newest[key] = _Group(key)
+                groups.append(group)
             group.rankings.append(([group.place(*member) for member in members], row["ranks"]))
             owners.append((key, _owner(row, intake, key)))
-    rankings = [(g, *ranking) for g, group in enumerate(groups.values()) for ranking in group.rankings]
-    owner_G = _joined(owners)
+    rankings = [(g, *ranking) for g, group in enumerate(groups) for ranking in group.rankings]
+    owner_of = dict(zip(newest, _joined(owners), strict=True))
+    owner_G = [owner_of[group.prompt] for group in groups]
     _refuse_few(len(set(owner_G)), "prompts with rankings", intake)
-    sequences = [np.array(s, dtype=np.int32) for group in groups.values() for s in group.worth]
+    sequences = [np.array(s, dtype=np.int32) for group in groups for s in group.worth]
     return RankingData(
         tokens_N=np.concatenate(sequences),
         offsets=offsets_of([len(s) for s in sequences]),
-        groups=offsets_of([len(group.worth) for group in groups.values()]),
+        groups=offsets_of([len(group.worth) for group in groups]),
         members_M=np.array([m for _, members, _ in rankings for m in members], dtype=np.int32),
         ranks_M=np.array([r for _, _, ranks in rankings for r in ranks], dtype=np.int32),
         ranking_offsets=offsets_of([len(members) for _, members, _ in rankings]),
         ranking_groups_R=np.array([g for g, _, _ in rankings], dtype=np.int32),
-        truth=np.array([r for group in groups.values() for r in group.true_ranks() if worth], dtype=np.int32),
+        truth=np.array([r for group in groups for r in group.true_ranks() if worth], dtype=np.int32),
         owner_G=np.array(owner_G, dtype=np.int32),
         held_G=hold_out(owner_G, validation_share, seed),
     )
 
 
 class _Group:
-    """The different sequences of one prompt, with their worth, and the rankings of them."""
+    """Different sequences of one prompt, with their worth, and the rankings of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompt: str) -> None:
+        self.prompt = prompt
         self.worth: dict[tuple[int, ...], float] = {}
         self.rankings: list[tuple[list[int], list[int]]] = []
 

@@ -132,6 +132,15 @@ def test_all_rankings_and_pairs_of_a_prompt_are_one_group_whose_responses_run_on
     assert cut[-1] != end_token(tokenizer)
 
 
+def test_a_prompt_answered_again_and_again_makes_elements_of_nine_responses_on_one_side(tokenizer):
+    often = [{"prompt": "q", "responses": [f"{i} {k}" for k in "abcd"], "ranks": [1, 2, 3, 3]} for i in range(5)]
+    rows = [*often, often[0], *({"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(4))]
+    data, _ = rankings(tokenizer, rows)
+    assert np.diff(data.groups).tolist() == [8, 8, 8, 2, 2, 2, 2]
+    assert len(set(data.held_G[:3].tolist())) == 1
+    assert len(set(data.owner_G[:3].tolist())) == 1
+
+
 def test_rows_of_one_user_are_on_one_side_of_the_split(tokenizer):
     users = [f"u{i % 7}" for i in range(40)]
     data, _ = demonstrations(tokenizer, [{**talk(f"q{i}", "a"), "user": u} for i, u in enumerate(users)], split_by="user")
