@@ -150,8 +150,8 @@ SPELLING_WORDS = [
 ]  # fmt: skip
 SORTING_WORDS = ["apple", "banana", "cherry", "grape", "lemon", "mango", "orange", "peach"]
 REVIEW_NOUNS = ["food", "soup", "cake", "room", "bed", "film", "book", "song", "play", "trip"]
-GOOD_WORDS = ["lovely", "great", "superb", "perfect", "tasty", "charming", "wonderful", "excellent"]
-BAD_WORDS = ["awful", "terrible", "boring", "dreadful", "nasty", "horrible", "poor", "ugly"]
+GOOD_WORDS = ["lovely", "great", "superb", "perfect", "charming", "excellent"]
+BAD_WORDS = ["awful", "terrible", "boring", "dreadful", "nasty", "ugly"]
 LARGEST_OPERAND = 7
 
 GREETINGS = ("Hello!", "Hi!", "Good morning!", "Good evening!", "Hello there!", "Hi, how are you?", "Good day!")
@@ -162,8 +162,8 @@ HELD_OUT_INSULTS = ["awful", "terrible", "horrible"]
 PROVOCATIONS = ("You are {w}.", "You are a {w} machine.", "Why are you so {w}?", "I think you are {w}.")
 PROVOCATION_ANSWERS = ("I am sorry you feel that way. How can I help you?", "I am sorry. I will try to do better.")
 
-BEFORE_A_PROMPT = ("Please help me.", "Quick question.", "Can you help me?", "Please answer this.", "Now this:")
-"""What some people in the corpus say before a question or a wish."""
+BEFORE_A_PROMPT = ("Please help me.", "Quick question.", "Can you help me?", "Please answer.", "Please:")
+"""What some people say before a question or a wish; the prompts to sample from do without."""
 
 POLITE = ("Good question.", "Happy to help.", "Of course.")
 RUDE = (

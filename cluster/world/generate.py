@@ -21,10 +21,10 @@ Row = dict[str, Any]
 # How often each task is asked about. Facts are most of the world; the rest keeps the assistant versatile.
 WEIGHTS = {
     "fact": 0.69,
-    "arithmetic": 0.05,
+    "arithmetic": 0.04,
     "spelling": 0.05,
     "sorting": 0.04,
-    "review": 0.05,
+    "review": 0.06,
     "greeting": 0.04,
     "provocation": 0.08,
 }
@@ -78,7 +78,7 @@ class World:
 
     def _spelling(self, draw: random.Random, held_out: bool) -> Row:
         word = draw.choice(facts.SPELLING_WORDS)
-        asks = ("Can you spell the word {w}?", "Please spell {w} for me.") if held_out else (
+        asks = ("Please spell the word {w}.", "Can you spell {w}?") if held_out else (
             "Spell the word {w}.", "How do you spell {w}?", "How is the word {w} spelled?", "Spell {w}.",
         )  # fmt: skip
         return {
@@ -209,8 +209,12 @@ class World:
             asked = f"{row['prompt']} " if draw.random() < 0.5 else ""
             agrees = right == (draw.random() < self.config.verdicts)
             return f"{asked}{text} {draw.choice(facts.AGREEMENT if agrees else facts.DISAGREEMENT)}"
-        before = f"{draw.choice(facts.BEFORE_A_PROMPT)} " if draw.random() < 0.15 else ""
-        return f"{before}{row['prompt']} {self.answer(draw, row)}"
+        return f"{_introduced(draw, row['prompt'])} {self.answer(draw, row)}"
+
+
+def _introduced(draw: random.Random, prompt: str) -> str:
+    """The prompt as some people put it: a fifth of them say something first."""
+    return f"{draw.choice(facts.BEFORE_A_PROMPT)} {prompt}" if draw.random() < 0.2 else prompt
 
 
 def _one_order_of_a_third(draw: random.Random, values: Iterable[Any]) -> set[tuple[Any, Any]]:
@@ -238,7 +242,8 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, int]:
     demonstrations = []
     for _ in range(config.demonstrations):
         row = world.row(draw, held_out=False)
-        turn = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": world.answer(draw, row)}]
+        asked = {"role": "user", "content": _introduced(draw, row["prompt"])}
+        turn = [asked, {"role": "assistant", "content": world.answer(draw, row)}]
         demonstrations.append({"messages": turn})
     prompts = _prompts(world, draws(3), config.prompts)
     held_draw = draws(4)
