@@ -41,6 +41,8 @@ class RolloutActor:
             gpu_memory_utilization=config.gpu_memory_utilization,
             kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30) if not config.gpus else None,
             enforce_eager=config.enforce_eager,
+            # A prompt in two parts winds back the generator of a seeded request, which one on CPU cannot.
+            enable_chunked_prefill=None if config.gpus else False,
             logprobs_mode="processed_logprobs",
             weight_transfer_config=transfer_config(),
             skip_tokenizer_init=True,

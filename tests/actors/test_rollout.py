@@ -53,7 +53,7 @@ def reference(model, sequences):
 def exercise(folder, queue):
     from actors.rollout import RolloutActor
 
-    config = RolloutConfig(kv_cache_gib=0.05, max_sequences=16, max_model_len=64, threads=2)
+    config = RolloutConfig(kv_cache_gib=0.05, max_sequences=128, max_model_len=64, threads=2)
     actor = RolloutActor("rollout-0", str(folder / "model"), config, seed=0, version=5)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     decoding, end = Decoding(max_tokens=12), model.config.eos_token_id
@@ -74,6 +74,10 @@ def exercise(folder, queue):
     sequences = [first.sequence(b).tolist() for b in range(first.size)]
     expected = np.concatenate([[0.0, *reference(model, [s])] for s in sequences])
     result["sampled error"] = float(np.abs(expected - first.logprobs_N)[first.response_mask_N].max())
+
+    # More tokens than vLLM takes in one step (4,096): no seeded prompt may be taken in two parts.
+    crowd = actor.generate([list(range(8, 58))] * 128, range(128), Decoding(max_tokens=4), end, seeds=list(range(128)))
+    result["crowd"] = crowd.size
 
     transport, version = FileTransport(folder / "weights"), 5
     before = np.concatenate(actor.prompt_logprobs(sequences))
@@ -131,6 +135,7 @@ def result(request, tmp_path_factory):
 def test_samples_are_the_models_and_belong_to_their_seeds(result):
     assert result["sampled error"] < 1e-5
     assert result["same alone"]
+    assert result["crowd"] == 128
     assert result["prompt ids"] == [0, 0, 1, 1, 2, 2]
     assert result["versions"] == {5}
     for length, ended, last in zip(result["lengths"], result["ended"], result["last"], strict=True):
