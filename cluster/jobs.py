@@ -13,6 +13,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cluster.config import RunConfig
 from learners.errors import UserError
 
 PACKAGES = ("cluster", "actors", "learners", "serve")
+AGENT_SECONDS = 60  # for a cluster's first node to be ready for jobs
 STOP_SECONDS = 60  # between SIGTERM and SIGKILL: enough to end a W&B run
 
 
@@ -59,7 +61,8 @@ def submit(config: RunConfig, address: str | None) -> str:
                 f"job {identity} is {known[identity].status.value.lower()} already; see `hero status` or `hero stop {identity}`"
             )
         jobs.delete_job(identity)
-    config = config.model_copy(update={"run_dir": str(config.directory), "data": _absolute(config)})
+    data = config.data.model_copy(update={"root": str(Path(config.data.root).expanduser().absolute())})
+    config = config.model_copy(update={"run_dir": str(config.directory), "data": data})
     with tempfile.TemporaryDirectory(prefix="hero-job-") as folder:
         root = Path(__file__).resolve().parent.parent
         for package in PACKAGES:
@@ -68,7 +71,8 @@ def submit(config: RunConfig, address: str | None) -> str:
         # On this host the job runs in this very environment; elsewhere in the one that Ray was started in.
         local = any(host in (address or "127.0.0.1") for host in ("127.0.0.1", "localhost"))
         python = shlex.quote(sys.executable) if local else "python"
-        jobs.submit_job(
+        _submit_patiently(
+            jobs,
             entrypoint=f"{python} -m cluster.cli run config.yaml",
             submission_id=identity,
             runtime_env={"working_dir": folder, "env_vars": _environment()},
@@ -77,9 +81,18 @@ def submit(config: RunConfig, address: str | None) -> str:
     return identity
 
 
-def _absolute(config: RunConfig) -> Any:
-    given = config.data.model_dump()
-    return config.data.model_copy(update={k: str(Path(v).absolute()) for k, v in given.items() if v})
+def _submit_patiently(jobs: Any, **job: Any) -> None:
+    """A head that has just started answers before its node can take a job: asks again for a while."""
+    deadline = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            return jobs.submit_job(**job)
+        except RuntimeError as fault:
+            if "No available agent" not in str(fault):
+                raise
+            if time.monotonic() > deadline:
+                raise UserError(f"no node of the cluster took the job in {AGENT_SECONDS} s; see `ray status`") from None
+            time.sleep(1)
 
 
 def _environment() -> dict[str, str]:

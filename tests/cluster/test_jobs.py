@@ -30,6 +30,7 @@ def head():
     command = [
         *RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
         f"--temp-dir={folder}", "--object-store-memory=200000000", "--disable-usage-stats",
+        f"--dashboard-agent-listen-port={free_port()}",
     ]  # fmt: skip
     log = open(f"{folder}.log", "w")  # noqa: SIM115
     process = subprocess.Popen(command, env=env, stdout=log, stderr=log)

@@ -71,7 +71,7 @@ def short_batches(actor, folder):
         worlds.ppo(actor, folder, iterations=0, advantage=advantage, responses=2, prompts=6)
         for size in (11, 2, 1):
             samples, (scores, ref) = worlds.make_batch(size, responses=2)
-            found.append(actor.iterate(0, 0.05, 1, samples, (scores, ref))[0])
+            found.append(actor.iterate(0, 0.05, samples, scores, ref)[0])
         assert (actor.task.critic is None) == (advantage == "grpo")
     return found
 
