@@ -20,7 +20,7 @@ ASK = {"model": "hero", "messages": [{"role": "user", "content": "Hi"}], "max_to
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=10,
 )
