@@ -9,9 +9,9 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-ASK = {"model": "hero", "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 12}
-
 from learners.models import load_tokenizer
+
+ASK = {"model": "hero", "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 12}
 
 
 @pytest.fixture(scope="module")
