@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import httpx
 import psutil
@@ -24,7 +25,10 @@ LONG = {"model": "hero", "messages": [{"role": "user", "content": "Tell me all."
 class Clients:
     """Streams without end until stopped, and what became of each: gaps between chunks, versions, faults."""
 
+    started: ClassVar[list["Clients"]] = []
+
     def __init__(self, endpoint, count: int) -> None:
+        self.started.append(self)
         self.client, self.stopped = endpoint.client(), threading.Event()
         self.streams, self.faults, self.gaps, self.versions = 0, [], [], set()
         self.pool = ThreadPoolExecutor(count)
@@ -51,6 +55,13 @@ class Clients:
         for done in self.work:
             done.result()
         return self
+
+
+@pytest.fixture(autouse=True)
+def no_client_outlives_its_test():
+    yield
+    for clients in Clients.started:
+        clients.stopped.set()
 
 
 def served(endpoint) -> set[str]:
