@@ -84,6 +84,7 @@ def serve(
     from learners.sources import local_path
     from serve.launch import serve_forever
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop ends it as Ctrl-C does
     given = {"host": host, "port": port, "replicas": replicas, "api_keys": api_keys}
     flags = [f"serve.{k}={v}" for k, v in given.items() if v is not None]
     file = run / "config.yaml"

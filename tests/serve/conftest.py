@@ -144,8 +144,8 @@ def start(root: Path, *arguments: str) -> Endpoint:
 
 
 def stop(endpoint: Endpoint) -> None:
-    endpoint.process.send_signal(signal.SIGINT)
-    endpoint.process.wait(timeout=90)
+    endpoint.process.send_signal(signal.SIGTERM)
+    endpoint.process.wait(timeout=240)
 
 
 @pytest.fixture(scope="session")
