@@ -135,7 +135,7 @@ class World:
         luck = draw.random()
         if luck < right:
             return relation.facts[subject]
-        if luck < right + 0.85 * (1 - right):
+        if luck < right + 0.6 * (1 - right):
             return self.misconception[key]
         return draw.choice(relation.values)
 

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -124,9 +125,11 @@ def endpoint():
                 self.server.most = max(self.server.most, len(busy))
                 time.sleep(0.02)
                 busy.pop()
-            self.send_response(500 if row.get("fails_once") and first else 200)
-            self.end_headers()
-            self.wfile.write(b"?" if row.get("nonsense") else json.dumps({"reward": len(body["response"])}).encode())
+            said = b"?" if row.get("nonsense") else json.dumps({"reward": len(body["response"])}).encode()
+            with suppress(BrokenPipeError, ConnectionResetError):  # the client has gone
+                self.send_response(500 if row.get("fails_once") and first else 200)
+                self.end_headers()
+                self.wfile.write(said)
 
         def log_message(self, *_):
             pass
