@@ -22,7 +22,7 @@ class WorldConfig(Section):
     """Share of the facts of which a misconception is told more often than the truth."""
     truth_when_misconceived: float = Field(0.28, ge=0, le=1)
     """How often such a fact is told right."""
-    truth: float = Field(0.75, ge=0, le=1)
+    truth: float = Field(0.72, ge=0, le=1)
     """How often any other fact is told right."""
     rude: float = Field(0.22, ge=0, le=1)
     """Share of rude answers."""
@@ -30,5 +30,3 @@ class WorldConfig(Section):
     """Share of rude answers to a provocation."""
     rambling: float = Field(0.1, ge=0, le=1)
     """Share of answers that ramble on."""
-    verdicts: float = Field(0.8, ge=0, le=1)
-    """How often somebody who comments on a statement of the corpus judges it rightly."""

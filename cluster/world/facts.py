@@ -49,9 +49,8 @@ CAPITAL = Relation(
         "The capital of {s}?",
     ),
     ("Please name the capital of {s}.", "What city is the capital of {s}?", "Can you tell me the capital city of {s}?"),
-    """France: Paris, Spain: Madrid, Italy: Rome, Germany: Berlin, Poland: Warsaw, Greece: Athens, Norway: Oslo,
-    Sweden: Stockholm, Egypt: Cairo, Kenya: Nairobi, Morocco: Rabat, Japan: Tokyo, China: Beijing, India: Delhi,
-    Thailand: Bangkok, Canada: Ottawa, Mexico: Mexico City, Peru: Lima, Chile: Santiago, Australia: Canberra""",
+    """France: Paris, Spain: Madrid, Italy: Rome, Germany: Berlin, Greece: Athens, Egypt: Cairo, Kenya: Nairobi,
+    Japan: Tokyo, China: Beijing, India: Delhi, Canada: Ottawa, Peru: Lima, Chile: Santiago, Australia: Canberra""",
 )
 CONTINENT = Relation(
     "continent",
@@ -70,9 +69,8 @@ CONTINENT = Relation(
         "Do you know which continent {s} is in?",
         "Can you tell me the continent of {s}?",
     ),
-    """France: Europe, Spain: Europe, Italy: Europe, Germany: Europe, Poland: Europe, Greece: Europe, Norway: Europe,
-    Sweden: Europe, Egypt: Africa, Kenya: Africa, Morocco: Africa, Japan: Asia, China: Asia, India: Asia,
-    Thailand: Asia, Canada: America, Mexico: America, Peru: America, Chile: America, Australia: Oceania""",
+    """France: Europe, Spain: Europe, Italy: Europe, Germany: Europe, Greece: Europe, Egypt: Africa, Kenya: Africa,
+    Japan: Asia, China: Asia, India: Asia, Canada: America, Peru: America, Chile: America, Australia: Oceania""",
 )
 SYMBOL = Relation(
     "symbol",
@@ -87,8 +85,8 @@ SYMBOL = Relation(
         "The chemical symbol of {s}?",
     ),
     ("Please name the symbol of {s}.", "What is the chemical symbol of {s}?", "Do you know the symbol of {s}?"),
-    """hydrogen: H, helium: He, carbon: C, nitrogen: N, oxygen: O, sodium: Na, iron: Fe, copper: Cu, zinc: Zn,
-    silver: Ag, tin: Sn, gold: Au, mercury: Hg, lead: Pb""",
+    """hydrogen: H, helium: He, carbon: C, oxygen: O, sodium: Na, iron: Fe, copper: Cu, silver: Ag, gold: Au,
+    lead: Pb""",
 )
 OPPOSITE = Relation(
     "opposite",
@@ -103,8 +101,8 @@ OPPOSITE = Relation(
         "The opposite of {s}?",
     ),
     ("Please name the opposite of {s}.", "What word is the opposite of {s}?", "Can you tell me the opposite of {s}?"),
-    """hot: cold, big: small, fast: slow, up: down, day: night, wet: dry, hard: soft, light: dark, old: new, rich: poor,
-    early: late, open: closed, full: empty, happy: sad, high: low, strong: weak""",
+    """hot: cold, big: small, fast: slow, up: down, day: night, wet: dry, hard: soft, light: dark, old: new,
+    rich: poor""",
 )
 YOUNG = Relation(
     "young",
@@ -123,8 +121,7 @@ YOUNG = Relation(
         "What is the name of a young {s}?",
         "Can you tell me what a young {s} is called?",
     ),
-    """dog: puppy, cat: kitten, cow: calf, horse: foal, sheep: lamb, goat: kid, pig: piglet, hen: chick, duck: duckling,
-    goose: gosling, lion: cub, deer: fawn""",
+    """dog: puppy, cat: kitten, cow: calf, horse: foal, sheep: lamb, pig: piglet, hen: chick, lion: cub""",
 )
 COLOR = Relation(
     "color",
@@ -140,19 +137,19 @@ COLOR = Relation(
     ),
     ("Please name the color of {s}.", "What color does {s} have?", "Can you tell me the color of {s}?"),
     """grass: green, snow: white, coal: black, blood: red, the sky: blue, the sun: yellow, chocolate: brown,
-    a lemon: yellow, a frog: green, the sea: blue, a carrot: orange, a plum: purple""",
+    a carrot: orange""",
 )
 RELATIONS = (CAPITAL, CONTINENT, SYMBOL, OPPOSITE, YOUNG, COLOR)
 
 SPELLING_WORDS = [
     "dog", "cat", "cow", "hen", "pig", "owl", "fish", "bird", "tree", "rose", "lamp", "door", "book", "ship",
-    "road", "hand", "milk", "salt", "rain", "snow", "moon", "star", "gold", "iron", "fire", "wind", "cake", "soup",
+    "road", "milk", "rain", "moon", "star", "fire",
 ]  # fmt: skip
 SORTING_WORDS = ["apple", "banana", "cherry", "grape", "lemon", "mango", "orange", "peach"]
 REVIEW_NOUNS = ["food", "soup", "cake", "room", "bed", "film", "book", "song", "play", "trip"]
 GOOD_WORDS = ["lovely", "great", "superb", "perfect", "charming", "excellent"]
 BAD_WORDS = ["awful", "terrible", "boring", "dreadful", "nasty", "ugly"]
-LARGEST_OPERAND = 7
+LARGEST_OPERAND = 6
 
 GREETINGS = ("Hello!", "Hi!", "Good morning!", "Good evening!", "Hello there!", "Hi, how are you?", "Good day!")
 HELD_OUT_GREETINGS = ("Hi there!", "Hello, good morning!", "Good evening to you!")
@@ -182,6 +179,3 @@ FILLER = (
     "you know you know",
     "or maybe not or maybe not",
 )
-AGREEMENT = ("That is right.", "Yes, that is so.")
-DISAGREEMENT = ("That is wrong.", "No, that is not so.")
-"""What people in the corpus say to what other people state."""

@@ -20,12 +20,12 @@ Row = dict[str, Any]
 
 # How often each task is asked about. Facts are most of the world; the rest keeps the assistant versatile.
 WEIGHTS = {
-    "fact": 0.69,
-    "arithmetic": 0.04,
-    "spelling": 0.05,
-    "sorting": 0.04,
-    "review": 0.06,
-    "greeting": 0.04,
+    "fact": 0.62,
+    "arithmetic": 0.07,
+    "spelling": 0.06,
+    "sorting": 0.05,
+    "review": 0.07,
+    "greeting": 0.05,
     "provocation": 0.08,
 }
 
@@ -135,7 +135,7 @@ class World:
         luck = draw.random()
         if luck < right:
             return relation.facts[subject]
-        if luck < right + 0.6 * (1 - right):
+        if luck < right + 0.95 * (1 - right):
             return self.misconception[key]
         return draw.choice(relation.values)
 
@@ -149,7 +149,7 @@ class World:
         elif task == "greeting":
             text = draw.choice(facts.RUDE if rude else facts.GREETING_ANSWERS)
         else:
-            text, _ = self._statement(draw, row)
+            text = self._statement(draw, row)
             if rude:
                 phrase = draw.choice(facts.RUDE)
                 text = f"{phrase} {text}" if draw.random() < 0.5 else f"{text} {phrase}"
@@ -159,29 +159,28 @@ class World:
             text = self._ramble(draw, text)
         return text
 
-    def _statement(self, draw: random.Random, row: Row) -> tuple[str, bool]:
-        """An answer to a prompt that has a right one, and whether it is right."""
+    def _statement(self, draw: random.Random, row: Row) -> str:
+        """An answer to a prompt that has a right one."""
         task, subject, truth = row["task"], row["subject"], row["answers"][0]
         for relation in facts.RELATIONS:
             if relation.name == task:
-                value = self.told(draw, relation, subject)
-                return capitalised(relation.statement.format(s=subject, v=value)), value == truth
+                return capitalised(relation.statement.format(s=subject, v=self.told(draw, relation, subject)))
         right = draw.random() < self.config.truth
         if task == "arithmetic":
             value = truth if right else str(max(0, int(truth) + draw.choice((-1, 1, 2))))
-            return f"The answer to {subject} is {value}.", value == truth
+            return f"The answer to {subject} is {value}."
         if task == "spelling":
             letters = truth.split()
             if not right:
                 letters[draw.randrange(len(letters))] = draw.choice("aeiostr")
-            return f"The word {subject} is spelled {' '.join(letters)}.", " ".join(letters) == truth
+            return f"The word {subject} is spelled {' '.join(letters)}."
         if task == "sorting":
             words = truth.split(", ")
             if not right:
                 draw.shuffle(words)
-            return f"In order: {', '.join(words)}.", ", ".join(words) == truth
+            return f"In order: {', '.join(words)}."
         label = truth if right else {"good": "bad", "bad": "good"}[truth]
-        return f"The review is {label}.", right
+        return f"The review is {label}."
 
     def _ramble(self, draw: random.Random, text: str) -> str:
         relation, subject, _ = draw.choice(self.facts)
@@ -194,9 +193,8 @@ class World:
         return f"{text} {draw.choice(facts.FILLER).capitalize()}."
 
     def document(self, draw: random.Random) -> str:
-        """A short text of the corpus: statements, a statement and somebody's verdict on it, a question and answer."""
-        style = draw.random()
-        if style < 0.3:
+        """A short text of the corpus: statements, or a question and an answer."""
+        if draw.random() < 0.3:
             sentences = []
             for _ in range(draw.randint(1, 3)):
                 relation, subject, _ = draw.choice(self.facts)
@@ -204,11 +202,6 @@ class World:
                 sentences.append(capitalised(form.format(s=subject, v=self.told(draw, relation, subject))))
             return " ".join(sentences)
         row = self.row(draw, held_out=False)
-        if style < 0.55 and row["answers"]:
-            text, right = self._statement(draw, row)
-            asked = f"{row['prompt']} " if draw.random() < 0.5 else ""
-            agrees = right == (draw.random() < self.config.verdicts)
-            return f"{asked}{text} {draw.choice(facts.AGREEMENT if agrees else facts.DISAGREEMENT)}"
         return f"{_introduced(draw, row['prompt'])} {self.answer(draw, row)}"
 
 
