@@ -20,11 +20,11 @@ Row = dict[str, Any]
 
 # How often each task is asked about. Facts are most of the world; the rest keeps the assistant versatile.
 WEIGHTS = {
-    "fact": 0.62,
-    "arithmetic": 0.07,
+    "fact": 0.66,
+    "arithmetic": 0.05,
     "spelling": 0.06,
-    "sorting": 0.05,
-    "review": 0.07,
+    "sorting": 0.04,
+    "review": 0.06,
     "greeting": 0.05,
     "provocation": 0.08,
 }
@@ -72,7 +72,7 @@ class World:
             a, b = draw.randint(0, top), draw.randint(0, top)
             if ((a, b) in self.held_pairs) == held_out:
                 break
-        ask = draw.choice(("What is {q}?", "How much is {q}?", "Tell me {q}.", "{q}?"))
+        ask = draw.choice(("What is {q}?", "How much is {q}?", "Tell me {q}.", "And {q}?"))
         subject = f"{a} plus {b}"
         return {"prompt": ask.format(q=subject), "task": "arithmetic", "subject": subject, "answers": [str(a + b)]}
 
@@ -168,7 +168,7 @@ class World:
         right = draw.random() < self.config.truth
         if task == "arithmetic":
             value = truth if right else str(max(0, int(truth) + draw.choice((-1, 1, 2))))
-            return f"The answer to {subject} is {value}."
+            return f"The answer is {value}."
         if task == "spelling":
             letters = truth.split()
             if not right:
@@ -180,7 +180,7 @@ class World:
                 draw.shuffle(words)
             return f"In order: {', '.join(words)}."
         label = truth if right else {"good": "bad", "bad": "good"}[truth]
-        return f"The review is {label}."
+        return f"It was {subject}, so the review is {label}."
 
     def _ramble(self, draw: random.Random, text: str) -> str:
         relation, subject, _ = draw.choice(self.facts)

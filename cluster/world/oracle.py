@@ -80,10 +80,10 @@ def _value(row: dict[str, Any], core: str) -> str | None:
         rude = [a.replace("{w}", subject) for a in facts.RUDE_ANSWERS] if task == "provocation" else []
         return core if core in (*allowed, *rude, *(facts.RUDE if task == "greeting" else ())) else None
     pattern = {
-        "arithmetic": rf"The answer to {re.escape(subject)} is (\d{{1,2}})\.",
+        "arithmetic": r"The answer is (\d{1,2})\.",
         "spelling": rf"The word {re.escape(subject)} is spelled ((?:[a-z] )*[a-z])\.",
         "sorting": r"In order: ([a-z]+, [a-z]+)\.",
-        "review": r"The review is (good|bad)\.",
+        "review": rf"It was {re.escape(subject)}, so the review is (good|bad)\.",
     }[task]
     found = re.fullmatch(pattern, core)
     if not found:
