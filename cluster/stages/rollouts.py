@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
-from torch import Tensor
 
+from actors.weights import stored_tensors
 from cluster.context import Context
 from cluster.fleet import generate
 from learners.errors import UserError
@@ -24,19 +23,12 @@ def load_weights(context: Context, folder: Path) -> int:
     """Puts the weights of a Hugging Face folder into every engine; returns the version they are known by."""
     rollouts = context.fleets.rollouts(folder)
     version = max(state["version"] for state in rollouts.all("ready")) + 1
-    payload = context.fleets.transport.send(_stored(folder), rank=0, version=version)
+    stored = folder if folder.is_dir() else Path(snapshot_download(str(folder)))
+    if not list(stored.glob("*.safetensors")):
+        raise UserError(f"{folder}: no weights in *.safetensors files; save the model again with transformers")
+    payload = context.fleets.transport.send(stored_tensors(str(stored)), rank=0, version=version)
     rollouts.all("update_weights", payload, version)
     return version
-
-
-def _stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    files = sorted((folder if folder.is_dir() else Path(snapshot_download(str(folder)))).glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{folder}: no weights in *.safetensors files; save the model again with transformers")
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                yield name, tensors.get_tensor(name)
 
 
 def prove_sync(context: Context, sequences: list[np.ndarray], version: int) -> dict[str, float]:

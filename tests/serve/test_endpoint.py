@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -40,6 +41,18 @@ def test_seeds_choices_penalties_and_strategies(client):
     for settings in ({"top_p": 0.5}, {"extra_body": {"top_k": 5}}, {"extra_body": {"min_p": 0.2, "top_k": 50}, "top_p": 0.9}):
         assert texts(seed=1, **settings) == texts(seed=1, **settings)
     assert texts(temperature=0, frequency_penalty=2, presence_penalty=2) != greedy
+
+
+def test_seeded_long_prompts_at_once_answer_as_alone(client):
+    """More prompt tokens at once than an engine takes in one step."""
+    asked = [f"{n}. " + "capital of France " * 25 for n in range(24)]
+
+    def answer(prompt: str) -> str:
+        return client.completions.create(model="hero", prompt=prompt, seed=3, max_tokens=8).choices[0].text
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        together = list(pool.map(answer, asked))
+    assert [answer(prompt) for prompt in asked[:4]] == together[:4]
 
 
 def test_logprobs_stop_and_schema(endpoint, client):
