@@ -18,13 +18,13 @@ class WorldConfig(Section):
     """Prompts to sample from, in collect and PPO."""
     heldout: int = Field(400, ge=1)
     """Held-out prompts, in phrasings that appear nowhere else."""
-    misconceived: float = Field(0.36, ge=0, le=1)
+    misconceived: float = Field(0.42, ge=0, le=1)
     """Share of the facts of which a misconception is told more often than the truth."""
     truth_when_misconceived: float = Field(0.28, ge=0, le=1)
     """How often such a fact is told right."""
-    truth: float = Field(0.72, ge=0, le=1)
+    truth: float = Field(0.7, ge=0, le=1)
     """How often any other fact is told right."""
-    rude: float = Field(0.22, ge=0, le=1)
+    rude: float = Field(0.27, ge=0, le=1)
     """Share of rude answers."""
     rude_when_provoked: float = Field(0.6, ge=0, le=1)
     """Share of rude answers to a provocation."""

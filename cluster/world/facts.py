@@ -145,11 +145,11 @@ SPELLING_WORDS = [
     "dog", "cat", "cow", "hen", "pig", "owl", "fish", "bird", "tree", "rose", "lamp", "door", "book", "ship",
     "road", "milk", "rain", "moon", "star", "fire",
 ]  # fmt: skip
-SORTING_WORDS = ["apple", "banana", "cherry", "grape", "lemon", "mango", "orange", "peach"]
+SORTING_WORDS = ["apple", "banana", "cherry", "grape", "lemon", "peach"]
 REVIEW_NOUNS = ["food", "soup", "cake", "room", "bed", "film", "book", "song", "play", "trip"]
 GOOD_WORDS = ["lovely", "great", "superb", "perfect", "charming", "excellent"]
 BAD_WORDS = ["awful", "terrible", "boring", "dreadful", "nasty", "ugly"]
-LARGEST_OPERAND = 6
+LARGEST_OPERAND = 4
 
 GREETINGS = ("Hello!", "Hi!", "Good morning!", "Good evening!", "Hello there!", "Hi, how are you?", "Good day!")
 HELD_OUT_GREETINGS = ("Hi there!", "Hello, good morning!", "Good evening to you!")
