@@ -32,7 +32,10 @@ def start(root: Path, *more: str) -> subprocess.Popen:
     # W&B names its service process in the environment; sharing that of the tests would share its locks on runs.
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "WANDB_"))}
     command = [*HERO, "run", "configs/tiny.yaml", f"run_dir={root}", *OVERRIDES, *more]
-    return subprocess.Popen(command, stdout=log, stderr=log, env=env)
+    # A shell's background job ignores Ctrl-C, and so would what the tests start there.
+    return subprocess.Popen(
+        command, stdout=log, stderr=log, env=env, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
 
 
 def finished(process: subprocess.Popen, root: Path) -> None:

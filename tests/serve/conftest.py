@@ -145,7 +145,7 @@ def start(root: Path, *arguments: str) -> Endpoint:
 
 def stop(endpoint: Endpoint) -> None:
     endpoint.process.send_signal(signal.SIGTERM)
-    endpoint.process.wait(timeout=90)
+    assert endpoint.process.wait(timeout=90) == 0
 
 
 @pytest.fixture(scope="session")
