@@ -9,3 +9,7 @@ import sys
 if sys.platform == "linux":
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
+    # A process that was killed still accepts connections for a tenth of a second, so HAProxy has to ask another replica
+    # after silence as well: once, lest a request that ends its engine end them all.
+    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")
+    os.environ.setdefault("RAY_SERVE_HAPROXY_RETRIES", "1")

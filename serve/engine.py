@@ -115,9 +115,9 @@ def engine_arguments(config: ServeConfig, model: Path, name: str, decoding: Deco
         "allowed-origins": "[]",
     }
     given = [part for key, value in chosen.items() if value is not None for part in (f"--{key}", str(value))]
-    # A prompt in two parts winds back the generator of a seeded request, which one on CPU cannot.
     return [
         *given,
         *(["--enforce-eager"] if config.enforce_eager else []),
+        # A prompt in two parts winds back the generator of a seeded request, which one on CPU cannot.
         *([] if config.gpus else ["--no-enable-chunked-prefill"]),
     ]

@@ -14,6 +14,7 @@ from learners.encoding import pack_corpus
 from learners.models import build_policy, scalar_from_policy
 from learners.ppo_config import PPOConfig
 from learners.ragged import Samples, offsets_of
+from learners.sources import Intake
 from learners.tokenizer import train_tokenizer
 
 TEXTS = [
@@ -158,3 +159,11 @@ def load(folder: Path):
     from safetensors.torch import load_file
 
     return load_file(folder / "model.safetensors")
+
+
+def intake(kind, **config):
+    return Intake(kind, DataConfig(**config), seed=0)
+
+
+def talk(*turns):
+    return {"messages": [{"role": "user" if i % 2 == 0 else "assistant", "content": t} for i, t in enumerate(turns)]}

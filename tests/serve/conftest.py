@@ -100,7 +100,7 @@ class Endpoint:
         return httpx.post(self.url + path, headers=self.headers, json=body, timeout=120)
 
     def status(self) -> dict:
-        return self.get("/status.json").json()
+        return self.get("/status.json").raise_for_status().json()
 
     def metric(self, name: str) -> float:
         """Sum of a Prometheus metric over replicas."""

@@ -1,0 +1,139 @@
+"""From files to rows: every kind of file, forms, weights, duplicates, and faults told with file and line."""
+
+import json
+
+import pytest
+
+from learners.data_config import DataConfig, SourceConfig
+from learners.errors import UserError
+from learners.rows import FORMS, BrokenRow
+from tests.learners.worlds import intake, talk
+
+
+def read(kind, sources, **config):
+    given = intake(kind, **config)
+    listed = [SourceConfig(**s) if isinstance(s, dict) else SourceConfig(path=str(s)) for s in sources]
+    return [row for _, row in given.read(listed)], given
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "told"),
+    [
+        ("prompts", {"prompt": " "}, "key 'prompt'"),
+        ("prompts", [1], "expected a JSON object"),
+        ("prompts", {"messages": [{"role": "assistant", "content": "x"}]}, "the last message must be the user's"),
+        ("demonstrations", {"messages": []}, "key 'messages'"),
+        ("demonstrations", {"prompt": "p", "response": ""}, "key 'response'"),
+        ("demonstrations", talk("a"), "the last message must be the assistant's"),
+        ("demonstrations", {"messages": [{"role": "bot", "content": "x"}]}, "messages[0].role"),
+        ("rankings", {"prompt": "p", "responses": ["a"], "ranks": [1]}, "at least two texts"),
+        ("rankings", {"prompt": "p", "responses": ["a", "b"], "ranks": [1]}, "expected 2 whole numbers"),
+        ("rankings", {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 0]}, "expected 2 whole numbers"),
+        ("rankings", {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2], "ended": [1]}, "key 'ended'"),
+        ("rankings", {"prompt": "p", "chosen": "a"}, "key 'rejected'"),
+        ("rankings", {"chosen": talk("a", "b")["messages"], "rejected": talk("c", "b")["messages"]}, "differ in the last"),
+        ("corpus", {"txt": "a"}, "key 'text'"),
+    ],
+)
+def test_a_wrong_row_is_told_with_file_and_line_or_skipped_and_counted(tmp_path, kind, row, told):
+    good = {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 1], **({} if kind == "prompts" else talk("a", "b")), "text": "t"}
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(good) + "\n\n" + json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=r"rows.jsonl, line 3: ") as fault:
+        read(kind, [file])
+    assert told in str(fault.value)
+    rows, given = read(kind, [file], broken_rows=1)
+    assert len(rows) == 1
+    assert given.counts["broken"] == 1
+
+
+def test_a_pair_of_conversations_is_a_ranking_of_their_last_messages():
+    pair = {"chosen": talk("hi", "good")["messages"], "rejected": talk("hi", "bad")["messages"]}
+    row = FORMS["rankings"].read(pair)
+    assert row["prompt"] == talk("hi")["messages"]
+    assert (row["responses"], row["ranks"]) == (["good", "bad"], [1, 2])
+    with pytest.raises(BrokenRow):
+        FORMS["rankings"].read({**pair, "rejected": "bad"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("rows.jsonl", "", "no rows for data.prompts; 0 read"),
+        ("rows.jsonl", "{", "line 1: not valid JSON"),
+        ("rows.json", '[{"prompt": "p"},\n{"prompt"}\n]', "not valid JSON .*at line 2"),
+        ("rows.json", '{"prompt": "p"}', "expected a list of JSON objects"),
+        ("rows.json", '[{"prompt": "p"}, {"prompt": 1}]', "rows.json, item 2: key 'prompt'"),
+        ("rows.csv", "prompt,user\np,u\n,v\n", "rows.csv, row 2: key 'prompt'"),
+        ("rows.csv", 'prompt\n"a\n', "rows.csv: cannot be read"),
+        ("rows.parquet", "PAR", "rows.parquet: cannot be read"),
+        ("rows.xlsx", "", "unknown kind of file; expected one of .txt, .jsonl"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told(tmp_path, name, text, told):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=told):
+        read("prompts", [tmp_path / name])
+
+
+def test_text_in_another_encoding_is_told(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Füße".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a.txt: not text in UTF-8 \(invalid start byte at byte 1\)"):
+        read("corpus", [tmp_path / "a.txt"])
+
+
+def test_a_missing_file_is_told_with_the_key_that_moves_it(tmp_path):
+    with pytest.raises(UserError, match=r"somewhere/gsm8k/train.jsonl: no such file; data.root="):
+        read("prompts", ["gsm8k/train.jsonl"], root=str(tmp_path / "somewhere"))
+
+
+def test_every_format_gives_the_same_rows(tmp_path):
+    from datasets import Dataset
+
+    rows = [{"prompt": "NA", "response": "12", "user": "u1"}, {"prompt": "two\nlines, \"q\"", "response": "b", "user": "u2"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    Dataset.from_list(rows).to_csv(tmp_path / "a.csv")
+    Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    Dataset.from_list(rows).to_parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet")
+    expected, _ = read("demonstrations", [tmp_path / "a.jsonl"])
+    assert expected[1]["messages"][0]["content"] == rows[1]["prompt"]
+    for name in ("a.json", "a.csv", "a.parquet", "hub"):  # a folder is read as a hub dataset is
+        assert read("demonstrations", [name], root=str(tmp_path))[0] == expected, name
+
+
+def test_sources_are_mixed_by_weight_without_repeating_a_row(tmp_path):
+    for name, count in (("a", 60), ("b", 100)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": f"{name}{i}"}) + "\n" for i in range(count)))
+    sources = [{"path": "a.jsonl", "weight": 3}, {"path": "b.jsonl", "weight": 1}]
+    rows, given = read("prompts", sources, root=str(tmp_path))
+    drawn = [row["prompt"] for row in rows]
+    assert (sum(p[0] == "a" for p in drawn), sum(p[0] == "b" for p in drawn)) == (60, 20)
+    assert len(set(drawn)) == 80
+    assert given.counts == {"read": 160, "outweighed": 80, "kept": 80}
+    assert len(read("prompts", ["a.jsonl", "b.jsonl"], root=str(tmp_path))[0]) == 160
+    with pytest.raises(ValueError, match="a weight to each of several sources or to none"):
+        DataConfig(prompts=[{"path": "a.jsonl", "weight": 1}, "b.jsonl"])
+
+
+def test_duplicates_but_for_case_and_space_are_left_out(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"prompt": p, "id": i}) + "\n" for i, p in enumerate(["Hi  there\n", "hi there", "Ho"])))
+    rows, given = read("prompts", [file], deduplicate=True)
+    assert [row["id"] for row in rows] == [0, 2]
+    assert given.counts["duplicate"] == 1
+
+
+def test_rows_of_another_form_are_converted_by_a_function_of_the_users(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"q": "p", "n": 2}\n{"q": "r", "n": 0}\n')
+    rows, _ = read("prompts", [{"path": str(tmp_path / "a.jsonl"), "convert": "tests.learners.test_sources:repeated"}])
+    assert [row["prompt"] for row in rows] == ["p", "p"]
+    (tmp_path / "b.jsonl").write_text('{"q": "p"}\n')
+    with pytest.raises(UserError, match=r"b.jsonl, line 1: .*:repeated: KeyError: 'n'"):
+        read("prompts", [{"path": str(tmp_path / "b.jsonl"), "convert": "tests.learners.test_sources:repeated"}])
+    with pytest.raises(UserError, match="nowhere:f: cannot be loaded"):
+        read("prompts", [{"path": str(tmp_path / "a.jsonl"), "convert": "nowhere:f"}])
+
+
+def repeated(row):
+    return [{"prompt": row["q"]}] * row["n"]
