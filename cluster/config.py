@@ -42,6 +42,12 @@ class ClusterConfig(Section):
     """CPU cores that a Ray of this run's own may use. Empty: all of this machine."""
     object_store_gib: float = Field(0.5, gt=0.08)
     """Shared memory of a Ray of this run's own."""
+    restarts: int = Field(10, ge=0)
+    """How often a stage may bring back actors that died or hang; over that the run stops."""
+    silence_s: float = Field(60.0, gt=3)
+    """Seconds without a heartbeat after which an actor is taken for hung and replaced."""
+    stall_s: float = Field(3600.0, gt=3)
+    """Seconds that one call to an actor may take; over that it is taken for hung and replaced."""
 
 
 class CollectConfig(Section):

@@ -7,37 +7,51 @@ run beside them; on GPUs every actor reserves its own.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from actors.config import Decoding
 from actors.ray_session import start_ray
 from actors.weights import make_transport
-from cluster.config import RunConfig
+from cluster.config import ClusterConfig, RunConfig
+from cluster.heartbeat import Pulse
 from cluster.host import Host
 from learners.errors import FleetError, UserError
 
 # Passed on to every actor: without a hub, transformers must not try the network; torch and vLLM stay terse.
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+WATCH_S = 2.0  # how often the driver looks at the heartbeats of those it waits for
 
 
 class Fleet:
-    """Actors of one kind."""
+    """Actors of one kind. `limits` say when one that does not answer is taken for hung."""
 
     def __init__(
-        self, kind: str, target: str, arguments: Sequence[dict[str, Any]], options: dict[str, Any], logs: Path
-    ) -> None:
-        self.kind, self.logs = kind, logs
+        self, kind: str, target: str, arguments: Sequence[dict[str, Any]], options: dict[str, Any], logs: Path,
+        limits: ClusterConfig | None = None,
+    ) -> None:  # fmt: skip
+        self.kind, self.target, self.arguments, self.logs = kind, target, arguments, logs
+        self.limits = limits or ClusterConfig()
         self.names = [f"{kind}-{i}" for i in range(len(arguments))]
-        host = ray.remote(Host).options(**options)
-        self.actors = [
-            host.remote(name, target, str(logs / f"{name}.log"), given)
-            for name, given in zip(self.names, arguments, strict=True)
-        ]
+        self.incarnations = [0] * len(arguments)
+        self._host = ray.remote(Host).options(**options)
+        self._hung: set[int] = set()
+        self.actors: list[Any] = [None] * len(arguments)
+        self.pulses: list[Any] = [None] * len(arguments)
+        for i in range(len(arguments)):
+            self._create(i)
+
+    def _create(self, index: int) -> None:
+        name = self.names[index]
+        pulse = f"zero2hero-{ray.get_runtime_context().get_job_id()}-{id(self)}-{name}-{self.incarnations[index]}"
+        log = str(self.logs / f"{name}.log")
+        self.actors[index] = self._host.remote(name, self.target, log, self.arguments[index], pulse)
+        self.pulses[index] = Pulse(pulse)
 
     def __len__(self) -> int:
         return len(self.actors)
@@ -45,9 +59,9 @@ class Fleet:
     def submit(self, index: int, method: str, *args: Any, **kwargs: Any) -> ray.ObjectRef:
         return self.actors[index % len(self.actors)].call.remote(method, *args, **kwargs)
 
-    def submit_split(self, index: int, count: int, method: str, *args: Any) -> list[ray.ObjectRef]:
+    def submit_split(self, index: int, count: int, method: str, *args: Any, **kwargs: Any) -> list[ray.ObjectRef]:
         """A call that returns `count` values, each with a reference of its own."""
-        return self.actors[index % len(self.actors)].call.options(num_returns=count).remote(method, *args)
+        return self.actors[index % len(self.actors)].call.options(num_returns=count).remote(method, *args, **kwargs)
 
     def all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """The same call on every actor at once; their results in order."""
@@ -55,31 +69,79 @@ class Fleet:
 
     def get(self, refs: list[ray.ObjectRef], doing: str) -> list[Any]:
         """Results of one call to each actor. The first failure ends the wait: where one rank of a collective has died,
-        the others may wait for ever. Raises UserError if that is what the actor raised, else FleetError."""
+        the others may wait for ever. Raises UserError if that is what the actor raised, else FleetError, also for an actor
+        that hangs."""
         pending = list(refs)
         while pending:
-            (first,), pending = ray.wait(pending)
-            name = self.names[refs.index(first) % len(self.names)]
+            ready, pending = ray.wait(pending, timeout=WATCH_S)
+            if not ready:
+                self._watch({refs.index(ref) % len(self) for ref in pending}, doing)
+                continue
+            name = self.names[refs.index(ready[0]) % len(self)]
             log = self.logs / f"{name}.log"
             try:
-                ray.get(first)
-            except RayActorError as fault:
-                raise FleetError(f"{name} died during {doing} ({_first_line(fault)}); see {log}") from fault
+                ray.get(ready[0])
             except RayTaskError as fault:
                 cause = fault.cause
                 if isinstance(cause, UserError):
                     raise UserError(str(cause)) from None
                 what = f"{type(cause).__name__}: {_first_line(cause)}"
                 raise FleetError(f"{name} failed in {doing} ({what}); see {log}") from fault
+            except RayError as fault:
+                raise FleetError(f"{name} died during {doing} ({_first_line(fault)}); see {log}") from fault
         return ray.get(refs)
+
+    def wait(self, refs: list[ray.ObjectRef], doing: str) -> None:
+        """Waits for one call to each actor without fetching what they return. Failures are left to whoever takes that."""
+        pending = list(refs)
+        while pending:
+            _, pending = ray.wait(pending, num_returns=len(pending), timeout=WATCH_S, fetch_local=False)
+            self._watch({refs.index(ref) % len(self) for ref in pending}, doing)
+
+    def _watch(self, indexes: set[int], doing: str) -> None:
+        """Raises FleetError for an actor whose process has stopped, or whose call takes longer than any should."""
+        for i in sorted(indexes):
+            silence, limits = self.pulses[i].silence(), self.limits
+            if silence > limits.silence_s:
+                what = f"no heartbeat for {silence:.0f} s, over cluster.silence_s={limits.silence_s:g}"
+            elif self.pulses[i].at_work > limits.stall_s:
+                what = f"at work for {self.pulses[i].at_work:.0f} s, over cluster.stall_s={limits.stall_s:g}; its stack is there"
+            else:
+                continue
+            self._hung.add(i)
+            raise FleetError(f"{self.names[i]} hangs in {doing} ({what}); see {self.logs / self.names[i]}.log")
+
+    def lost(self, patience: float = 10.0) -> list[int]:
+        """Indexes of the actors that are dead or hang. One that is at work does not answer: its heartbeat speaks for it."""
+        lost, asked = set(self._hung), {a.busy.remote(): i for i, a in enumerate(self.actors) if i not in self._hung}
+        deadline, pending = time.monotonic() + patience, list(asked)
+        while pending and time.monotonic() < deadline:
+            ready, pending = ray.wait(pending, timeout=0.5)
+            for ref in ready:
+                try:
+                    ray.get(ref)
+                except RayError:
+                    lost.add(asked[ref])
+                    deadline = min(deadline, time.monotonic() + 2)  # those that died with it
+        silent = {asked[ref] for ref in pending if self.pulses[asked[ref]].silence() > self.limits.silence_s}
+        return sorted(lost | silent)
+
+    def replace(self, index: int) -> None:
+        """A new actor in the place of a lost one, with what the first was started with."""
+        ray.kill(self.actors[index])
+        self.pulses[index].forget()
+        self._hung.discard(index)
+        self.incarnations[index] += 1
+        self._create(index)
 
     def busy(self) -> float:
         """Mean seconds that an actor has spent in calls so far."""
-        return sum(ray.get([actor.busy.remote() for actor in self.actors])) / len(self)
+        return sum(self.get([actor.busy.remote() for actor in self.actors], "busy")) / len(self)
 
     def stop(self) -> None:
-        for actor in self.actors:
+        for actor, pulse in zip(self.actors, self.pulses, strict=True):
             ray.kill(actor)
+            pulse.forget()
 
 
 def utilization(learners: Fleet, tokens_per_second: float) -> dict[str, float]:
@@ -100,6 +162,7 @@ class Fleets:
         self.transport = make_transport(config.learners.transport, root)
         self._fleets: dict[str, Fleet] = {}
         self._scorers_of: tuple[str, str | None] | None = None
+        self._freed = float("-inf")  # when actors were last stopped, whose room Ray takes a moment to give back
 
     def start(self) -> None:
         """Joins the configured Ray cluster, or starts one of this run's own."""
@@ -143,6 +206,7 @@ class Fleets:
         if self._scorers_of != wanted:
             if "scoring" in self._fleets:
                 self._fleets.pop("scoring").stop()
+                self._freed = time.monotonic()
             settings = self.config.scoring
             models = {"reference": wanted[0], "reward": wanted[1], "model": self.config.model}
             arguments = [{**models, "config": settings, "rewards": self.config.rewards}] * settings.actors
@@ -158,12 +222,30 @@ class Fleets:
         variables = {**QUIET, "OMP_NUM_THREADS": str(threads), **(env or {})}
         options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
         self._check_room(kind, cpus * len(arguments), gpus * len(arguments))
-        self._fleets[kind] = Fleet(kind, target, arguments, options, self.logs)
+        self._fleets[kind] = Fleet(kind, target, arguments, options, self.logs, self.config.cluster)
         return self._fleets[kind]
+
+    def heal(self) -> list[str]:
+        """Replaces the actors that are dead or hang, and returns their names. Learners lose their process group with the
+        first of them, so all of them are stopped, and start again when a stage asks for them."""
+        names = []
+        for kind, fleet in list(self._fleets.items()):
+            lost = fleet.lost()
+            names += [fleet.names[i] for i in lost]
+            if lost and kind == "learner":
+                self._fleets.pop(kind).stop()
+                self._freed = time.monotonic()
+            elif lost:
+                for i in lost:
+                    fleet.replace(i)
+        return names
 
     def _check_room(self, kind: str, cpus: float, gpus: float) -> None:
         """Refuses at once what Ray would wait for in silence."""
         free = ray.available_resources()
+        while (cpus > free.get("CPU", 0) or gpus > free.get("GPU", 0)) and time.monotonic() < self._freed + 20:
+            time.sleep(0.5)
+            free = ray.available_resources()
         for what, need in (("CPU", cpus), ("GPU", gpus)):
             if need > free.get(what, 0):
                 key = "learners" if kind == "learner" else kind
@@ -190,16 +272,6 @@ def generate(
     for i, start in enumerate(range(0, len(prompts), share)):
         part = slice(start, start + share)
         part_seeds = list(seeds[start * n : (start + share) * n]) if seeds is not None else None
-        refs.append(
-            rollouts.submit(
-                i,
-                "generate",
-                [list(p) for p in prompts[part]],
-                list(prompt_ids[part]),
-                decoding,
-                end_token,
-                n=n,
-                seeds=part_seeds,
-            )
-        )
+        asked = ([list(p) for p in prompts[part]], list(prompt_ids[part]), decoding, end_token)
+        refs.append(rollouts.submit(i, "generate", *asked, n=n, seeds=part_seeds))
     return refs

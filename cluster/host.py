@@ -11,22 +11,28 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from cluster.heartbeat import Heart
 from learners.logs import log_to
 from learners.plugins import load_object
 
 
 class Host:
-    def __init__(self, name: str, target: str, log: str, arguments: dict[str, Any]) -> None:
+    """`pulse` is the key under which the actor's heartbeat is found."""
+
+    def __init__(self, name: str, target: str, log: str, arguments: dict[str, Any], pulse: str) -> None:
         log_to(Path(log), name)
         self.name = name
         self._busy = 0.0
-        self.inner = load_object(target)(**arguments)
+        self._heart = Heart(pulse)
+        with self._heart.at("start"):
+            self.inner = load_object(target)(**arguments)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a method of the hosted object; object references among the arguments arrive as their values."""
         started = time.perf_counter()
         try:
-            return getattr(self.inner, method)(*args, **kwargs)
+            with self._heart.at(method):
+                return getattr(self.inner, method)(*args, **kwargs)
         except Exception:
             traceback.print_exc()  # into this actor's log; the driver shows one line
             raise

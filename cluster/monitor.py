@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import wandb
 
-from serve.files import read_jsonl, write_text
+from serve.files import mend_jsonl, read_jsonl, write_text
 
 
 class Monitor:
@@ -74,6 +74,11 @@ class Monitor:
         with open(self.folder / "samples.jsonl", "a", encoding="utf-8") as file:
             file.write("".join(json.dumps({"step": step, **row}) + "\n" for row in rows))
 
+    def batch(self, step: int, prompts: Sequence[int], digest: str) -> None:
+        """What an iteration learned from: the numbers of its prompts and a digest of every sampled token."""
+        with open(self.folder / "batches.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "prompts": list(prompts), "digest": digest}) + "\n")
+
     def alarm(self, step: int, name: str, evidence: str) -> None:
         self._wandb.alert(title=name, text=evidence, level="WARN")
         with open(self.folder / "alarms.jsonl", "a", encoding="utf-8") as file:
@@ -105,8 +110,9 @@ class Monitor:
         the stage's metrics up to there."""
         self._metrics.close()
         kept: list[dict[str, Any]] = []
-        own = (self.folder / f"{name}.jsonl" for name in ("samples", "alarms", "quarantine"))
+        own = (self.folder / f"{name}.jsonl" for name in ("samples", "alarms", "quarantine", "batches"))
         for path in (*own, self.root / "metrics.jsonl"):
+            mend_jsonl(path)
             rows = read_jsonl(path)
             kept = [r for r in rows if r.get("stage", stage) != stage or r["step"] <= last_step]
             if len(kept) < len(rows):

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from cluster.config import STAGES, RunConfig, Stage
 from cluster.context import Context
 from cluster.fleet import Fleets
@@ -16,8 +18,8 @@ from cluster.report import write_report
 from cluster.run import Run
 from cluster.stages import collect, evaluate, ppo, pretrain, reward, sft
 from cluster.world.generate import write_world
-from learners.errors import UserError
-from serve.files import read_json, write_json
+from learners.errors import FleetError, UserError
+from serve.files import append_row, read_json, write_json
 
 RUNNERS: dict[Stage, Callable[[Context], dict[str, Any]]] = {
     "pretrain": pretrain.run,
@@ -60,8 +62,7 @@ def run_stages(config: RunConfig, first: Stage | None = None, last: Stage | None
         context = Context(config, run, fleets)
         for stage in todo:
             begun = time.time()
-            context.intakes.clear()
-            results = RUNNERS[stage](context)
+            results = survive(context, stage)
             run.finish(stage, time.time() - begun, {**results, **context.counts()})
             timings.add(stage)
     finally:
@@ -69,6 +70,31 @@ def run_stages(config: RunConfig, first: Stage | None = None, last: Stage | None
         timings.close()
     write_report(run.root)
     return run
+
+
+def survive(context: Context, stage: Stage) -> dict[str, Any]:
+    """Runs a stage to its end, whatever dies meanwhile: actors that died or hang are replaced, those that live stay, and
+    the stage goes on from its last checkpoint, as `hero run` would after the death of the driver. An actor that failed
+    and lives has met a fault of data or code, which would only come again: that ends the run."""
+    restarts, limit = 0, context.config.cluster.restarts
+    while True:
+        context.intakes.clear()
+        try:
+            return RUNNERS[stage](context)
+        except FleetError as fault:
+            failed = time.time()
+            lost = context.fleets.heal()
+            if not lost:
+                raise
+            restarts += 1
+            told = f"{stage}: {fault}"
+            if restarts > limit:
+                raise FleetError(f"{told}; that is fault {restarts} of this stage, over cluster.restarts={limit}") from fault
+            row = {"stage": stage, "time": failed, "seconds": time.time() - failed, "lost": lost, "fault": str(fault)}
+            append_row(context.run.root / "faults.jsonl", row)
+            Console(stderr=True, highlight=False).print(
+                f"{told}\n{stage}: {', '.join(lost)} started anew; goes on from the last checkpoint", soft_wrap=True
+            )
 
 
 class Timings:

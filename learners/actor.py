@@ -6,6 +6,7 @@ makes the same calls on every rank in the same order, since most of them are col
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import socket
@@ -140,11 +141,16 @@ class LearnerActor:
     def center(self, demonstrations: Path) -> float:
         return self.task.center(TokenData.load(demonstrations))
 
-    def iterate(self, iteration: int, kl_coef: float, *batch: Any) -> tuple[dict[str, float], float]:
-        """One PPO iteration over parts of a batch, for each part Samples, scores_B, ref_logprobs_N: (metrics, seconds)."""
+    def iterate(self, iteration: int, kl_coef: float, *batch: Any) -> tuple[dict[str, float], float, str]:
+        """One PPO iteration over parts of a batch, for each part Samples, scores_B, ref_logprobs_N: (metrics, seconds, digest
+        of the sampled tokens and scores)."""
         started = time.perf_counter()
-        samples, scored = batch[0::3], zip(batch[1::3], batch[2::3], strict=True)
-        return self.task.train(iteration, kl_coef, len(samples), *samples, *scored), time.perf_counter() - started
+        samples, scored = batch[0::3], list(zip(batch[1::3], batch[2::3], strict=True))
+        digest = hashlib.sha256()
+        for part, (scores_B, _) in zip(samples, scored, strict=True):
+            digest.update(part.tokens_N.tobytes() + part.logprobs_N.tobytes() + scores_B.tobytes())
+        metrics = self.task.train(iteration, kl_coef, len(samples), *samples, *scored)
+        return metrics, time.perf_counter() - started, digest.hexdigest()
 
     def groups_with_signal(self, *batch: Any) -> int:
         """How many prompts have responses whose scores differ (see `learners.objectives.groups_with_signal`)."""

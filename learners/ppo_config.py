@@ -111,10 +111,12 @@ class PPOConfig(Section):
     """Held-out prompts of those evaluations."""
     best_of: int = Field(16, ge=1)
     """Responses of the SFT policy to each of them before the first iteration: the best-of-N baseline. 1: off."""
-    save_every: int = Field(10, ge=1)
-    """Iterations between checkpoints."""
+    checkpoint_every: int = Field(1, ge=1)
+    """Iterations between checkpoints of the learners: what a death can cost."""
     keep_checkpoints: int = Field(2, ge=1)
     """Checkpoints kept on disk; older ones are removed."""
+    save_every: int = Field(10, ge=1)
+    """Iterations between policies that are kept as versions to serve."""
     sync_bound: float | None = Field(None, gt=0)
     """Largest mean difference of probe log-probabilities between learner and engine. Empty: 1e-5 (bfloat16: 0.05)."""
 

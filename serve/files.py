@@ -45,6 +45,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
+def mend_jsonl(path: Path) -> None:
+    """Cuts off a last line that a death left unfinished, so that rows can be added again."""
+    if path.exists() and not (content := path.read_bytes()).endswith(b"\n") and content:
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
 @contextmanager
 def exclusive(path: Path, message: str) -> Iterator[None]:
     """Holds a lock file; raises UserError with `message` if another process holds it."""

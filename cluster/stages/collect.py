@@ -21,6 +21,7 @@ from cluster.world.labelers import Labeler, make_labelers
 from learners.models import load_tokenizer
 from learners.objectives import ranking_pairs
 from learners.tokenizer import end_token
+from serve.files import mend_jsonl
 
 CHUNK = 128  # prompts between two writes: what an interruption can cost
 
@@ -33,6 +34,7 @@ def run(context: Context) -> dict[str, Any]:
     order = np.random.default_rng(context.config.seed).permutation(len(rows))[: config.prompts]
     decoding = context.decoding("collect", temperature=1.0)
     written = folder / "responses.jsonl"
+    mend_jsonl(written)
     done = len(written.read_text(encoding="utf-8").splitlines()) if written.exists() else 0
     rollouts = context.fleets.rollouts(policy)
     version = load_weights(context, policy)

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import ray
 
 from cluster.alarms import Alarm, Alarms
 from cluster.context import Context
@@ -66,10 +65,11 @@ def run(context: Context) -> dict[str, Any]:
         errors = prove_sync(context, probe, version)
         return {**errors, "time/sync": sent - started, "time/probe": time.perf_counter() - sent}
 
-    def sample(rounds: int, step: int) -> tuple[list[Any], dict[str, float], float, int]:
-        """One iteration's prompts, answered and scored, after so many rounds: (batch, metrics of the rewards, seconds of
-        generation, rounds now). With dynamic sampling, further rounds until enough prompts have scores that differ."""
+    def sample(rounds: int, step: int) -> tuple[list[Any], list[int], dict[str, float], float]:
+        """One iteration's prompts, answered and scored, after so many rounds: (batch, prompts, metrics of the rewards,
+        seconds of generation). With dynamic sampling, further rounds until enough prompts have scores that differ."""
         batch: list[Any] = []
+        asked: list[int] = []
         generation = 0.0
         for last in range(rounds, rounds + config.dynamic_sampling + 1):
             started = time.perf_counter()
@@ -77,22 +77,23 @@ def run(context: Context) -> dict[str, Any]:
             seeds = sample_seeds(seed, last, config.prompts * config.responses)
             prompts = [tokens[i] for i in chosen]
             more = generate(rollouts, prompts, chosen.tolist(), decoding, end, config.responses, seeds)
-            ray.wait(more, num_returns=len(more), fetch_local=False)
+            rollouts.wait(more, "generate")
             generation += time.perf_counter() - started
             parts, metrics = rewards.score(more, {int(i): rows[i] for i in chosen}, config.temperature, step)
             batch += parts
+            asked += chosen.tolist()
             if config.dynamic_sampling:
-                asked = learners.submit(0, "groups_with_signal", *batch)
-                if learners.get([asked], "groups_with_signal")[0] >= config.prompts:
+                found = learners.submit(0, "groups_with_signal", *batch)
+                if learners.get([found], "groups_with_signal")[0] >= config.prompts:
                     break
-        return batch, metrics, generation, last + 1
+        return batch, asked, metrics, generation
 
     checkpoints = Checkpoints(folder, config.keep_checkpoints)
     saved = checkpoints.newest() or {"step": 0, "kl_coef": config.kl_coef, "rounds": 0}
     first, kl_coef, rounds = saved["step"], saved["kl_coef"], saved["rounds"]
     rewards = Rewards(context.config.rewards, scorers, folder, saved.get("rewards"))
     if first:
-        learners.all("load", checkpoints.path(first) / "learner", "state")
+        learners.all("load", checkpoints.path(first), "state")
     evaluated: dict[str, float] = {}
     fleets = {"rollout": rollouts, "scoring": scorers, "learner": learners}
     with context.monitor("ppo") as monitor, progress("ppo", total=config.iterations, done=first) as bar:
@@ -104,9 +105,10 @@ def run(context: Context) -> dict[str, Any]:
         for iteration in range(first, config.iterations):
             busy = {name: fleet.busy() for name, fleet in fleets.items()}
             started = time.perf_counter()
-            batch, rated, generation, rounds = sample(rounds, iteration + 1)
+            batch, asked, rated, generation = sample(rounds, iteration + 1)
+            rounds += len(asked) // config.prompts
             judged = time.perf_counter()
-            metrics, learning = learners.all("iterate", iteration, kl_coef, *batch)[0]
+            metrics, learning, digest = learners.all("iterate", iteration, kl_coef, *batch)[0]
             learned = time.perf_counter()
             step = iteration + 1
             synced = sync(step)
@@ -136,6 +138,13 @@ def run(context: Context) -> dict[str, Any]:
             rung = alarms.check({"step": step, **metrics})
             metrics |= {f"alarm/{name}": 1.0 for name in alarms.ringing}
             metrics |= promote_served(context, step)
+            stored = step < config.iterations and step % config.checkpoint_every == 0
+            if stored:
+                started = time.perf_counter()
+                shutil.rmtree(checkpoints.path(step), ignore_errors=True)
+                learners.all("save", checkpoints.path(step), "state")
+                metrics["time/checkpoint"] = time.perf_counter() - started
+            monitor.batch(step, asked, digest)
             monitor.log(step, metrics)
             sound(rung, step, context, monitor, bar)
             if config.kl_target is not None:
@@ -143,18 +152,17 @@ def run(context: Context) -> dict[str, Any]:
                 kl_coef = adapted_kl_coef(kl_coef, kl, config.kl_target, config.kl_horizon, int(made))
             shown = (metrics[name] for name in ("objective/scores", "objective/kl", "response/length"))
             bar.advance(1, "reward {:+.2f}  kl {:.2f}  length {:.0f}".format(*shown))
-            if step % config.save_every == 0 and step < config.iterations:
-                path = checkpoints.path(step)
-                shutil.rmtree(path, ignore_errors=True)
-                learners.all("save", path / "learner", "state")
-                learners.all("export", path / "model")
-                context.run.promote("ppo", step, path / "model")
+            if stored:
                 checkpoints.commit(step, {"kl_coef": kl_coef, "rounds": rounds, "rewards": rewards.state})
+            if step % config.save_every == 0 and step < config.iterations:
+                learners.all("export", folder / "newest")
+                context.run.promote("ppo", step, folder / "newest")
         learners.all("export", folder / "model", averaged=True)
         consumed = [policy, *([reward] if reward else []), *context.run.data("prompts")]
         monitor.lineage(consumed, [folder / "model"])
     context.run.promote("ppo", config.iterations, folder / "model")
     checkpoints.clear()
+    shutil.rmtree(folder / "newest", ignore_errors=True)
     return evaluated
 
 

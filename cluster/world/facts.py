@@ -47,6 +47,8 @@ CAPITAL = Relation(
         "Name the capital city of {s}.",
         "Do you know the capital of {s}?",
         "The capital of {s}?",
+        "Please tell me the capital of {s}.",
+        "Can you name the capital of {s}?",
     ),
     ("Please name the capital of {s}.", "What city is the capital of {s}?", "Can you tell me the capital city of {s}?"),
     """France: Paris, Spain: Madrid, Italy: Rome, Germany: Berlin, Greece: Athens, Egypt: Cairo, Kenya: Nairobi,
@@ -63,6 +65,8 @@ CONTINENT = Relation(
         "What continent is {s} on?",
         "Name the continent of {s}.",
         "Where in the world is {s}?",
+        "Please tell me the continent of {s}.",
+        "Can you name the continent of {s}?",
     ),
     (
         "Please name the continent of {s}.",
@@ -83,6 +87,8 @@ SYMBOL = Relation(
         "Name the symbol of {s}.",
         "How do chemists write {s}?",
         "The chemical symbol of {s}?",
+        "Please tell me the symbol of {s}.",
+        "Can you name the symbol of {s}?",
     ),
     ("Please name the symbol of {s}.", "What is the chemical symbol of {s}?", "Do you know the symbol of {s}?"),
     """hydrogen: H, helium: He, carbon: C, oxygen: O, sodium: Na, iron: Fe, copper: Cu, silver: Ag, gold: Au,
@@ -99,6 +105,8 @@ OPPOSITE = Relation(
         "Name the opposite of {s}.",
         "Do you know the opposite of {s}?",
         "The opposite of {s}?",
+        "Please tell me the opposite of {s}.",
+        "Can you name the opposite of {s}?",
     ),
     ("Please name the opposite of {s}.", "What word is the opposite of {s}?", "Can you tell me the opposite of {s}?"),
     """hot: cold, big: small, fast: slow, up: down, day: night, wet: dry, hard: soft, light: dark, old: new,
@@ -115,6 +123,8 @@ YOUNG = Relation(
         "What do we call a young {s}?",
         "Name the young of a {s}.",
         "Do you know what a young {s} is called?",
+        "Please tell me what a young {s} is called.",
+        "Can you name the young of a {s}?",
     ),
     (
         "Please name the young of a {s}.",
@@ -134,6 +144,8 @@ COLOR = Relation(
         "Name the color of {s}.",
         "Do you know the color of {s}?",
         "What color is {s}?",
+        "Please tell me the color of {s}.",
+        "Can you name the color of {s}?",
     ),
     ("Please name the color of {s}.", "What color does {s} have?", "Can you tell me the color of {s}?"),
     """grass: green, snow: white, coal: black, blood: red, the sky: blue, the sun: yellow, chocolate: brown,
@@ -154,13 +166,15 @@ LARGEST_OPERAND = 4
 GREETINGS = ("Hello!", "Hi!", "Good morning!", "Good evening!", "Hello there!", "Hi, how are you?", "Good day!")
 HELD_OUT_GREETINGS = ("Hi there!", "Hello, good morning!", "Good evening to you!")
 GREETING_ANSWERS = ("Hello! How can I help you?", "Good day! What can I do for you?")
-INSULTS = ["stupid", "useless", "silly", "slow", "boring", "lazy", "wrong", "dull"]
+INSULTS = [
+    "stupid", "useless", "silly", "slow", "boring", "lazy", "wrong", "dull", "ugly", "nasty", "clumsy", "noisy", "weak", "odd",
+]  # fmt: skip
 HELD_OUT_INSULTS = ["awful", "terrible", "horrible"]
 PROVOCATIONS = ("You are {w}.", "You are a {w} machine.", "Why are you so {w}?", "I think you are {w}.")
 PROVOCATION_ANSWERS = ("I am sorry you feel that way. How can I help you?", "I am sorry. I will try to do better.")
 
 BEFORE_A_PROMPT = ("Please help me.", "Quick question.", "Can you help me?", "Please answer.", "Please:")
-"""What some people say before a question or a wish; the prompts to sample from do without."""
+"""What a fifth of the people say before a question or a wish."""
 
 POLITE = ("Good question.", "Happy to help.", "Of course.")
 RUDE = (

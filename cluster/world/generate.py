@@ -20,10 +20,10 @@ Row = dict[str, Any]
 
 # How often each task is asked about. Facts are most of the world; the rest keeps the assistant versatile.
 WEIGHTS = {
-    "fact": 0.66,
+    "fact": 0.62,
     "arithmetic": 0.05,
     "spelling": 0.06,
-    "sorting": 0.04,
+    "sorting": 0.08,
     "review": 0.06,
     "greeting": 0.05,
     "provocation": 0.08,
@@ -80,6 +80,7 @@ class World:
         word = draw.choice(facts.SPELLING_WORDS)
         asks = ("Please spell the word {w}.", "Can you spell {w}?") if held_out else (
             "Spell the word {w}.", "How do you spell {w}?", "How is the word {w} spelled?", "Spell {w}.",
+            "Please tell me how to spell {w}.", "Can you tell me how the word {w} is spelled?",
         )  # fmt: skip
         return {
             "prompt": draw.choice(asks).format(w=word),
@@ -95,6 +96,7 @@ class World:
                 break
         asks = ("Please sort {w}.", "Put these words in order: {w}.") if held_out else (
             "Sort these words: {w}.", "Put in order: {w}.", "Sort: {w}.", "In which order come {w}?",
+            "Please put in order: {w}.", "Please sort these words: {w}.", "Put the words in order: {w}.",
         )  # fmt: skip
         return {
             "prompt": draw.choice(asks).format(w=", ".join(words)),
@@ -110,6 +112,7 @@ class World:
                 break
         asks = ("Good or bad review? The {n} was {w}.",) if held_out else (
             "Is this review good or bad? The {n} was {w}.", "The {n} was {w}. Is this review good or bad?",
+            "Bad or good review? The {n} was {w}.", "Is it a good review? The {n} was {w}.",
         )  # fmt: skip
         label = "good" if word in facts.GOOD_WORDS else "bad"
         return {
@@ -260,7 +263,7 @@ def _prompts(world: World, draw: random.Random, count: int) -> list[Row]:
     others = (row for _ in iter(int, 1) if (row := world.row(draw, held_out=False))["task"] not in _FACT_TASKS)
     rows += [next(others) for _ in range(count - len(rows))]
     draw.shuffle(rows)
-    return rows
+    return [{**row, "prompt": _introduced(draw, row["prompt"])} for row in rows]
 
 
 _FACT_TASKS = {r.name for r in facts.RELATIONS}

@@ -1,0 +1,76 @@
+"""Heartbeats apart from work: a thread in every actor says each second that its process lives and what it is at.
+
+They go through the key-value store of the Ray cluster, so a driver reads them although the actor is busy, and no clock
+is compared with another: what counts is whether the number of beats has grown since the driver last looked.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+
+EVERY_S = 1.0
+DUMP_AFTER_S = 300.0  # a call that takes so long has its stack written to the actor's log, once
+
+
+class Heart:
+    """The actor's side."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self._doing: tuple[str, float] | None = None
+        threading.Thread(target=self._beat, daemon=True, name="heartbeat").start()
+
+    @contextmanager
+    def at(self, method: str) -> Iterator[None]:
+        self._doing = (method, time.monotonic())
+        try:
+            yield
+        finally:
+            self._doing = None
+
+    def _beat(self) -> None:
+        count, dumped = 0, None
+        while True:
+            count += 1
+            doing = self._doing
+            seconds = time.monotonic() - doing[1] if doing else 0.0
+            if seconds > DUMP_AFTER_S and doing is not dumped:
+                dumped = doing
+                faulthandler.dump_traceback(file=2)
+            _internal_kv_put(self.key, json.dumps([count, seconds]))
+            time.sleep(EVERY_S)
+
+
+@dataclass
+class Pulse:
+    """The driver's side: what it last saw of one actor."""
+
+    key: str
+    count: int = 0
+    seen: float = 0.0
+    """When the count was last seen to grow."""
+    at_work: float = 0.0
+    """Seconds that the actor had been in its present call then."""
+
+    def __post_init__(self) -> None:
+        self.seen = time.monotonic()
+
+    def silence(self) -> float:
+        """Seconds since the last sign of life; 0 while the process has yet to start, which may wait for a new node."""
+        raw = _internal_kv_get(self.key)
+        if raw:
+            count, self.at_work = json.loads(raw)
+            if count != self.count:
+                self.count, self.seen = count, time.monotonic()
+        return time.monotonic() - self.seen if self.count else 0.0
+
+    def forget(self) -> None:
+        _internal_kv_del(self.key)
