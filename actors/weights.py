@@ -125,7 +125,8 @@ def transfer_config(backend: str = BACKEND) -> Any:
 
 
 def apply_update(engine: Any, payload: dict[str, Any], version: int) -> None:
-    """Puts sent weights into an in-process engine (`vllm.LLM`) and resets its prefix cache.
+    """Puts sent weights into an in-process engine (`vllm.LLM`) between two of its steps. Requests at work lose the keys and
+    values of the old weights, and compute them again.
 
     Raises UserError before anything is touched if the payload is unfit; a RuntimeError afterwards means that the
     engine holds neither the old nor the new weights and must be replaced, never resumed.
@@ -140,7 +141,7 @@ def apply_update(engine: Any, payload: dict[str, Any], version: int) -> None:
             f"weight update to version {version} failed half-way; this engine must be replaced"
         ) from fault
     engine.llm_engine.set_weight_version(str(version))
-    engine.reset_prefix_cache()
+    engine.reset_prefix_cache(reset_running_requests=True)
 
 
 async def swap_weights(engine: Any, folder: Path, version: str) -> None:

@@ -120,7 +120,7 @@ def measure(root: Path, rounds: int) -> dict[str, list[float]]:
             marks.append(time.perf_counter())
             batch, _ = rewards.score(refs, {j: rows[j] for j in chosen.tolist()}, ppo.temperature, i)
             marks.append(time.perf_counter())
-            (metrics, learning), *_ = learners.all("iterate", i, ppo.kl_coef, *batch)
+            (metrics, learning, _), *_ = learners.all("iterate", i, ppo.kl_coef, *batch)
             marks.append(time.perf_counter())
             payload = learners.all("send_weights", fleets.transport, i + 1)[0]
             rollouts.all("update_weights", payload, i + 1)

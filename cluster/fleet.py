@@ -8,7 +8,7 @@ run beside them; on GPUs every actor reserves its own.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,40 +67,38 @@ class Fleet:
         """The same call on every actor at once; their results in order."""
         return self.get([self.submit(i, method, *args, **kwargs) for i in range(len(self))], method)
 
-    def get(self, refs: list[ray.ObjectRef], doing: str) -> list[Any]:
-        """Results of one call to each actor. The first failure ends the wait: where one rank of a collective has died,
-        the others may wait for ever. Raises UserError if that is what the actor raised, else FleetError, also for an actor
-        that hangs."""
-        pending = list(refs)
+    def get(self, refs: Sequence[ray.ObjectRef] | dict[ray.ObjectRef, int], doing: str) -> list[Any]:
+        """Results of calls: of one to each actor in order, or of any with the index of the actor of each. The first failure
+        ends the wait: where one rank of a collective has died, the others may wait for ever. Raises UserError if that is
+        what the actor raised, else FleetError, also for an actor that hangs."""
+        whose = refs if isinstance(refs, dict) else {ref: i for i, ref in enumerate(refs)}
+        pending = list(whose)
         while pending:
             ready, pending = ray.wait(pending, timeout=WATCH_S)
-            if not ready:
-                self._watch({refs.index(ref) % len(self) for ref in pending}, doing)
-                continue
-            name = self.names[refs.index(ready[0]) % len(self)]
-            log = self.logs / f"{name}.log"
-            try:
-                ray.get(ready[0])
-            except RayTaskError as fault:
-                cause = fault.cause
-                if isinstance(cause, UserError):
-                    raise UserError(str(cause)) from None
-                what = f"{type(cause).__name__}: {_first_line(cause)}"
-                raise FleetError(f"{name} failed in {doing} ({what}); see {log}") from fault
-            except RayError as fault:
-                raise FleetError(f"{name} died during {doing} ({_first_line(fault)}); see {log}") from fault
-        return ray.get(refs)
+            if ready:
+                self.result(ready[0], whose[ready[0]], doing)
+            else:
+                self.watch({whose[ref] for ref in pending}, doing)
+        return ray.get(list(whose))
 
-    def wait(self, refs: list[ray.ObjectRef], doing: str) -> None:
-        """Waits for one call to each actor without fetching what they return. Failures are left to whoever takes that."""
-        pending = list(refs)
-        while pending:
-            _, pending = ray.wait(pending, num_returns=len(pending), timeout=WATCH_S, fetch_local=False)
-            self._watch({refs.index(ref) % len(self) for ref in pending}, doing)
+    def result(self, ref: ray.ObjectRef, index: int, doing: str) -> Any:
+        """The result of a call that has ended, or its failure as `get` raises it."""
+        name = self.names[index % len(self)]
+        log = self.logs / f"{name}.log"
+        try:
+            return ray.get(ref)
+        except RayTaskError as fault:
+            cause = fault.cause
+            if isinstance(cause, UserError):
+                raise UserError(str(cause)) from None
+            what = f"{type(cause).__name__}: {_first_line(cause)}"
+            raise FleetError(f"{name} failed in {doing} ({what}); see {log}") from fault
+        except RayError as fault:
+            raise FleetError(f"{name} died during {doing} ({_first_line(fault)}); see {log}") from fault
 
-    def _watch(self, indexes: set[int], doing: str) -> None:
+    def watch(self, indexes: Iterable[int], doing: str) -> None:
         """Raises FleetError for an actor whose process has stopped, or whose call takes longer than any should."""
-        for i in sorted(indexes):
+        for i in sorted({index % len(self) for index in indexes}):
             silence, limits = self.pulses[i].silence(), self.limits
             if silence > limits.silence_s:
                 what = f"no heartbeat for {silence:.0f} s, over cluster.silence_s={limits.silence_s:g}"
@@ -124,13 +122,12 @@ class Fleet:
                     lost.add(asked[ref])
                     deadline = min(deadline, time.monotonic() + 2)  # those that died with it
         silent = {asked[ref] for ref in pending if self.pulses[asked[ref]].silence() > self.limits.silence_s}
+        self._hung |= silent
         return sorted(lost | silent)
 
     def replace(self, index: int) -> None:
         """A new actor in the place of a lost one, with what the first was started with."""
-        ray.kill(self.actors[index])
-        self.pulses[index].forget()
-        self._hung.discard(index)
+        self._end(index)
         self.incarnations[index] += 1
         self._create(index)
 
@@ -139,9 +136,15 @@ class Fleet:
         return sum(self.get([actor.busy.remote() for actor in self.actors], "busy")) / len(self)
 
     def stop(self) -> None:
-        for actor, pulse in zip(self.actors, self.pulses, strict=True):
-            ray.kill(actor)
-            pulse.forget()
+        for index in range(len(self)):
+            self._end(index)
+
+    def _end(self, index: int) -> None:
+        ray.kill(self.actors[index])
+        if index in self._hung:
+            self.pulses[index].kill()
+        self.pulses[index].forget()
+        self._hung.discard(index)
 
 
 def utilization(learners: Fleet, tokens_per_second: float) -> dict[str, float]:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import os
+import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
+import ray
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 EVERY_S = 1.0
 DUMP_AFTER_S = 300.0  # a call that takes so long has its stack written to the actor's log, once
@@ -37,7 +42,7 @@ class Heart:
             self._doing = None
 
     def _beat(self) -> None:
-        count, dumped = 0, None
+        count, dumped, node = 0, None, ray.get_runtime_context().get_node_id()
         while True:
             count += 1
             doing = self._doing
@@ -45,7 +50,7 @@ class Heart:
             if seconds > DUMP_AFTER_S and doing is not dumped:
                 dumped = doing
                 faulthandler.dump_traceback(file=2)
-            _internal_kv_put(self.key, json.dumps([count, seconds]))
+            _internal_kv_put(self.key, json.dumps([count, seconds, os.getpid(), node]))
             time.sleep(EVERY_S)
 
 
@@ -59,6 +64,8 @@ class Pulse:
     """When the count was last seen to grow."""
     at_work: float = 0.0
     """Seconds that the actor had been in its present call then."""
+    process: Sequence[Any] = ()
+    """Process id and Ray node, once they are known."""
 
     def __post_init__(self) -> None:
         self.seen = time.monotonic()
@@ -67,10 +74,22 @@ class Pulse:
         """Seconds since the last sign of life; 0 while the process has yet to start, which may wait for a new node."""
         raw = _internal_kv_get(self.key)
         if raw:
-            count, self.at_work = json.loads(raw)
+            count, self.at_work, *self.process = json.loads(raw)
             if count != self.count:
                 self.count, self.seen = count, time.monotonic()
         return time.monotonic() - self.seen if self.count else 0.0
 
+    def kill(self) -> None:
+        """Ends the process where it is: one that is stopped does not hear Ray's own wish that it end."""
+        if self.process:
+            pid, node = self.process
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            ray.remote(_kill).options(num_cpus=0, scheduling_strategy=there).remote(pid)
+
     def forget(self) -> None:
         _internal_kv_del(self.key)
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

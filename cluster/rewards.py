@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ from cluster.fleet import Fleet
 from learners.errors import UserError
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a batch and what a scoring actor makes of it, as references."""
+
+    index: int
+    samples: ray.ObjectRef
+    scores: ray.ObjectRef
+    reference: ray.ObjectRef
+
+
 class Rewards:
     """Turns samples into scored samples. `state` is what a checkpoint keeps; give it back to go on from there."""
 
@@ -32,23 +43,32 @@ class Rewards:
     def score(
         self, refs: Sequence[ray.ObjectRef], rows: dict[int, dict[str, Any]], temperature: float, step: int
     ) -> tuple[list[Any], dict[str, float]]:
+        """Has every part scored: `submit` and `finish` in one."""
+        return self.finish([self.submit(i, ref, rows, temperature) for i, ref in enumerate(refs)], step)
+
+    def submit(self, index: int, ref: ray.ObjectRef, rows: dict[int, dict[str, Any]], temperature: float) -> Part:
+        """Has a scoring actor score a part of a batch as soon as it is there."""
+        known = rows if any(source.kind != "model" for source in self.config.sources) else {}
+        return Part(index, ref, *self.scorers.submit_split(index, 2, "score", ref, temperature, known))
+
+    def finish(self, parts: Sequence[Part], step: int) -> tuple[list[Any], dict[str, float]]:
         """(batch, metrics): for each part a reference of Samples, its scores_B and a reference of its ref_logprobs_N, as
         `LearnerActor.iterate` takes them."""
-        known = rows if any(source.kind != "model" for source in self.config.sources) else {}
-        split = [self.scorers.submit_split(i, 2, "score", ref, temperature, known) for i, ref in enumerate(refs)]
-        found: list[Scores] = self.scorers.get([scores for scores, _ in split], "score")
+        found: list[Scores] = [self.scorers.get({p.scores: p.index}, "score")[0] for p in parts]
         finite = [np.isfinite(scores.raw_KB).all(0) for scores in found]
         self._quarantine(found, sum(int((~kept).sum()) for kept in finite), sum(len(kept) for kept in finite), step)
         raw_KB = np.concatenate([scores.raw_KB[:, kept] for scores, kept in zip(found, finite, strict=True)], axis=1)
         total_B, metrics = self._combined(raw_KB.astype(np.float64))
-        samples, references = list(refs), [reference for _, reference in split]
-        for i, kept in enumerate(finite):
+        shares = np.split(total_B.astype(np.float32), np.cumsum([int(kept.sum()) for kept in finite])[:-1])
+        batch: list[Any] = []
+        for part, kept, share_B in zip(parts, finite, shares, strict=True):
+            samples, reference = part.samples, part.reference
             if not kept.all():
                 chosen = np.flatnonzero(kept).tolist()
-                samples[i], references[i] = self.scorers.submit_split(i, 2, "select", refs[i], references[i], chosen)
-        parts = np.split(total_B.astype(np.float32), np.cumsum([int(kept.sum()) for kept in finite])[:-1])
+                samples, reference = self.scorers.submit_split(part.index, 2, "select", samples, reference, chosen)
+            batch += [samples, share_B, reference]
         metrics["rewards/quarantined"] = float(self.state["quarantined"])
-        return [x for part in zip(samples, parts, references, strict=True) for x in part], metrics
+        return batch, metrics
 
     def _combined(self, raw_KB: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         """The weighted sum (B,) of the sources' scores, and the mean raw score of each source where there are several."""

@@ -34,6 +34,7 @@ class Experience:
         self.behaviour_BT, self.ref_BT = self._padded(samples.logprobs_N), self._padded(ref_N)
         self.old_BT, self.entropy_BT, self.values_BT = torch.zeros(3, *self.on_BT.shape)
         self.advantages_BT, self.returns_BT = torch.zeros(2, *self.on_BT.shape)
+        self.proximal_BT = self.old_BT
         self.weights_BT: Tensor | None = None
 
     @staticmethod
@@ -64,8 +65,14 @@ class Experience:
         spread_BT[on_BT] = values_N
         return spread_BT
 
-    def shape(self, config: PPOConfig, kl_coef: float) -> dict[str, float]:
-        """Fills in advantages, returns and weights; returns the metrics of the batch."""
+    @property
+    def versions_N(self) -> np.ndarray:
+        """Weight version of each response token."""
+        return self.samples.versions_N[self.samples.response_mask_N]
+
+    def shape(self, config: PPOConfig, kl_coef: float, version: int = 0) -> dict[str, float]:
+        """Fills in advantages, returns, proximal log-probabilities and weights; returns the metrics of the batch. `version`
+        is that of the weights before the update."""
         old_BT, mask_BT, samples = self.old_BT, self.mask_BT, self.samples
         cut_B = ~torch.from_numpy(samples.ended_B)
         given_B = self.scores_B - config.missing_end_penalty * cut_B
@@ -83,6 +90,7 @@ class Experience:
             groups_B = torch.from_numpy(samples.prompt_ids_B)
             advantage = getattr(advantages, config.advantage)
             self.advantages_BT = advantage(rewards_BT, mask_BT, groups_B, config.gamma)
+        self.proximal_BT = old_BT if config.proximal == "recompute" else self.behaviour_BT
         self.weights_BT = objectives.importance_weights(
             old_BT, self.behaviour_BT, mask_BT, config.correction, config.correction_low, config.correction_high
         )
@@ -97,6 +105,8 @@ class Experience:
             "objective/rlhf_reward": float((given_B - kl_coef * kl_B).mean()),
             "objective/entropy": float(objectives.masked_mean(self.entropy_BT, mask_BT)),
             "objective/responses": float(samples.size),
+            "staleness/mean": float(version - self.versions_N.mean()),
+            "staleness/max": float(version - self.versions_N.min()),
             "response/length": float(samples.response_lengths_B.mean()),
             "response/ended": float(samples.ended_B.mean()),
             "val/num_eos_tokens": float(samples.ended_B.sum()),

@@ -57,7 +57,7 @@ class PPOTask:
         """One PPO iteration over `parts` Samples followed by as many (scores_B, ref_logprobs_N). Metrics of the batch."""
         experience = Experience.gather(batch, parts, self.config)
         self._evaluate(experience)
-        found = experience.shape(self.config, kl_coef)
+        found = experience.shape(self.config, kl_coef, iteration)
         return {**found, **self._update(iteration, kl_coef, experience)}
 
     def _evaluate(self, experience: Experience) -> None:
@@ -115,7 +115,7 @@ class PPOTask:
         tokens = float(mask_BT.sum())
         for i, (micro, rows) in enumerate(micros):
             on_BT, mask_BT = experience.on_BT[micro].to(device), experience.mask_BT[micro].to(device)
-            old_BT = experience.old_BT[micro].to(device)
+            old_BT = experience.proximal_BT[micro].to(device)
             logprobs_BT = experience.spread(self._logprobs(rows)[0], on_BT)
             weights_BT = experience.weights_BT[micro].to(device) if experience.weights_BT is not None else None
             loss, metrics = objectives.policy_loss(
@@ -123,7 +123,8 @@ class PPOTask:
                 config.clip_high, config.dual_clip, weights_BT, config.aggregation, config.ratio, size,
             )  # fmt: skip
             if micro:
-                error = max(error, float((logprobs_BT.detach() - old_BT).exp().sub(1).abs().max()))
+                before_BT = experience.old_BT[micro].to(device)
+                error = max(error, float((logprobs_BT.detach() - before_BT).exp().sub(1).abs().max()))
             sums.add({"loss/policy_avg": loss * tokens, "padded": rows.tokens_RT.numel()})
             sums.add({_NAMES[name]: value for name, value in metrics.items()})
             if config.kl_in == "loss":

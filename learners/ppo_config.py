@@ -111,6 +111,12 @@ class PPOConfig(Section):
     """Held-out prompts of those evaluations."""
     best_of: int = Field(16, ge=1)
     """Responses of the SFT policy to each of them before the first iteration: the best-of-N baseline. 1: off."""
+    proximal: Literal["recompute", "behaviour"] = "recompute"
+    """The policy that ratios are taken to and clipped around: the learner's before the update (decoupled PPO, Hilton et al.
+    2022), or the one that wrote the response, of whatever version."""
+    staleness: int = Field(0, ge=0)
+    """Versions that the weights which wrote a response may be older than those that learn from it. 0: synchronous; over 0
+    rollouts run ahead while the learners work."""
     checkpoint_every: int = Field(1, ge=1)
     """Iterations between checkpoints of the learners: what a death can cost."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -154,6 +160,12 @@ class PPOConfig(Section):
         if self.overlong_buffer >= self.max_response_tokens:
             raise ValueError(
                 f"overlong_buffer {self.overlong_buffer} must be below max_response_tokens {self.max_response_tokens}"
+            )
+        if self.dynamic_sampling and self.staleness:
+            raise ValueError("dynamic_sampling decides what to ask next by the batch before: it needs staleness 0")
+        if self.proximal == "behaviour" and self.correction != "none":
+            raise ValueError(
+                f"proximal behaviour takes ratios to what the engine says, which correction {self.correction} would count twice"
             )
         if self.correction == "icepop" and self.correction_low >= self.correction_high:
             raise ValueError(

@@ -2,13 +2,7 @@
 
 import itertools
 import json
-import os
-import shutil
-import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 from openai import OpenAI
@@ -16,50 +10,7 @@ from openai import OpenAI
 from cluster.config import STAGES
 from learners.advantages import adapted_kl_coef
 from serve.config import ServeConfig
-
-HERO = [sys.executable, "-m", "cluster.cli"]
-OVERRIDES = ["ppo.kl_target=0.5", "ppo.kl_horizon=64", "ppo.best_of=4", "evaluate.samples=2"]
-
-
-def rows(path: Path, stage: str) -> list[dict]:
-    if not path.exists():
-        return []
-    return [r for line in path.read_text().splitlines() if (r := json.loads(line))["stage"] == stage]
-
-
-def start(root: Path, *more: str) -> subprocess.Popen:
-    log = open(root.parent / "run.log", "a")  # noqa: SIM115
-    # W&B names its service process in the environment; sharing that of the tests would share its locks on runs.
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "WANDB_"))}
-    command = [*HERO, "run", "configs/tiny.yaml", f"run_dir={root}", *OVERRIDES, *more]
-    # A shell's background job ignores Ctrl-C, and so would what the tests start there.
-    return subprocess.Popen(
-        command, stdout=log, stderr=log, env=env, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    )
-
-
-def finished(process: subprocess.Popen, root: Path) -> None:
-    code = process.wait(timeout=500)
-    assert code == 0, (root.parent / "run.log").read_text()[-3000:]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run that was stopped in SFT by Ctrl-C and killed outright in PPO."""
-    root = tmp_path_factory.mktemp("e2e") / "run"
-    process = start(root)
-    deadline = time.monotonic() + 300
-    for stage, step, how in (("sft", 6, signal.SIGINT), ("ppo", 2, signal.SIGKILL)):
-        while not any(r["step"] >= step for r in rows(root / "metrics.jsonl", stage)):
-            assert process.poll() is None, (root.parent / "run.log").read_text()[-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        process.send_signal(how)
-        assert process.wait(timeout=90) == {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[how]
-        process = start(root)
-        deadline = time.monotonic() + 300
-    finished(process, root)
-    return root
+from tests.runs import HERO, OVERRIDES, copy, finished, rows, start
 
 
 @pytest.mark.timeout(900)
@@ -100,11 +51,9 @@ def test_alarms_best_of_n_and_the_pretraining_loss_are_kept(run):
 
 
 def test_grpo_with_dynamic_sampling_goes_from_the_same_models_without_a_critic(run, tmp_path):
-    root = tmp_path / "run"
-    for stage in ("data", "pretrain", "sft", "collect", "reward"):
-        shutil.copytree(run / stage, root / stage)
+    root = copy(run, tmp_path / "run")
     more = ["ppo.advantage=grpo", "ppo.dynamic_sampling=1", "ppo.correction=tis", "ppo.iterations=2", "--until", "ppo"]
-    finished(start(root, *more), root)
+    finished(start(root, *OVERRIDES, *more), root)
     found = rows(root / "metrics.jsonl", "ppo")
     assert len(found) == 2
     for row in found:
@@ -143,8 +92,7 @@ def test_training_promotes_as_often_as_the_config_says(run):
 
 def test_running_it_again_does_nothing(run):
     before = (run / "ppo" / "done.json").stat().st_mtime_ns
-    process = start(run)
-    finished(process, run)
+    finished(start(run, *OVERRIDES), run)
     assert (run / "ppo" / "done.json").stat().st_mtime_ns == before
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from cluster.config import load_config
 from cluster.pipeline import run_stages
-from tests.test_end_to_end import rows
+from tests.runs import rows
 
 
 def short(row, response, ended):

@@ -2,8 +2,8 @@
 
     prompts -> rollout actors (vLLM) -> scoring actors (reward, reference) -> learners (PPO) -> weights -> rollout actors
 
-The driver moves references: samples go from actor to actor through the object store. Each iteration ends with new
-weights in the engines and a proof that they arrived.
+The driver moves references: samples go from actor to actor through the object store (`cluster.flow`). Each iteration ends
+with new weights in the engines and a proof that they arrived.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from cluster.alarms import Alarm, Alarms
 from cluster.context import Context
-from cluster.fleet import generate, utilization
+from cluster.fleet import utilization
+from cluster.flow import Ask, Flow
 from cluster.monitor import Monitor
 from cluster.progress import Bar, progress
 from cluster.promotion import promote_served
@@ -60,38 +62,40 @@ def run(context: Context) -> dict[str, Any]:
     def sync(version: int) -> dict[str, float]:
         started = time.perf_counter()
         payload = learners.all("send_weights", context.fleets.transport, version)[0]
-        rollouts.all("update_weights", payload, version)
+        rollouts.all("update_weights", payload, version, version - config.staleness)
         sent = time.perf_counter()
         errors = prove_sync(context, probe, version)
         return {**errors, "time/sync": sent - started, "time/probe": time.perf_counter() - sent}
 
-    def sample(rounds: int, step: int) -> tuple[list[Any], list[int], dict[str, float], float]:
-        """One iteration's prompts, answered and scored, after so many rounds: (batch, prompts, metrics of the rewards,
-        seconds of generation). With dynamic sampling, further rounds until enough prompts have scores that differ."""
-        batch: list[Any] = []
-        asked: list[int] = []
-        generation = 0.0
-        for last in range(rounds, rounds + config.dynamic_sampling + 1):
-            started = time.perf_counter()
-            chosen = prompts_of(last, len(rows), config.prompts, seed)
-            seeds = sample_seeds(seed, last, config.prompts * config.responses)
-            prompts = [tokens[i] for i in chosen]
-            more = generate(rollouts, prompts, chosen.tolist(), decoding, end, config.responses, seeds)
-            rollouts.wait(more, "generate")
-            generation += time.perf_counter() - started
-            parts, metrics = rewards.score(more, {int(i): rows[i] for i in chosen}, config.temperature, step)
-            batch += parts
-            asked += chosen.tolist()
-            if config.dynamic_sampling:
-                found = learners.submit(0, "groups_with_signal", *batch)
-                if learners.get([found], "groups_with_signal")[0] >= config.prompts:
-                    break
-        return batch, asked, metrics, generation
+    @lru_cache(maxsize=config.staleness + 3)
+    def round_of(number: int) -> tuple[list[int], list[int]]:
+        seeds = sample_seeds(seed, number, config.prompts * config.responses)
+        return prompts_of(number, len(rows), config.prompts, seed).tolist(), seeds
+
+    def asked(place: int) -> Ask:
+        """The group at this place of the endless row of permutations of all prompts."""
+        number, offset = divmod(place, config.prompts)
+        chosen, seeds = round_of(number)
+        row = chosen[offset]
+        return Ask(row, rows[row], tokens[row], seeds[offset * config.responses : (offset + 1) * config.responses])
+
+    def sample(step: int) -> tuple[list[Any], list[int], dict[str, float], float]:
+        """One iteration's prompts, answered and scored: (batch, prompts, metrics of the rewards, seconds that were waited for
+        engines). With dynamic sampling, further rounds until enough prompts have scores that differ."""
+        batch, prompts, metrics, waited = flow.take(step)
+        for _ in range(config.dynamic_sampling):
+            found = learners.submit(0, "groups_with_signal", *batch)
+            if learners.get([found], "groups_with_signal")[0] >= config.prompts:
+                break
+            more, others, metrics, seconds = flow.take(step)
+            batch, prompts, waited = batch + more, prompts + others, waited + seconds
+        return batch, prompts, metrics, waited
 
     checkpoints = Checkpoints(folder, config.keep_checkpoints)
-    saved = checkpoints.newest() or {"step": 0, "kl_coef": config.kl_coef, "rounds": 0}
-    first, kl_coef, rounds = saved["step"], saved["kl_coef"], saved["rounds"]
-    rewards = Rewards(context.config.rewards, scorers, folder, saved.get("rewards"))
+    saved = checkpoints.newest() or {"step": 0, "kl_coef": config.kl_coef, "flow": None, "rewards": None}
+    first, kl_coef = saved["step"], saved["kl_coef"]
+    rewards = Rewards(context.config.rewards, scorers, folder, saved["rewards"])
+    flow = Flow(rollouts, rewards, asked, config.prompts, config.staleness, decoding, end, saved["flow"])
     if first:
         learners.all("load", checkpoints.path(first), "state")
     evaluated: dict[str, float] = {}
@@ -105,12 +109,14 @@ def run(context: Context) -> dict[str, Any]:
         for iteration in range(first, config.iterations):
             busy = {name: fleet.busy() for name, fleet in fleets.items()}
             started = time.perf_counter()
-            batch, asked, rated, generation = sample(rounds, iteration + 1)
-            rounds += len(asked) // config.prompts
-            judged = time.perf_counter()
-            metrics, learning, digest = learners.all("iterate", iteration, kl_coef, *batch)[0]
-            learned = time.perf_counter()
             step = iteration + 1
+            flow.version = flow.due = iteration
+            batch, prompts, rated, generation = sample(step)
+            judged = time.perf_counter()
+            flow.due = step
+            refs = [learners.submit(i, "iterate", iteration, kl_coef, *batch) for i in range(len(learners))]
+            metrics, learning, digest = flow.until(learners, refs, "iterate")[0]
+            learned = time.perf_counter()
             synced = sync(step)
             seconds = time.perf_counter() - started
             learned_rate = config.epochs * metrics["tokens"] / (learned - judged)
@@ -144,7 +150,7 @@ def run(context: Context) -> dict[str, Any]:
                 shutil.rmtree(checkpoints.path(step), ignore_errors=True)
                 learners.all("save", checkpoints.path(step), "state")
                 metrics["time/checkpoint"] = time.perf_counter() - started
-            monitor.batch(step, asked, digest)
+            monitor.batch(step, prompts, digest)
             monitor.log(step, metrics)
             sound(rung, step, context, monitor, bar)
             if config.kl_target is not None:
@@ -153,7 +159,7 @@ def run(context: Context) -> dict[str, Any]:
             shown = (metrics[name] for name in ("objective/scores", "objective/kl", "response/length"))
             bar.advance(1, "reward {:+.2f}  kl {:.2f}  length {:.0f}".format(*shown))
             if stored:
-                checkpoints.commit(step, {"kl_coef": kl_coef, "rounds": rounds, "rewards": rewards.state})
+                checkpoints.commit(step, {"kl_coef": kl_coef, "flow": flow.state, "rewards": rewards.state})
             if step % config.save_every == 0 and step < config.iterations:
                 learners.all("export", folder / "newest")
                 context.run.promote("ppo", step, folder / "newest")

@@ -50,6 +50,31 @@ def reference(model, sequences):
     return np.concatenate(found)
 
 
+def pumped(actor, model, transport, decoding, end, whole):
+    """Groups that come and go, with new weights in the middle: what `test_groups_…` looks at."""
+    found = {}
+    new = [(10 + i, i, prompt, [2 * i, 2 * i + 1]) for i, prompt in enumerate(PROMPTS)]
+    told, samples = actor.pump(new[:2], decoding, end, most=2, oldest=0)
+    found["first"] = (told, samples.prompt_ids_B.tolist())
+    found["as generated"] = all(samples.response(b).tolist() == whole.response(b).tolist() for b in range(4))
+    long = Decoding(max_tokens=40)
+    told, samples = actor.pump([(20, 7, [10, 11], [1]), (21, 8, [12, 13], [2])], long, end, most=2, oldest=0, seconds=0)
+    found["nothing yet"] = (told, samples)
+    for _ in range(5):
+        actor._step()
+    found["beside"] = actor.generate(PROMPTS[:1], [0], Decoding(max_tokens=2), end, seeds=[0]).response(0).tolist()
+    actor.update_weights(transport.send(model.named_parameters(), 0, 6), 6)
+    told, samples = actor.pump([(22, 9, [10, 11], [3])], long, end, most=1, oldest=0)
+    found["across"] = (told, samples.versions_N[samples.response_mask_N].tolist())
+    expected = np.concatenate([[0.0, *reference(model, [samples.sequence(b).tolist()])] for b in range(samples.size)])
+    found["error"] = float(np.abs(expected - samples.logprobs_N)[samples.response_mask_N].max())
+    actor.update_weights(transport.send(model.named_parameters(), 0, 7), 7, oldest=6)
+    found["dropped"] = actor.pump([], long, end, most=9, oldest=0)
+    found["left"] = actor.engine.get_num_unfinished_requests()
+    actor.update_weights(transport.send(model.named_parameters(), 0, 5), 5)
+    return found
+
+
 def exercise(folder, queue):
     from actors.rollout import RolloutActor
 
@@ -79,6 +104,7 @@ def exercise(folder, queue):
     crowd = actor.generate([list(range(8, 58))] * 128, range(128), Decoding(max_tokens=4), end, seeds=list(range(128)))
     result["crowd"] = crowd.size
 
+    result["pump"] = pumped(actor, model, FileTransport(folder / "flow"), decoding, end, first)
     transport, version = FileTransport(folder / "weights"), 5
     before = np.concatenate(actor.prompt_logprobs(sequences))
     result["changes"], names = {}, [*KINDS, *([] if model.config.tie_word_embeddings else ["lm_head"])]
@@ -141,6 +167,23 @@ def test_samples_are_the_models_and_belong_to_their_seeds(result):
     for length, ended, last in zip(result["lengths"], result["ended"], result["last"], strict=True):
         assert ended == (last == result["end"])
         assert length == 12 or last in result["stops"]
+
+
+def test_groups_come_and_go_and_those_at_work_go_on_under_new_weights(result):
+    found = result["pump"]
+    assert found["first"] == ({"done": [10, 11], "dropped": []}, [0, 0, 1, 1])
+    assert found["as generated"]
+    assert found["nothing yet"] == ({"done": [], "dropped": []}, None)
+    assert found["beside"]
+    told, versions = found["across"]
+    assert told == {"done": [20], "dropped": []}
+    assert sorted(set(versions)) == [5, 6]
+    assert versions == sorted(versions)
+    assert found["error"] < 1e-5
+    told, samples = found["dropped"]
+    assert told == {"done": [22], "dropped": [21]}
+    assert set(samples.versions_N[samples.response_mask_N].tolist()) <= {6, 7}
+    assert found["left"] == 0
 
 
 def test_an_update_changes_every_kind_of_weight(result):

@@ -4,11 +4,12 @@ import os
 import signal
 import time
 
+import psutil
 import pytest
 import ray
 
 from actors.ray_session import start_ray
-from cluster.config import RunConfig
+from cluster.config import ClusterConfig, RunConfig
 from cluster.fleet import Fleet, Fleets
 from learners.errors import FleetError, UserError
 
@@ -96,3 +97,36 @@ def test_a_fleet_that_would_wait_for_ever_is_refused(session, tmp_path, settings
     with pytest.raises(UserError, match=message):
         fleets.learners()
     fleets.transport.close()
+
+
+def test_an_actor_whose_process_stops_is_told_from_one_that_works_and_is_replaced(session, tmp_path):
+    limits = ClusterConfig(silence_s=4)
+    made = Fleet("worker", "tests.cluster.test_fleet:Worker", [{"number": i} for i in (0, 1)], {"num_cpus": 0}, tmp_path, limits)
+    try:
+        victim = made.all("pid")[1]
+        at_work = made.submit(0, "sleep")
+        os.kill(victim, signal.SIGSTOP)
+        with pytest.raises(FleetError, match=r"worker-1 hangs in double \(no heartbeat for"):
+            made.all("double", 1)
+        assert made.lost(patience=1) == [1]
+        made.replace(1)
+        assert made.lost(patience=1) == []
+        assert made.get([made.submit(1, "double", 5)], "double") == [11]
+        assert not ray.wait([at_work], timeout=0)[0]
+        deadline = time.monotonic() + 20
+        while psutil.pid_exists(victim) and psutil.Process(victim).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, "the stopped process is still there"
+            time.sleep(0.1)
+    finally:
+        made.stop()
+
+
+def test_a_call_that_takes_too_long_is_a_stall(session, tmp_path):
+    limits = ClusterConfig(stall_s=4)
+    made = Fleet("worker", "tests.cluster.test_fleet:Worker", [{}], {"num_cpus": 0}, tmp_path, limits)
+    try:
+        with pytest.raises(FleetError, match=r"worker-0 hangs in sleep \(at work for . s, over cluster.stall_s=4"):
+            made.all("sleep")
+        assert made.lost(patience=1) == [0]
+    finally:
+        made.stop()

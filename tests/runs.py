@@ -1,0 +1,59 @@
+"""Runs of configs/tiny.yaml as processes of their own, as users start them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERO = [sys.executable, "-m", "cluster.cli"]
+OVERRIDES = ["ppo.kl_target=0.5", "ppo.kl_horizon=64", "ppo.best_of=4", "evaluate.samples=2"]
+"""Of the run that the tests share."""
+
+
+def start(root: Path, *more: str) -> subprocess.Popen:
+    """`hero run` in the directory `root`; it prints into root.log beside it."""
+    # W&B names its service process in the environment; sharing that of the tests would share its locks on runs.
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "WANDB_"))}
+    # A shell's background job ignores Ctrl-C, and so would what the tests start there.
+    with open(f"{root}.log", "a") as log:
+        return subprocess.Popen(
+            [*HERO, "run", "configs/tiny.yaml", f"run_dir={root}", *more],
+            stdout=log, stderr=log, env=env, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+
+
+def printed(root: Path) -> str:
+    """The last of what a run printed."""
+    return Path(f"{root}.log").read_text()[-3000:]
+
+
+def finished(process: subprocess.Popen, root: Path) -> Path:
+    assert process.wait(timeout=600) == 0, printed(root)
+    return root
+
+
+def rows(path: Path, stage: str) -> list[dict]:
+    """The metrics of a stage so far; the last line may be half-written."""
+    text = path.read_text() if path.exists() else ""
+    return [r for line in text[: text.rfind("\n") + 1].splitlines() if (r := json.loads(line))["stage"] == stage]
+
+
+def reach(process: subprocess.Popen, root: Path, stage: str, step: int) -> float:
+    """Waits until a step has been logged; returns when that was seen."""
+    deadline = time.monotonic() + 300
+    while not any(row["step"] >= step for row in rows(root / "metrics.jsonl", stage)):
+        assert process.poll() is None, printed(root)
+        assert time.monotonic() < deadline, f"{stage} {step}: not within 300 s"
+        time.sleep(0.02)
+    return time.monotonic()
+
+
+def copy(source: Path, root: Path) -> Path:
+    """A run directory that is done up to the reward model."""
+    for stage in ("data", "pretrain", "sft", "collect", "reward"):
+        shutil.copytree(source / stage, root / stage)
+    return root
