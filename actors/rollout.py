@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -204,12 +205,17 @@ class RolloutActor:
 
     def update_weights(self, payload: dict[str, Any], version: int, oldest: int = 0) -> float:
         """Takes the weights that a transport sent; returns the seconds it took. Groups that came in under weights before
-        `oldest` are dropped; the others are frozen meanwhile, compute their context again and go on."""
+        `oldest` are dropped; the others are frozen meanwhile, compute their context again and go on. An update that fails
+        half-way ends the process: the engine could not be used again."""
         from actors.weights import apply_update
 
         started = time.perf_counter()
         self._drop([place for place, group in self._groups.items() if group.version < oldest])
-        apply_update(self.llm, payload, version)
+        try:
+            apply_update(self.llm, payload, version)
+        except RuntimeError as fault:
+            traceback.print_exc()
+            raise SystemExit(str(fault)) from fault
         self.version = version
         return time.perf_counter() - started
 

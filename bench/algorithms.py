@@ -4,7 +4,7 @@
 
 Needs a run whose reward stage is done. Every variant is a PPO stage of its own in OUT/VARIANT-SEED, beside links to
 the run's other stages; a variant that is done is not run again, and without a VARIANT nothing is run. Then it prints
-a table of all that is done and draws algorithms.svg, overoptimization.svg and ptx.svg into OUT. `--set` changes all
+a table of all that is done and draws algorithms.svg, overoptimization.svg, ptx.svg and staleness.svg into OUT. `--set` changes all
 variants. Responses sampled are the same for all: with a group baseline, half the prompts and twice the responses.
 """
 
@@ -34,6 +34,7 @@ NO_CRITIC = ["ppo.critic_optimizer=", "ppo.value_clip=", "ppo.lam="]  # nothing 
 GROUPED = [*NO_CRITIC, "ppo.prompts=64", "ppo.responses=4", "ppo.gamma=", "ppo.whiten_rewards="]
 LONG = ["ppo.iterations=45", "ppo.best_of=16", "ppo.optimizer.lr=5e-4", "ppo.kl_coef=0.001"]
 SEEDS = (0, 1, 2)
+STALENESS = (1, 4, 8)
 VARIANTS: dict[str, tuple[tuple[int, ...], list[str]]] = {
     "ppo": (SEEDS, SHORT),
     "grpo": (SEEDS, [*SHORT, *GROUPED, "ppo.advantage=grpo"]),
@@ -41,6 +42,8 @@ VARIANTS: dict[str, tuple[tuple[int, ...], list[str]]] = {
     "reinforce_pp": (SEEDS, [*SHORT, *NO_CRITIC, "ppo.advantage=reinforce_pp"]),
     "ptx": ((0,), [*SHORT, "ppo.ptx_coef=0.5"]),
     "overoptimization": ((0,), [*SHORT, *LONG]),
+    **{f"decoupled_{n}": ((0,), [*SHORT, f"ppo.staleness={n}", "ppo.correction=decoupled"]) for n in STALENESS},
+    **{f"naive_{n}": ((0,), [*SHORT, f"ppo.staleness={n}", "ppo.proximal=behaviour"]) for n in STALENESS},
 }  # fmt: skip
 ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce_pp")
 MEASURES = ("factual", "rude", "coherent", "score", "reward", "kl", "pretrain_loss")
@@ -110,6 +113,13 @@ def draw(out: Path) -> None:
             curves(axis, out, ALGORITHMS, measure)
         axes[0].legend(fontsize=8)
         figure.savefig(out / "algorithms.svg", metadata={"Date": None})
+    stale = [name for name in VARIANTS if name.startswith(("decoupled", "naive"))]
+    if any(evaluations(out, name) for name in stale):
+        figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
+        for axis, kind in zip(axes, ("decoupled", "naive"), strict=True):
+            curves(axis, out, ("ppo", *(name for name in stale if name.startswith(kind))), "eval/score")
+            axis.legend(fontsize=8)
+        figure.savefig(out / "staleness.svg", metadata={"Date": None})
     if evaluations(out, "ptx"):
         figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
         for axis, measure in zip(axes, ("eval/pretrain_loss", "eval/score"), strict=True):

@@ -37,6 +37,9 @@ class Worker:
     def sleep(self):
         time.sleep(60)
 
+    def give_up(self):
+        raise SystemExit("half of the weights are new")
+
 
 @pytest.fixture(scope="module")
 def session():
@@ -119,6 +122,15 @@ def test_an_actor_whose_process_stops_is_told_from_one_that_works_and_is_replace
             time.sleep(0.1)
     finally:
         made.stop()
+
+
+def test_an_actor_that_gives_up_is_lost_and_one_that_only_failed_is_not(fleet):
+    with pytest.raises(FleetError, match="worker-1 failed in fail_if"):
+        fleet.get({fleet.submit(1, "fail_if", 1): 1}, "fail_if")
+    assert fleet.lost() == []
+    with pytest.raises(FleetError, match="worker-1 died during give_up"):
+        fleet.get({fleet.submit(1, "give_up"): 1}, "give_up")
+    assert fleet.lost() == [1]
 
 
 def test_a_call_that_takes_too_long_is_a_stall(session, tmp_path):
