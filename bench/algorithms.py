@@ -4,8 +4,9 @@
 
 Needs a run whose reward stage is done. Every variant is a PPO stage of its own in OUT/VARIANT-SEED, beside links to
 the run's other stages; a variant that is done is not run again, and without a VARIANT nothing is run. Then it prints
-a table of all that is done and draws algorithms.svg, overoptimization.svg, ptx.svg and staleness.svg into OUT. `--set` changes all
-variants. Responses sampled are the same for all: with a group baseline, half the prompts and twice the responses.
+a table of all that is done and draws algorithms.svg, overoptimization.svg, ptx.svg and staleness.svg into OUT. `--set`
+changes all variants. Responses sampled are the same for all: with a group baseline, half the prompts and twice the
+responses.
 """
 
 from __future__ import annotations
