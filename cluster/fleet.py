@@ -41,6 +41,7 @@ class Fleet:
         self.incarnations = [0] * len(arguments)
         self._host = ray.remote(Host).options(**options)
         self._hung: set[int] = set()
+        self._watched = 0.0
         self.actors: list[Any] = [None] * len(arguments)
         self.pulses: list[Any] = [None] * len(arguments)
         for i in range(len(arguments)):
@@ -98,6 +99,9 @@ class Fleet:
 
     def watch(self, indexes: Iterable[int], doing: str) -> None:
         """Raises FleetError for an actor whose process has stopped, or whose call takes longer than any should."""
+        if time.monotonic() - self._watched < 0.9 * WATCH_S:
+            return
+        self._watched = time.monotonic()
         for i in sorted({index % len(self) for index in indexes}):
             silence, limits = self.pulses[i].silence(), self.limits
             if silence > limits.silence_s:

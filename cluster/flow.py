@@ -46,14 +46,16 @@ class Forming:
 
 
 class Flow:
-    """`asked(place)` is what the `place`-th group of the run asks. `state` is what a checkpoint keeps of the flow."""
+    """`asked(place)` is what the `place`-th group of the run asks; the run ends with version `last`. `state` is what a
+    checkpoint keeps of the flow."""
 
     def __init__(
         self, rollouts: Fleet, rewards: Rewards, asked: Callable[[int], Ask], size: int, staleness: int,
-        decoding: Decoding, end_token: int, state: dict[str, Any] | None,
+        decoding: Decoding, end_token: int, last: int, state: dict[str, Any] | None,
     ) -> None:  # fmt: skip
         self.rollouts, self.rewards, self.asked = rollouts, rewards, asked
         self.size, self.staleness, self.decoding, self.end_token = size, staleness, decoding, end_token
+        self._last = last
         self._next: int = state["next"] if state else 0
         self._again: list[int] = list(state["again"]) if state else []
         self._flying: list[dict[int, int]] = [{} for _ in range(len(rollouts))]  # place: tokens it may take, by engine
@@ -112,7 +114,7 @@ class Flow:
     @property
     def _ahead(self) -> int:
         """Batches that may be on their way now."""
-        return self.staleness + 1 - (self.due - self.version)
+        return min(self.staleness + 1 - (self.due - self.version), self._last - self.due)
 
     def _admit(self) -> None:
         """Finds new groups for the engines with the least to do."""

@@ -15,7 +15,7 @@ from tests.runs import copy, finished, reach, rows, start
 
 ITERATIONS = 7
 OVERRIDES = [f"ppo.iterations={ITERATIONS}", "ppo.best_of=1", "ppo.kl_target=0.5", "ppo.kl_horizon=64", "ppo.ema=0.9",
-             "cluster.silence_s=5", "--until", "ppo"]  # fmt: skip
+             "cluster.silence_s=4", "--until", "ppo"]  # fmt: skip
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -52,33 +52,44 @@ def same(one: Path, other: Path) -> None:
     assert timeless(one) == timeless(other)
 
 
-def test_actors_that_die_or_hang_are_replaced_and_nothing_else_changes(run, undisturbed):
+def test_whoever_dies_or_hangs_is_replaced_and_nothing_else_changes(run, undisturbed):
     root, draw = copy(run, undisturbed.with_name("disturbed")), random.Random(0)
     process = start(root, *OVERRIDES)
     table = []
     for step, name, how in (
         (1, "rollout-0", signal.SIGKILL), (2, "scoring-0", signal.SIGKILL), (3, "learner-1", signal.SIGKILL),
-        (4, "learner-0", signal.SIGSTOP), (5, "rollout-0", signal.SIGSTOP),
+        (4, "learner-0", signal.SIGSTOP),
     ):  # fmt: skip
         reach(process, root, "ppo", step)
         time.sleep(draw.uniform(0, 0.3))
         actor(process, name).send_signal(how)
         struck = time.monotonic()
         table.append((how.name, name, reach(process, root, "ppo", step + 1) - struck))
+    time.sleep(draw.uniform(0, 0.5))
+    process.kill()
+    process.wait()
+    struck = time.monotonic()
+    process = start(root, *OVERRIDES)
+    table.append(("SIGKILL", "the driver, and `hero run` again", reach(process, root, "ppo", 6) - struck))
     finished(process, root)
     for how, name, seconds in table:
         print(f"\n{how} of {name}: the next step was done after {seconds:.1f} s")
     faults = [json.loads(line) for line in (root / "faults.jsonl").read_text().splitlines()]
-    assert [name in fault["lost"] for fault, (_, name, _) in zip(faults, table, strict=True)] == [True] * len(table)
+    assert [name in fault["lost"] for fault, (_, name, _) in zip(faults, table, strict=False)] == [True] * 4
     same(root, undisturbed)
 
 
-def test_a_driver_that_was_killed_goes_on_where_it_was(run, undisturbed):
-    root = copy(run, undisturbed.with_name("killed"))
-    process = start(root, *OVERRIDES)
+def test_rollouts_that_run_ahead_lose_and_double_nothing_when_one_dies(run, undisturbed):
+    root = copy(run, undisturbed.with_name("ahead"))
+    process = start(root, *OVERRIDES, "ppo.staleness=2", "ppo.correction=decoupled")
     reach(process, root, "ppo", 3)
-    time.sleep(random.Random(1).uniform(0, 1))
-    process.kill()
-    process.wait()
-    finished(start(root, *OVERRIDES), root)
-    same(root, undisturbed)
+    actor(process, "rollout-0").kill()
+    finished(process, root)
+    found = rows(root / "metrics.jsonl", "ppo")
+    assert [row["step"] for row in found] == list(range(1, ITERATIONS + 1))
+    assert max(row["staleness/mean"] for row in found) > 0
+    assert max(row["staleness/max"] for row in found) <= 2
+    assert all(row["sync/mean_error"] < 1e-5 for row in found)
+    asked = [json.loads(line)["prompts"] for line in (root / "ppo" / "batches.jsonl").read_text().splitlines()]
+    asked = [prompt for batch in asked for prompt in batch]
+    assert len(asked) == len(set(asked)) == 8 * ITERATIONS  # fewer than the 60 prompts there are: each at most once

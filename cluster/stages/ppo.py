@@ -95,7 +95,8 @@ def run(context: Context) -> dict[str, Any]:
     saved = checkpoints.newest() or {"step": 0, "kl_coef": config.kl_coef, "flow": None, "rewards": None}
     first, kl_coef = saved["step"], saved["kl_coef"]
     rewards = Rewards(context.config.rewards, scorers, folder, saved["rewards"])
-    flow = Flow(rollouts, rewards, asked, config.prompts, config.staleness, decoding, end, saved["flow"])
+    wanted = (config.prompts, config.staleness, decoding, end, config.iterations)
+    flow = Flow(rollouts, rewards, asked, *wanted, saved["flow"])
     if first:
         learners.all("load", checkpoints.path(first), "state")
     evaluated: dict[str, float] = {}
@@ -119,6 +120,7 @@ def run(context: Context) -> dict[str, Any]:
             learned = time.perf_counter()
             synced = sync(step)
             seconds = time.perf_counter() - started
+            generating = seconds if config.staleness else generation  # engines that run ahead are waited for less than they work
             learned_rate = config.epochs * metrics["tokens"] / (learned - judged)
             made = metrics["objective/responses"]
             metrics |= rated | synced | {
@@ -127,7 +129,7 @@ def run(context: Context) -> dict[str, Any]:
                 "time/scoring": judged - started - generation,
                 "time/learning": learning,
                 "time/overhead": seconds - (judged - started) - learning - synced["time/sync"] - synced["time/probe"],
-                "perf/generated_tokens_per_second": metrics["response/length"] * made / generation,
+                "perf/generated_tokens_per_second": metrics["response/length"] * made / generating,
                 "perf/learned_tokens_per_second": learned_rate,
                 "perf/samples_per_second": made / seconds,
                 **{f"wait/{name}": seconds - fleet.busy() + busy[name] for name, fleet in fleets.items()},
