@@ -15,7 +15,7 @@ from tests.runs import copy, finished, reach, rows, start
 
 ITERATIONS = 7
 OVERRIDES = [f"ppo.iterations={ITERATIONS}", "ppo.best_of=1", "ppo.kl_target=0.5", "ppo.kl_horizon=64", "ppo.ema=0.9",
-             "cluster.silence_s=4", "--until", "ppo"]  # fmt: skip
+             "cluster.silence_s=8", "--until", "ppo"]  # fmt: skip
 
 pytestmark = pytest.mark.timeout(1200)
 
