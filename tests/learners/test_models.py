@@ -153,7 +153,7 @@ def fine_tuned(actor, folder, name):
     actor.export(folder / f"{name}-sft")
     actor.start_ppo(folder / f"{name}-sft", folder / f"{name}-reward", worlds.ppo_config(), None, 0)
     samples, scored = worlds.make_batch()
-    metrics, _ = actor.iterate(0, 0.05, samples, *scored)
+    metrics, *_ = actor.iterate(0, 0.05, samples, *scored)
     return losses, metrics
 
 
