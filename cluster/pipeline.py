@@ -92,9 +92,8 @@ def survive(context: Context, stage: Stage) -> dict[str, Any]:
                 raise FleetError(f"{told}; that is fault {restarts} of this stage, over cluster.restarts={limit}") from fault
             row = {"stage": stage, "time": failed, "seconds": time.time() - failed, "lost": lost, "fault": str(fault)}
             append_row(context.run.root / "faults.jsonl", row)
-            Console(stderr=True, highlight=False).print(
-                f"{told}\n{stage}: {', '.join(lost)} started anew; goes on from the last checkpoint", soft_wrap=True
-            )
+            told += f"\n{stage}: {', '.join(lost)} started anew; goes on from the last checkpoint"
+            Console(stderr=True).print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 class Timings:

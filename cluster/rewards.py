@@ -54,7 +54,7 @@ class Rewards:
     def finish(self, parts: Sequence[Part], step: int) -> tuple[list[Any], dict[str, float]]:
         """(batch, metrics): for each part a reference of Samples, its scores_B and a reference of its ref_logprobs_N, as
         `LearnerActor.iterate` takes them."""
-        found: list[Scores] = [self.scorers.get({p.scores: p.index}, "score")[0] for p in parts]
+        found: list[Scores] = self.scorers.get({part.scores: part.index for part in parts}, "score")
         finite = [np.isfinite(scores.raw_KB).all(0) for scores in found]
         self._quarantine(found, sum(int((~kept).sum()) for kept in finite), sum(len(kept) for kept in finite), step)
         raw_KB = np.concatenate([scores.raw_KB[:, kept] for scores, kept in zip(found, finite, strict=True)], axis=1)

@@ -7,6 +7,7 @@ depend on the number of ranks or on how a batch is cut.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ from learners.models import PolicyModule, ScalarModule, refuse_leaks
 from learners.objectives import ranking_loss, ranking_pairs
 
 
-class SupervisedTask:
+class SupervisedTask(ABC):
     """Order of the data, steps and validation shared by both losses; an item is what a batch is counted in."""
 
     def __init__(
@@ -75,19 +76,21 @@ class SupervisedTask:
         self.padded += rows.tokens_RT.numel()
         return rows
 
+    @abstractmethod
     def cost(self, item: int) -> int:
-        raise NotImplementedError
+        """Tokens that an item takes in a micro-batch."""
 
+    @abstractmethod
     def tokens(self, micro: Sequence[int]) -> int:
-        raise NotImplementedError
+        """Tokens of the items of a micro-batch."""
 
+    @abstractmethod
     def weight(self, items: np.ndarray) -> float:
         """What the summed loss of these items is divided by."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, micro: Sequence[int]) -> Tensor:
         """Summed loss of one micro-batch (which may be empty)."""
-        raise NotImplementedError
 
 
 class LanguageTask(SupervisedTask):

@@ -9,7 +9,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +105,20 @@ def running(target: Path, config: ServeConfig, address: str | None = None) -> It
 
 
 def _own_proxy(folder: Path) -> None:
-    """Lets several endpoints live on one machine: the files and side ports of Serve's HAProxy are the same otherwise."""
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("", 0))
-        second.bind(("", 0))
-        ports = first.getsockname()[1], second.getsockname()[1]
+    """Lets several endpoints live on one machine: files and side ports of Serve's proxies are the same otherwise. The port
+    of the Python proxy, to which HAProxy turns while it knows no replica, would even be shared, and with it the requests."""
+    with ExitStack() as stack:
+        held = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for probe in held:
+            probe.bind(("", 0))
+        metrics, stats, fallback = (probe.getsockname()[1] for probe in held)
     for name, value in (
-        ("CONFIG_FILE_LOC", folder / "haproxy.cfg"), ("SOCKET_PATH", folder / "admin.sock"),
-        ("SERVER_STATE_BASE", folder), ("SERVER_STATE_FILE", folder / "server-state"),
-        ("METRICS_SOCKET_PATH", folder / "metrics.sock"), ("METRICS_PORT", ports[0]), ("STATS_PORT", ports[1]),
+        ("HAPROXY_CONFIG_FILE_LOC", folder / "haproxy.cfg"), ("HAPROXY_SOCKET_PATH", folder / "admin.sock"),
+        ("HAPROXY_SERVER_STATE_BASE", folder), ("HAPROXY_SERVER_STATE_FILE", folder / "server-state"),
+        ("HAPROXY_METRICS_SOCKET_PATH", folder / "metrics.sock"), ("HAPROXY_METRICS_PORT", metrics),
+        ("HAPROXY_STATS_PORT", stats), ("FALLBACK_PROXY_HTTP_PORT", fallback),
     ):  # fmt: skip
-        os.environ[f"RAY_SERVE_HAPROXY_{name}"] = str(value)
+        os.environ[f"RAY_SERVE_{name}"] = str(value)
 
 
 def _wait_healthy(url: str) -> None:
