@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from learners.errors import FleetError, UserError
+from learners.errors import FleetError, UserError, is_full
 
 app = typer.Typer(
     help="Take a language model from random weights to a served chat assistant.",
@@ -92,6 +92,18 @@ def serve(
     if config.data.heldout and not config.serve.canary.file:
         config.serve.canary.file = str(local_path(config.data.heldout[0], config.data) or "")
     serve_forever(run, config.serve, console)
+
+
+@app.command()
+def scale(
+    run: RunDir, counts: Annotated[list[str], typer.Argument(help="fleet=actors, for example rollout=4 scoring=2")]
+) -> None:
+    """Change how many rollout or scoring actors a run at work has, until it ends."""
+    from cluster.run import ask_scale
+
+    asked = ask_scale(run, counts)
+    told = ", ".join(f"{kind} {count}" for kind, count in asked.items())
+    console.print(f"{run}: asked for {told}; the PPO stage follows between iterations and says so", highlight=False)
 
 
 @app.command()
@@ -202,6 +214,11 @@ def main() -> None:
     except (UserError, FleetError) as fault:
         _tell(str(fault))
         sys.exit(2 if isinstance(fault, UserError) else 1)
+    except OSError as fault:
+        if not is_full(fault):
+            raise
+        _tell(f"{fault}; make room and run the same command, which goes on from the last checkpoint")
+        sys.exit(2)
 
 
 def _tell(message: str) -> None:

@@ -8,7 +8,8 @@ run beside them; on GPUs every actor reserves its own.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,23 @@ from cluster.config import ClusterConfig, RunConfig
 from cluster.heartbeat import Pulse
 from cluster.host import Host
 from learners.errors import FleetError, UserError
+from serve.files import read_json
 
 # Passed on to every actor: without a hub, transformers must not try the network; torch and vLLM stay terse.
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+SCALE = "scale.json"  # in the run directory: how many actors `hero scale` wants of which fleet
 WATCH_S = 2.0  # how often the driver looks at the heartbeats of those it waits for
+
+
+@dataclass(frozen=True)
+class Member:
+    """One actor of a fleet, and how to start another in its place."""
+
+    name: str
+    arguments: dict[str, Any]
+    incarnation: int
+    actor: Any
+    pulse: Pulse
 
 
 class Fleet:
@@ -35,34 +49,37 @@ class Fleet:
         self, kind: str, target: str, arguments: Sequence[dict[str, Any]], options: dict[str, Any], logs: Path,
         limits: ClusterConfig | None = None,
     ) -> None:  # fmt: skip
-        self.kind, self.target, self.arguments, self.logs = kind, target, arguments, logs
+        self.kind, self.target, self.logs = kind, target, logs
         self.limits = limits or ClusterConfig()
-        self.names = [f"{kind}-{i}" for i in range(len(arguments))]
-        self.incarnations = [0] * len(arguments)
         self._host = ray.remote(Host).options(**options)
         self._hung: set[int] = set()
         self._watched = 0.0
-        self.actors: list[Any] = [None] * len(arguments)
-        self.pulses: list[Any] = [None] * len(arguments)
-        for i in range(len(arguments)):
-            self._create(i)
+        self._members = [self._member(f"{kind}-{i}", given) for i, given in enumerate(arguments)]
+        self._joining: list[tuple[Member, ray.ObjectRef]] = []
 
-    def _create(self, index: int) -> None:
-        name = self.names[index]
-        pulse = f"zero2hero-{ray.get_runtime_context().get_job_id()}-{id(self)}-{name}-{self.incarnations[index]}"
-        log = str(self.logs / f"{name}.log")
-        self.actors[index] = self._host.remote(name, self.target, log, self.arguments[index], pulse)
-        self.pulses[index] = Pulse(pulse)
+    def _member(self, name: str, arguments: dict[str, Any], incarnation: int = 0) -> Member:
+        pulse = f"zero2hero-{ray.get_runtime_context().get_job_id()}-{id(self)}-{name}-{incarnation}-{time.time_ns()}"
+        actor = self._host.remote(name, self.target, str(self.logs / f"{name}.log"), arguments, pulse)
+        return Member(name, arguments, incarnation, actor, Pulse(pulse))
+
+    @property
+    def names(self) -> list[str]:
+        return [member.name for member in self._members]
+
+    @property
+    def expected(self) -> int:
+        """Actors, those on their way included."""
+        return len(self._members) + len(self._joining)
 
     def __len__(self) -> int:
-        return len(self.actors)
+        return len(self._members)
 
     def submit(self, index: int, method: str, *args: Any, **kwargs: Any) -> ray.ObjectRef:
-        return self.actors[index % len(self.actors)].call.remote(method, *args, **kwargs)
+        return self._members[index % len(self)].actor.call.remote(method, *args, **kwargs)
 
     def submit_split(self, index: int, count: int, method: str, *args: Any, **kwargs: Any) -> list[ray.ObjectRef]:
         """A call that returns `count` values, each with a reference of its own."""
-        return self.actors[index % len(self.actors)].call.options(num_returns=count).remote(method, *args, **kwargs)
+        return self._members[index % len(self)].actor.call.options(num_returns=count).remote(method, *args, **kwargs)
 
     def all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """The same call on every actor at once; their results in order."""
@@ -103,11 +120,12 @@ class Fleet:
             return
         self._watched = time.monotonic()
         for i in sorted({index % len(self) for index in indexes}):
-            silence, limits = self.pulses[i].silence(), self.limits
+            pulse, limits = self._members[i].pulse, self.limits
+            silence = pulse.silence()
             if silence > limits.silence_s:
                 what = f"no heartbeat for {silence:.0f} s, over cluster.silence_s={limits.silence_s:g}"
-            elif self.pulses[i].at_work > limits.stall_s:
-                what = f"at work for {self.pulses[i].at_work:.0f} s, over cluster.stall_s={limits.stall_s:g}; its stack is there"
+            elif pulse.at_work > limits.stall_s:
+                what = f"at work for {pulse.at_work:.0f} s, over cluster.stall_s={limits.stall_s:g}; its stack is there"
             else:
                 continue
             self._hung.add(i)
@@ -115,7 +133,8 @@ class Fleet:
 
     def lost(self, patience: float = 10.0) -> list[int]:
         """Indexes of the actors that are dead or hang. One that is at work does not answer: its heartbeat speaks for it."""
-        lost, asked = set(self._hung), {a.busy.remote(): i for i, a in enumerate(self.actors) if i not in self._hung}
+        lost = set(self._hung)
+        asked = {m.actor.busy.remote(): i for i, m in enumerate(self._members) if i not in lost}
         deadline, pending = time.monotonic() + patience, list(asked)
         while pending and time.monotonic() < deadline:
             ready, pending = ray.wait(pending, timeout=0.5)
@@ -125,29 +144,57 @@ class Fleet:
                 except RayError:
                     lost.add(asked[ref])
                     deadline = min(deadline, time.monotonic() + 2)  # those that died with it
-        silent = {asked[ref] for ref in pending if self.pulses[asked[ref]].silence() > self.limits.silence_s}
+        silent = {asked[ref] for ref in pending if self._members[asked[ref]].pulse.silence() > self.limits.silence_s}
         self._hung |= silent
         return sorted(lost | silent)
 
     def replace(self, index: int) -> None:
         """A new actor in the place of a lost one, with what the first was started with."""
+        member = self._members[index]
         self._end(index)
-        self.incarnations[index] += 1
-        self._create(index)
+        self._members[index] = self._member(member.name, member.arguments, member.incarnation + 1)
 
-    def busy(self) -> float:
-        """Mean seconds that an actor has spent in calls so far."""
-        return sum(self.get([actor.busy.remote() for actor in self.actors], "busy")) / len(self)
+    def grow(self, arguments: dict[str, Any]) -> None:
+        """Has one more actor started; it takes no part before `settle`."""
+        member = self._member(f"{self.kind}-{self.expected}", arguments)
+        self._joining.append((member, member.actor.busy.remote()))
+
+    def settle(self) -> list[str]:
+        """Takes in the new actors that have started, in order, and says which; one that failed to start is given up."""
+        told = []
+        while self._joining and ray.wait([self._joining[0][1]], timeout=0)[0]:
+            member, ref = self._joining.pop(0)
+            try:
+                ray.get(ref)
+            except RayError as fault:
+                told.append(f"{member.name} failed to start ({_first_line(fault)}); see {self.logs / member.name}.log")
+            else:
+                self._members.append(member)
+                told.append(f"{member.name} has joined")
+        return told
+
+    def shrink(self, count: int) -> None:
+        """Lets go of all actors but the first `count`; they finish what they have been asked."""
+        for member in [*self._members[count:], *(member for member, _ in self._joining)]:
+            member.actor.__ray_terminate__.remote()
+        del self._members[count:]
+        self._joining.clear()
+
+    def busy(self) -> list[float]:
+        """Seconds that each actor has spent in calls so far."""
+        return self.get([member.actor.busy.remote() for member in self._members], "busy")
 
     def stop(self) -> None:
+        self.shrink(len(self))
         for index in range(len(self)):
             self._end(index)
 
     def _end(self, index: int) -> None:
-        ray.kill(self.actors[index])
+        member = self._members[index]
+        ray.kill(member.actor)
         if index in self._hung:
-            self.pulses[index].kill()
-        self.pulses[index].forget()
+            member.pulse.kill()
+        member.pulse.forget()
         self._hung.discard(index)
 
 
@@ -165,14 +212,16 @@ class Fleets:
     """The fleets of one run."""
 
     def __init__(self, config: RunConfig, root: Path) -> None:
-        self.config, self.logs = config, root / "logs"
+        self.config, self.logs, self.wishes = config, root / "logs", root / SCALE
         self.transport = make_transport(config.learners.transport, root)
         self._fleets: dict[str, Fleet] = {}
+        self._makers: dict[str, Callable[[int], dict[str, Any]]] = {}  # what the i-th actor of a fleet is started with
         self._scorers_of: tuple[str, str | None] | None = None
         self._freed = float("-inf")  # when actors were last stopped, whose room Ray takes a moment to give back
 
     def start(self) -> None:
         """Joins the configured Ray cluster, or starts one of this run's own."""
+        self.wishes.unlink(missing_ok=True)
         start_ray(self.config.cluster.address, self.config.cluster.cpus, self.config.cluster.object_store_gib)
 
     def learners(self) -> Fleet:
@@ -194,15 +243,10 @@ class Fleets:
                     "max_model_len": self.config.rollout.max_model_len or self.config.model.context,
                 }
             )
-            arguments = [
-                {
-                    "name": f"rollout-{i}",
-                    "model_path": str(model),
-                    "config": settings,
-                    "seed": self.config.seed * 1000 + i,
-                }
-                for i in range(settings.actors)
-            ]
+            self._makers["rollout"] = lambda i: {
+                "name": f"rollout-{i}", "model_path": str(model), "config": settings, "seed": self.config.seed * 1000 + i
+            }  # fmt: skip
+            arguments = [self._makers["rollout"](i) for i in range(settings.actors)]
             env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
             self._start("rollout", "actors.rollout:RolloutActor", arguments, settings.threads, settings.gpus, env)
         return self._fleets["rollout"]
@@ -216,7 +260,9 @@ class Fleets:
                 self._freed = time.monotonic()
             settings = self.config.scoring
             models = {"reference": wanted[0], "reward": wanted[1], "model": self.config.model}
-            arguments = [{**models, "config": settings, "rewards": self.config.rewards}] * settings.actors
+            argument = {**models, "config": settings, "rewards": self.config.rewards}
+            self._makers["scoring"] = lambda i: argument
+            arguments = [argument] * settings.actors
             self._start("scoring", "actors.scoring:ScoringActor", arguments, settings.threads, settings.gpus)
             self._scorers_of = wanted
         return self._fleets["scoring"]
@@ -246,6 +292,25 @@ class Fleets:
                 for i in lost:
                     fleet.replace(i)
         return names
+
+    def wanted(self, kind: str) -> int:
+        """Actors that a fleet is to have: what `hero scale` last asked for, else what it has."""
+        return (read_json(self.wishes) or {}).get(kind, self._fleets[kind].expected)
+
+    def resize(self) -> list[str]:
+        """Starts or lets go of actors as wished, takes in those that have started, and says what was done. New engines hold
+        old weights: call this before a weight update."""
+        told = []
+        for kind in self._makers:
+            fleet, count = self._fleets[kind], self.wanted(kind)
+            if count != fleet.expected:
+                told.append(f"{kind} fleet: from {fleet.expected} to {count}")
+            if count < fleet.expected:
+                fleet.shrink(min(count, len(fleet)))
+            while fleet.expected < count:
+                fleet.grow(self._makers[kind](fleet.expected))
+            told += fleet.settle()
+        return told
 
     def _check_room(self, kind: str, cpus: float, gpus: float) -> None:
         """Refuses at once what Ray would wait for in silence."""

@@ -12,6 +12,7 @@ from.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,8 +59,8 @@ class Flow:
         self._last = last
         self._next: int = state["next"] if state else 0
         self._again: list[int] = list(state["again"]) if state else []
-        self._flying: list[dict[int, int]] = [{} for _ in range(len(rollouts))]  # place: tokens it may take, by engine
-        self._new: list[list[int]] = [[] for _ in range(len(rollouts))]  # those of them that the engine has yet to hear of
+        self._flying: dict[int, dict[int, int]] = defaultdict(dict)  # by engine: place, tokens that it may take
+        self._new: dict[int, list[int]] = defaultdict(list)  # those of them that the engine has yet to hear of
         self._pumping: dict[ray.ObjectRef, tuple[int, ray.ObjectRef, Forming, int]] = {}
         self._forming: list[Forming] = []
         self._known: dict[int, Ask] = {}
@@ -100,6 +101,19 @@ class Flow:
             fleet.watch([whose[ref] for ref in pending], doing)
         return ray.get(list(refs))
 
+    def release(self, count: int) -> None:
+        """Takes back what all engines but the first `count` are at; it is asked again."""
+        for index in [i for i in self._flying if i >= count]:
+            places = list(self._flying.pop(index))
+            self._new.pop(index, None)
+            self._again += places
+            for place in places:
+                del self._known[place]
+        for ref, (index, _, batch, most) in list(self._pumping.items()):
+            if index >= count:
+                del self._pumping[ref]
+                batch.reserved -= most
+
     def _turn(self, others: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
         """Keeps everybody busy and waits for something to happen; returns those of `others` that are done."""
         self._admit()
@@ -124,14 +138,15 @@ class Flow:
             else:
                 place, self._next = self._next, self._next + 1
             ask = self._known[place] = self.asked(place)
-            index = min(range(len(self._new)), key=lambda i: sum(self._flying[i].values()))
+            index = min(range(len(self.rollouts)), key=lambda i: sum(self._flying[i].values()))
             self._flying[index][place] = (len(ask.tokens) + self.decoding.max_tokens) * len(ask.seeds)
             self._new[index].append(place)
 
     def _pump(self) -> None:
         """Asks every engine that has something to do for as many groups as a forming batch still lacks."""
         busy = {index for index, *_ in self._pumping.values()}
-        for index, flying in enumerate(self._flying):
+        for index in range(len(self.rollouts)):
+            flying = self._flying[index]
             number, batch = self._open()
             if index in busy or not flying or batch is None:
                 continue

@@ -10,16 +10,19 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from rich.console import Console
 
 from cluster.config import STAGES, RunConfig, Stage
+from cluster.fleet import SCALE, Fleet
 from learners.data_config import SourceConfig
 from learners.errors import UserError
 from learners.sources import local_path
-from serve.files import read_json, write_json, write_text
+from serve.files import exclusive, read_json, write_json, write_text
 from serve.versions import endpoint, keep, point, resolve
 
 # What a finished stage was made from, and the first of a run besides: if one of these sections changes, its result no
@@ -33,6 +36,8 @@ SECTIONS: dict[Stage, tuple[str, ...]] = {
     "ppo": ("rewards", "ppo"),
     "evaluate": ("evaluate",),
 }
+
+WHOLE = "whole.json"
 
 
 class Run:
@@ -153,25 +158,81 @@ class Run:
             point(self.root, name, who="hero run", why="trained while nothing served the run")
 
 
+def ask_scale(root: Path, counts: Sequence[str]) -> dict[str, int]:
+    """Leaves word for the run at work in a directory of how many actors its fleets are to have; returns all such wishes."""
+    wishes = read_json(root / SCALE) or {}
+    for item in counts:
+        kind, _, number = item.partition("=")
+        if kind == "learner":
+            raise UserError(f"{item}: a ZeRO optimizer state fits its number of ranks; stop the run and set learners.ranks")
+        if kind not in ("rollout", "scoring") or not number.isdecimal() or int(number) < 1:
+            raise UserError(f"{item}: expected rollout=N or scoring=N with N of 1 or more")
+        wishes[kind] = int(number)
+    if not (root / "config.yaml").exists():
+        raise UserError(f"{root}: no run directory (config.yaml is missing)")
+    try:
+        with exclusive(root / "lock", "at work"):
+            pass
+    except UserError:
+        write_json(root / SCALE, wishes)
+        return wishes
+    settings = " ".join(f"{kind}.actors={count}" for kind, count in wishes.items())
+    raise UserError(f"{root}: no `hero run` is at work there; start one with {settings}")
+
+
 class Checkpoints:
-    """Learner states of one stage: folders named by step, and a pointer to the newest whole one."""
+    """Learner states of one stage: folders named by step. `whole.json`, written last, has the sizes of a folder's files and
+    what the driver keeps."""
 
     def __init__(self, folder: Path, keep: int = 1) -> None:
         self.folder, self.keep = folder / "checkpoints", keep
 
     def newest(self) -> dict[str, Any] | None:
-        """The driver state of the newest whole checkpoint, with its "step"."""
-        return read_json(self.folder / "newest.json")
+        """The driver's state of the newest checkpoint that is whole, with its "step"."""
+        steps = self._steps()
+        for step in reversed(steps):
+            damage = self._damage(step)
+            if damage is None:
+                return {"step": step, **read_json(self.path(step) / WHOLE)["driver"]}
+            told = f"{self.path(step)} is not whole ({damage}) and is left out"
+            Console(stderr=True).print(told, markup=False, highlight=False, soft_wrap=True)
+        return None
 
     def path(self, step: int) -> Path:
         return self.folder / f"{step:06d}"
 
-    def commit(self, step: int, state: dict[str, Any]) -> None:
+    def save(self, step: int, learners: Fleet) -> None:
+        """Has the learners write their state; it counts once it is committed. What a full disk leaves is removed."""
+        shutil.rmtree(self.path(step), ignore_errors=True)
+        try:
+            learners.all("save", self.path(step), "state")
+        except UserError:
+            shutil.rmtree(self.path(step), ignore_errors=True)
+            raise
+
+    def commit(self, step: int, driver: dict[str, Any]) -> None:
         """Declares the folder of `step` whole, then removes all but the newest ones."""
-        write_json(self.folder / "newest.json", {"step": step, **state})
-        steps = sorted(int(p.name) for p in self.folder.iterdir() if p.is_dir() and p.name.isdigit())
+        write_json(self.path(step) / WHOLE, {"driver": driver, "files": _sizes(self.path(step))})
+        steps = self._steps()
         for old in [s for s in steps if s <= step][: -self.keep] + [s for s in steps if s > step]:
             shutil.rmtree(self.path(old))
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _steps(self) -> list[int]:
+        return sorted(int(p.name) for p in self.folder.glob("[0-9]*") if p.is_dir())
+
+    def _damage(self, step: int) -> str | None:
+        try:
+            expected = (read_json(self.path(step) / WHOLE) or {})["files"]
+        except (ValueError, KeyError):
+            return "its writing was not finished"
+        found = _sizes(self.path(step))
+        return next((f"{name} has {found.get(name, 0)} of {size} bytes" for name, size in expected.items()
+                     if found.get(name, 0) != size), None)  # fmt: skip
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != WHOLE)
+    return {str(p.relative_to(folder)): p.stat().st_size for p in files}

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardConfig, SFTConfig
 from learners.datasets import RankingData, TokenData
 from learners.engine import Engine, join_process_group, peak_flops
+from learners.errors import UserError, is_full
 from learners.models import (
     PolicyModule,
     ScalarModule,
@@ -168,9 +169,18 @@ class LearnerActor:
         return self.task.probe(sequences)
 
     def save(self, folder: Path, tag: str) -> None:
-        """Learner state under `folder`; complete once every rank has returned."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (self.task if isinstance(self.task, PPOTask) else self.task.engine).save(folder, tag)
+        """Learner state under `folder`; complete once every rank has returned. Raises UserError if the disk is full."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (self.task if isinstance(self.task, PPOTask) else self.task.engine).save(folder, tag)
+        except (OSError, RuntimeError) as fault:  # torch's writer says RuntimeError, and not why
+            if not (is_full(fault) or "inline_container" in str(fault)):
+                raise
+            free = shutil.disk_usage(folder.parent).free / 2**20
+            raise UserError(
+                f"{folder}: the checkpoint could not be written, {free:.0f} MiB are free there; make room and run the same "
+                "command, which goes on from the checkpoint before"
+            ) from fault
 
     def load(self, folder: Path, tag: str) -> int:
         """Restores a saved state; returns the optimizer steps done."""

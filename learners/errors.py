@@ -3,6 +3,8 @@
 Raised anywhere, printed by the command line as a single message without a traceback.
 """
 
+import errno
+
 
 class UserError(Exception):
     """Says what is wrong and where (file, key or row), what was expected, and what to do."""
@@ -10,3 +12,8 @@ class UserError(Exception):
 
 class FleetError(RuntimeError):
     """An actor failed or died; the message names it, what it was doing and its log."""
+
+
+def is_full(fault: BaseException) -> bool:
+    """Whether a write failed because the disk, or the user's share of it, is full."""
+    return isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -35,6 +35,8 @@ class Experience:
         self.old_BT, self.entropy_BT, self.values_BT = torch.zeros(3, *self.on_BT.shape)
         self.advantages_BT, self.returns_BT = torch.zeros(2, *self.on_BT.shape)
         self.proximal_BT = self.old_BT
+        self.age_BT = torch.zeros(self.on_BT.shape)
+        """Versions that the weights which wrote a token are behind those before the update."""
         self.weights_BT: Tensor | None = None
 
     @staticmethod
@@ -73,7 +75,11 @@ class Experience:
     def shape(self, config: PPOConfig, kl_coef: float, version: int = 0) -> dict[str, float]:
         """Fills in advantages, returns, proximal log-probabilities and weights; returns the metrics of the batch. `version`
         is that of the weights before the update."""
-        old_BT, mask_BT, samples = self.old_BT, self.mask_BT, self.samples
+        mask_BT, samples = self.mask_BT, self.samples
+        if config.proximal == "log_linear":
+            self.old_BT = self.behaviour_BT  # until the first epoch has shown the learner's
+            self.age_BT = self.spread(torch.from_numpy(version - self.versions_N).float(), self.on_BT)
+        old_BT = self.old_BT
         cut_B = ~torch.from_numpy(samples.ended_B)
         given_B = self.scores_B - config.missing_end_penalty * cut_B
         if config.overlong_buffer:
@@ -91,11 +97,8 @@ class Experience:
             advantage = getattr(advantages, config.advantage)
             self.advantages_BT = advantage(rewards_BT, mask_BT, groups_B, config.gamma)
         self.proximal_BT = old_BT if config.proximal == "recompute" else self.behaviour_BT
-        self.weights_BT = objectives.importance_weights(
-            old_BT, self.behaviour_BT, mask_BT, config.correction, config.correction_low, config.correction_high
-        )
+        self.weights_BT = None if config.proximal == "log_linear" else self.correction(old_BT, config)
         kl_B = ((old_BT - self.ref_BT) * mask_BT).sum(1)
-        drift = objectives.mismatch(old_BT, self.behaviour_BT, mask_BT, self.weights_BT)
         return {
             "objective/scores": float(self.scores_B.mean()),
             "objective/scores_std": float(self.scores_B.std(correction=0)),
@@ -103,7 +106,7 @@ class Experience:
             "objective/kl_max": float(kl_B.max()),
             "objective/non_score_reward": float(-kl_coef * kl_B.mean()),
             "objective/rlhf_reward": float((given_B - kl_coef * kl_B).mean()),
-            "objective/entropy": float(objectives.masked_mean(self.entropy_BT, mask_BT)),
+            "objective/entropy": self.entropy(),
             "objective/responses": float(samples.size),
             "staleness/mean": float(version - self.versions_N.mean()),
             "staleness/max": float(version - self.versions_N.min()),
@@ -111,10 +114,35 @@ class Experience:
             "response/ended": float(samples.ended_B.mean()),
             "val/num_eos_tokens": float(samples.ended_B.sum()),
             **({"val/var_explained": self._explained()} if config.needs.critic else {}),
-            **{f"mismatch/{name}": value for name, value in drift.items()},
+            **self.mismatch(),
             "kl_coef": kl_coef,
             "tokens": float(samples.offsets[-1]),
         }
+
+    def proximal(self, logprobs_BT: Tensor, rows: Sequence[int], config: PPOConfig) -> tuple[Tensor, Tensor | None]:
+        """(proximal log-probabilities, importance weights) of some responses whose present log-probabilities are given."""
+        chosen, device = list(rows), logprobs_BT.device
+        if config.proximal != "log_linear":
+            weights_BT = self.weights_BT[chosen].to(device) if self.weights_BT is not None else None
+            return self.proximal_BT[chosen].to(device), weights_BT
+        behaviour_BT = self.behaviour_BT[chosen].to(device)
+        proximal_BT = objectives.log_linear_proximal(logprobs_BT, behaviour_BT, self.age_BT[chosen].to(device))
+        return proximal_BT, self.correction(proximal_BT, config, chosen)
+
+    def correction(self, proximal_BT: Tensor, config: PPOConfig, rows: Sequence[int] | None = None) -> Tensor | None:
+        """Importance weights of some responses (of all of them without `rows`)."""
+        chosen = list(range(len(self.mask_BT)) if rows is None else rows)
+        behaviour_BT, mask_BT = (x[chosen].to(proximal_BT.device) for x in (self.behaviour_BT, self.mask_BT))
+        low, high = config.correction_low, config.correction_high
+        return objectives.importance_weights(proximal_BT, behaviour_BT, mask_BT, config.correction, low, high)
+
+    def mismatch(self) -> dict[str, float]:
+        """How far the learner's log-probabilities are from the engine's."""
+        found = objectives.mismatch(self.old_BT, self.behaviour_BT, self.mask_BT, self.weights_BT)
+        return {f"mismatch/{name}": value for name, value in found.items()}
+
+    def entropy(self) -> float:
+        return float(objectives.masked_mean(self.entropy_BT, self.mask_BT))
 
     def _explained(self) -> float:
         """Share of the variance of the returns that the critic foresaw."""

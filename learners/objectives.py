@@ -157,6 +157,16 @@ def importance_weights(
     return weight_BT if correction == "decoupled" else weight_BT.clamp(max=high)
 
 
+def log_linear_proximal(logprobs_BT: Tensor, behaviour_BT: Tensor, age_BT: Tensor) -> Tensor:
+    """Log-probabilities (B, T) of the proximal policy without a forward pass, from the versions of weights alone.
+
+    log mu + a (log pi - log mu) with a = (v_prox - v_mu) / (v_pi - v_mu), v_prox being the version before the update, v_pi
+    the next one and v_mu that of the token (AReaL, github.com/inclusionAI/AReaL, `prox_logp_method: loglinear`): a token of
+    the present version, of age 0, has the engine's own. `age_BT` is v_prox - v_mu. Carries no gradient.
+    """
+    return behaviour_BT + age_BT / (age_BT + 1) * (logprobs_BT.detach() - behaviour_BT)
+
+
 def mismatch(
     old_logprobs_BT: Tensor, behaviour_logprobs_BT: Tensor, mask_BT: Tensor, weights_BT: Tensor | None = None
 ) -> dict[str, float]:

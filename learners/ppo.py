@@ -58,24 +58,40 @@ class PPOTask:
         experience = Experience.gather(batch, parts, self.config)
         self._evaluate(experience)
         found = experience.shape(self.config, kl_coef, iteration)
-        return {**found, **self._update(iteration, kl_coef, experience)}
+        seen_2BT = torch.zeros(2, *experience.on_BT.shape) if self.config.proximal == "log_linear" else None
+        found |= self._update(iteration, kl_coef, experience, seen_2BT)
+        if seen_2BT is not None:
+            experience.old_BT, experience.entropy_BT = self._whole(seen_2BT)
+            found |= {**experience.mismatch(), "objective/entropy": experience.entropy()}
+        return found
 
     def _evaluate(self, experience: Experience) -> None:
         """Fills in logprobs, entropy and values, float32, before any update. The value of a response token is the critic's
-        output on reading the token before it, the state in which it was chosen."""
+        output on reading the token before it, the state in which it was chosen. With a log-linear proximal policy the first
+        two come out of the first epoch instead."""
+        asked = self.config.proximal != "log_linear"
+        if not (asked or self.critic):
+            return
         found_3BT = torch.zeros(3, *experience.on_BT.shape)
         with torch.no_grad():
             for micro, rows in self._micros(experience.samples, range(experience.samples.size)):
-                found = list(self._logprobs(rows, with_entropy=True))
-                found += [self._values(rows)] if self.critic else []
-                for place, values_N in enumerate(found):
+                found = dict(enumerate(self._logprobs(rows, with_entropy=True) if asked else ()))
+                found |= {2: self._values(rows)} if self.critic else {}
+                for place, values_N in found.items():
                     found_3BT[place, micro] = experience.spread(values_N.float().cpu(), experience.on_BT[micro])
-        on_device = found_3BT.to(self.policy.device)
-        dist.all_reduce(on_device)
-        experience.old_BT, experience.entropy_BT, experience.values_BT = on_device.cpu()
+        experience.old_BT, experience.entropy_BT, experience.values_BT = self._whole(found_3BT)
 
-    def _update(self, iteration: int, kl_coef: float, experience: Experience) -> dict[str, float]:
-        """Every epoch and minibatch: policy step, critic step. Returns means over tokens (and the last lr)."""
+    def _whole(self, shares: Tensor) -> Tensor:
+        """The sum over all ranks."""
+        on_device = shares.to(self.policy.device)
+        dist.all_reduce(on_device)
+        return on_device.cpu()
+
+    def _update(
+        self, iteration: int, kl_coef: float, experience: Experience, seen_2BT: Tensor | None = None
+    ) -> dict[str, float]:
+        """Every epoch and minibatch: policy step, critic step. Returns means over tokens (and the last lr). `seen_2BT` is given
+        this rank's log-probabilities and entropies of the first epoch."""
         samples, sums, first_error, response_tokens = experience.samples, Sums(), 0.0, 0.0
         minibatches = min(self.config.minibatches, samples.size)
         for epoch in range(self.config.epochs):
@@ -84,7 +100,8 @@ class PPOTask:
                 micros = self._micros(samples, minibatch.tolist())
                 tokens = float(experience.mask_BT[minibatch].sum())
                 ptx = self._ptx_micros(iteration, epoch * minibatches + m)
-                error, lr = self._policy_step(experience, micros, minibatch, kl_coef, ptx, sums)
+                seen = seen_2BT if epoch == 0 else None
+                error, lr = self._policy_step(experience, micros, minibatch, kl_coef, ptx, sums, seen)
                 if epoch == m == 0:
                     first_error = error
                 if self.critic:
@@ -106,7 +123,7 @@ class PPOTask:
 
     def _policy_step(
         self, experience: Experience, micros: list[tuple[list[int], Rows]], minibatch: np.ndarray, kl_coef: float,
-        ptx: list[tuple[Rows, float]], sums: Sums,
+        ptx: list[tuple[Rows, float]], sums: Sums, seen_2BT: Tensor | None,
     ) -> tuple[float, float]:  # fmt: skip
         """One optimizer step of the policy: (largest error of a ratio that should be 1 in the first step, lr)."""
         config, device, error = self.config, self.policy.device, 0.0
@@ -115,9 +132,12 @@ class PPOTask:
         tokens = float(mask_BT.sum())
         for i, (micro, rows) in enumerate(micros):
             on_BT, mask_BT = experience.on_BT[micro].to(device), experience.mask_BT[micro].to(device)
-            old_BT = experience.proximal_BT[micro].to(device)
-            logprobs_BT = experience.spread(self._logprobs(rows)[0], on_BT)
-            weights_BT = experience.weights_BT[micro].to(device) if experience.weights_BT is not None else None
+            found = self._logprobs(rows, with_entropy=seen_2BT is not None)
+            logprobs_BT = experience.spread(found[0], on_BT)
+            if seen_2BT is not None:
+                for place, values_N in enumerate(found):
+                    seen_2BT[place, micro] = experience.spread(values_N.detach().float(), on_BT).cpu()
+            old_BT, weights_BT = experience.proximal(logprobs_BT, micro, config)
             loss, metrics = objectives.policy_loss(
                 logprobs_BT, old_BT, experience.advantages_BT[micro].to(device), mask_BT, config.clip_low,
                 config.clip_high, config.dual_clip, weights_BT, config.aggregation, config.ratio, size,

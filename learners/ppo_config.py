@@ -111,9 +111,10 @@ class PPOConfig(Section):
     """Held-out prompts of those evaluations."""
     best_of: int = Field(16, ge=1)
     """Responses of the SFT policy to each of them before the first iteration: the best-of-N baseline. 1: off."""
-    proximal: Literal["recompute", "behaviour"] = "recompute"
+    proximal: Literal["recompute", "log_linear", "behaviour"] = "recompute"
     """The policy that ratios are taken to and clipped around: the learner's before the update (decoupled PPO, Hilton et al.
-    2022), or the one that wrote the response, of whatever version."""
+    2022) by a forward pass or, without one, by interpolation from the versions of the tokens; or the one that wrote the
+    response, of whatever version."""
     staleness: int = Field(0, ge=0)
     """Versions that the weights which wrote a response may be older than those that learn from it. 0: synchronous; over 0
     rollouts run ahead while the learners work."""

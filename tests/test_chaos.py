@@ -1,6 +1,7 @@
 """Whatever dies or hangs is replaced, and the run ends as one that nobody disturbed: bit for bit, on real components."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -68,10 +69,14 @@ def test_whoever_dies_or_hangs_is_replaced_and_nothing_else_changes(run, undistu
     time.sleep(draw.uniform(0, 0.5))
     process.kill()
     process.wait()
+    newest = max(p.parent for p in root.glob("ppo/checkpoints/*/whole.json"))
+    largest = max(newest.rglob("*.pt"), key=lambda p: p.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
     struck = time.monotonic()
     process = start(root, *OVERRIDES)
-    table.append(("SIGKILL", "the driver, and `hero run` again", reach(process, root, "ppo", 6) - struck))
+    table.append(("SIGKILL", "the driver, its newest checkpoint cut, `hero run` again", reach(process, root, "ppo", 6) - struck))
     finished(process, root)
+    assert f"{newest} is not whole" in Path(f"{root}.log").read_text()
     for how, name, seconds in table:
         print(f"\n{how} of {name}: the next step was done after {seconds:.1f} s")
     faults = [json.loads(line) for line in (root / "faults.jsonl").read_text().splitlines()]

@@ -118,6 +118,9 @@ def run(context: Context) -> dict[str, Any]:
             refs = [learners.submit(i, "iterate", iteration, kl_coef, *batch) for i in range(len(learners))]
             metrics, learning, digest = flow.until(learners, refs, "iterate")[0]
             learned = time.perf_counter()
+            flow.release(context.fleets.wanted("rollout"))
+            for told in context.fleets.resize():
+                bar.tell(told)
             synced = sync(step)
             seconds = time.perf_counter() - started
             generating = seconds if config.staleness else generation  # engines that run ahead are waited for less than they work
@@ -132,7 +135,8 @@ def run(context: Context) -> dict[str, Any]:
                 "perf/generated_tokens_per_second": metrics["response/length"] * made / generating,
                 "perf/learned_tokens_per_second": learned_rate,
                 "perf/samples_per_second": made / seconds,
-                **{f"wait/{name}": seconds - fleet.busy() + busy[name] for name, fleet in fleets.items()},
+                **{f"wait/{name}": seconds - worked(busy[name], fleet.busy()) for name, fleet in fleets.items()},
+                **{f"actors/{name}": float(len(fleet)) for name, fleet in fleets.items()},
                 **utilization(learners, learned_rate),
             }  # fmt: skip
             if step % config.evaluate_every == 0 or step == config.iterations:
@@ -149,8 +153,7 @@ def run(context: Context) -> dict[str, Any]:
             stored = step < config.iterations and step % config.checkpoint_every == 0
             if stored:
                 started = time.perf_counter()
-                shutil.rmtree(checkpoints.path(step), ignore_errors=True)
-                learners.all("save", checkpoints.path(step), "state")
+                checkpoints.save(step, learners)
                 metrics["time/checkpoint"] = time.perf_counter() - started
             monitor.batch(step, prompts, digest)
             monitor.log(step, metrics)
@@ -182,6 +185,11 @@ def sound(alarms: Sequence[Alarm], step: int, context: Context, monitor: Monitor
     for name, evidence in alarms:
         if name in context.config.alarms.stop:
             raise UserError(f"the run stops at iteration {step}, since alarms.stop has {name}: {evidence}")
+
+
+def worked(before: Sequence[float], now: Sequence[float]) -> float:
+    """Mean seconds that the actors who were there then and are now have spent in calls between."""
+    return float(np.mean([b - a for a, b in zip(before, now, strict=False)]))
 
 
 def prompts_of(rounds: int, available: int, count: int, seed: int) -> np.ndarray:

@@ -51,7 +51,7 @@ def supervise(
             stride = max(1, round(len(steps) * STRIDE_SECONDS / seconds))
             if done % save_every == 0 and done < total:
                 monitor.log(done, learners.all("validate")[0])
-                learners.all("save", checkpoints.path(done), "state")
+                checkpoints.save(done, learners)
                 checkpoints.commit(done, {})
         found = {**learners.all("validate")[0], **finish(), **context.counts()}
         monitor.log(done, found)

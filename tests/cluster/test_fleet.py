@@ -12,6 +12,7 @@ from actors.ray_session import start_ray
 from cluster.config import ClusterConfig, RunConfig
 from cluster.fleet import Fleet, Fleets
 from learners.errors import FleetError, UserError
+from serve.files import write_json
 
 
 class Worker:
@@ -60,7 +61,7 @@ def fleet(session, tmp_path):
 def test_results_come_in_the_order_of_the_actors_and_objects_arrive_as_values(fleet):
     assert fleet.all("double", 5) == [10, 11]
     assert fleet.all("double", ray.put(7)) == [14, 15]
-    assert fleet.busy() >= 0
+    assert min(fleet.busy()) >= 0
 
 
 def test_a_dead_actor_is_named_with_its_log_although_the_other_would_go_on(fleet, tmp_path):
@@ -142,3 +143,48 @@ def test_a_call_that_takes_too_long_is_a_stall(session, tmp_path):
         assert made.lost(patience=1) == [0]
     finally:
         made.stop()
+
+
+def test_a_fleet_grows_by_actors_that_have_started_and_those_that_leave_finish_their_work(session, tmp_path):
+    made = Fleet("worker", "tests.cluster.test_fleet:Worker", [{"number": 0}], {"num_cpus": 0}, tmp_path)
+    try:
+        made.grow({"number": 1})
+        made.grow({"nonsense": 1})
+        assert made.expected == 3
+        told, deadline = [], time.monotonic() + 60
+        while len(told) < 2:
+            assert time.monotonic() < deadline
+            told += made.settle()
+            time.sleep(0.1)
+        assert told[0] == "worker-1 has joined"
+        assert told[1].startswith("worker-2 failed to start")
+        assert made.names == ["worker-0", "worker-1"]
+        assert made.all("double", 5) == [10, 11]
+        last = [made.submit(1, "double", i) for i in range(3)]
+        made.shrink(1)
+        assert made.all("double", 5) == [10]
+        assert ray.get(last) == [1, 3, 5]
+    finally:
+        made.stop()
+
+
+def test_wishes_for_a_fleet_hold_until_the_run_ends(session, tmp_path):
+    fleets = Fleets(RunConfig.model_validate({"name": "fleet"}), tmp_path)
+    fleets._makers["rollout"] = lambda i: {"number": i}
+    fleets._fleets["rollout"] = Fleet(
+        "rollout", "tests.cluster.test_fleet:Worker", [{"number": 0}], {"num_cpus": 0}, tmp_path
+    )
+    try:
+        assert fleets.resize() == []
+        write_json(tmp_path / "scale.json", {"rollout": 2})
+        told, deadline = fleets.resize(), time.monotonic() + 60
+        while "rollout-1 has joined" not in told:
+            assert time.monotonic() < deadline
+            told += fleets.resize()
+        assert told == ["rollout fleet: from 1 to 2", "rollout-1 has joined"]
+        write_json(tmp_path / "scale.json", {"rollout": 1})
+        assert fleets.resize() == ["rollout fleet: from 2 to 1"]
+        assert fleets._fleets["rollout"].all("double", 1) == [2]
+    finally:
+        fleets._fleets.pop("rollout").stop()
+        fleets.transport.close()

@@ -143,3 +143,18 @@ def test_work_is_shared_by_what_it_may_take(fleets, tmp_path):
     flow = flow_of(fleets, tmp_path, 0, 1)
     iterate(flow, fleets, 0)
     assert min(fleets[0].all("crowd")) > 0
+
+
+def test_what_an_engine_that_leaves_was_at_is_asked_again(fleets, tmp_path):
+    flow = flow_of(fleets, tmp_path, 2, 6)
+    learned = [place for version in range(3) for place in iterate(flow, fleets, version)[0]]
+    there = len(fleets[0])
+    try:
+        flow.release(1)
+        leaving = fleets[0]._members.pop()  # what `Fleet.shrink` does, but for the end of the process
+        learned += [place for version in range(3, 6) for place in iterate(flow, fleets, version)[0]]
+    finally:
+        fleets[0]._members.append(leaving)
+    assert len(fleets[0]) == there
+    assert len(set(learned)) == len(learned) == 6 * SIZE
+    assert flow.state == {"next": 6 * SIZE, "again": []}

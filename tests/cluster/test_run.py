@@ -1,12 +1,13 @@
 """The run directory: one driver at a time, nothing removed by a refused command, whole files only."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
 from cluster.config import RunConfig
-from cluster.run import Checkpoints, Run, read_json, write_json
+from cluster.run import Checkpoints, Run, ask_scale, read_json, write_json
 from learners.errors import UserError
 
 
@@ -78,7 +79,42 @@ def test_checkpoints_keep_the_newest_and_drop_what_a_death_left_half_written(tmp
     assert checkpoints.newest() == {"step": 3, "kl_coef": 0.3}
     checkpoints.path(4).mkdir()
     checkpoints.commit(4, {})
-    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["000003", "000004", "newest.json"]
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["000003", "000004"]
+
+
+@pytest.mark.parametrize("how", ["cut", "gone", "note cut"])
+def test_a_checkpoint_that_is_not_whole_is_told_of_and_the_one_before_is_taken(tmp_path, capsys, how):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.newest() is None
+    for step in (1, 2):
+        (checkpoints.path(step) / "policy").mkdir(parents=True)
+        (checkpoints.path(step) / "policy" / "shard.pt").write_bytes(b"0123456789")
+        checkpoints.commit(step, {"kl_coef": step / 10})
+    shard = checkpoints.path(2) / "policy" / "shard.pt"
+    if how == "cut":
+        os.truncate(shard, 4)
+    elif how == "gone":
+        shard.unlink()
+    else:
+        os.truncate(checkpoints.path(2) / "whole.json", 9)
+    assert checkpoints.newest() == {"step": 1, "kl_coef": 0.1}
+    told = {"cut": "policy/shard.pt has 4 of 10 bytes", "gone": "has 0 of 10 bytes", "note cut": "was not finished"}
+    assert told[how] in capsys.readouterr().err
+
+
+def test_a_wish_for_other_fleets_reaches_a_run_at_work_and_bad_ones_are_refused(run):
+    run.root.mkdir(parents=True, exist_ok=True)
+    with pytest.raises(UserError, match="no run directory"):
+        ask_scale(run.root, ["rollout=2"])
+    run.open()
+    assert ask_scale(run.root, ["rollout=2"]) == {"rollout": 2}
+    assert ask_scale(run.root, ["scoring=3"]) == {"rollout": 2, "scoring": 3}
+    for bad, why in (("learner=4", "set learners.ranks"), ("rollout=0", "1 or more"), ("actor=2", "expected rollout=N")):
+        with pytest.raises(UserError, match=why):
+            ask_scale(run.root, [bad])
+    run.close()
+    with pytest.raises(UserError, match=r"start one with rollout\.actors=4 scoring\.actors=3"):
+        ask_scale(run.root, ["rollout=4"])
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):

@@ -191,6 +191,13 @@ def test_decoupled_ppo_is_ppo_on_the_behaviour_policy_while_nothing_is_clipped()
     torch.testing.assert_close(loss, -((new - behaviour).exp() * advantages).mean())
 
 
+def test_the_log_linear_proximal_policy_lies_between_engine_and_learner_by_the_age_of_a_token():
+    behaviour, new = torch.full((1, 3), -2.0), torch.full((1, 3), -1.0, requires_grad=True)
+    found = objectives.log_linear_proximal(new, behaviour, torch.tensor([[0.0, 1.0, 3.0]]))
+    torch.testing.assert_close(found, torch.tensor([[-2.0, -1.5, -1.25]]))  # a = 0, 1/2, 3/4
+    assert not found.requires_grad
+
+
 def test_the_mismatch_of_engine_and_learner():
     mask = torch.tensor([[1.0, 1.0, 0.0]])
     weights = torch.tensor([[0.25, 0.0, 9.0]])

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from learners.config import LearnerConfig
 from learners.datasets import RankingData, TokenData
 from learners.engine import scheduled_lr
+from learners.errors import UserError
 from learners.models import load_scalar
 from learners.ragged import offsets_of
 from tests.learners import worlds
@@ -62,6 +63,25 @@ def test_pretraining_mix_and_average_have_an_effect_on_the_policy(folder):
     last, averaged = (worlds.load(folder / name) for name in ("last", "averaged"))
     moved = [n for n in last if not torch.equal(last[n], averaged[n])]
     assert len(moved) == len(last)
+
+
+def proximal(actor, folder):
+    """Weights and metrics of one iteration for each proximal policy, over tokens of the present version and older ones."""
+    found = {}
+    for name, version in (("behaviour", 0), ("log_linear", 0), ("log_linear", 3)):
+        worlds.ppo(actor, folder, iterations=0, proximal=name)
+        samples, scored = worlds.make_batch()
+        found[name, version] = actor.iterate(version, 0.0, samples, *scored)[0], worlds.weights(actor)
+    return found
+
+
+def test_without_a_forward_pass_the_proximal_policy_of_fresh_tokens_is_the_engine_s(folder):
+    found = worlds.run_ranks(proximal, folder, TWO)
+    (behaviour, first), (linear, second), (_, older) = found.values()
+    assert all(np.array_equal(first[name], second[name]) for name in first if name.startswith("0."))
+    assert any(np.abs(first[name] - older[name]).max() > 1e-6 for name in first)
+    assert abs(behaviour["objective/entropy"] - linear["objective/entropy"]) < 0.01  # seen in the first epoch
+    assert 0 < linear["mismatch/mean"] < 100
 
 
 def short_batches(actor, folder):
@@ -127,3 +147,25 @@ def test_the_schedule_warms_up_and_falls():
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[14] == pytest.approx(0.6)
     assert rates[24] == pytest.approx(0.2)
+
+
+def onto_a_full_disk(actor, folder):
+    worlds.ppo(actor, folder, iterations=1)
+    actor.save(folder / "empty", "state")
+    names = [p.relative_to(folder / "empty") for p in (folder / "empty").rglob("*") if p.is_file()]
+    told = []
+    for name in names:
+        full = folder / f"full-{len(told)}"
+        (full / name).parent.mkdir(parents=True)
+        (full / name).symlink_to("/dev/full")
+        try:
+            actor.save(full, "state")
+        except UserError as fault:
+            told.append(str(fault))
+    return names, told
+
+
+def test_a_checkpoint_that_finds_no_room_is_told_as_such(folder):
+    names, told = worlds.run_ranks(onto_a_full_disk, folder, ONE)
+    assert len(told) == len(names) >= 2
+    assert all("could not be written" in line and "MiB are free there" in line for line in told)
