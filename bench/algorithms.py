@@ -6,7 +6,7 @@ Needs a run whose reward stage is done. Every variant is a PPO stage of its own 
 the run's other stages; a variant that is done is not run again, and without a VARIANT nothing is run. Then it prints
 a table of all that is done and draws algorithms.svg, overoptimization.svg, ptx.svg and staleness.svg into OUT. `--set`
 changes all variants. Responses sampled are the same for all: with a group baseline, half the prompts and twice the
-responses.
+responses. The overlap variants have other fleets than the rest and are run in a call of their own, on an idle machine.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ SHORT = ["ppo.iterations=15", "ppo.evaluate_every=3", "ppo.evaluate_prompts=400"
 NO_CRITIC = ["ppo.critic_optimizer=", "ppo.value_clip=", "ppo.lam="]  # nothing after the "=": back to the default
 GROUPED = [*NO_CRITIC, "ppo.prompts=64", "ppo.responses=4", "ppo.gamma=", "ppo.whiten_rewards="]
 LONG = ["ppo.iterations=45", "ppo.best_of=16", "ppo.optimizer.lr=5e-4", "ppo.kl_coef=0.001"]
+ONE_CORE_EACH = ["learners.ranks=1", "learners.zero_stage=0", "rollout.threads=1", "scoring.threads=1"]
 SEEDS = (0, 1, 2)
 STALENESS = (1, 4, 8)
 VARIANTS: dict[str, tuple[tuple[int, ...], list[str]]] = {
@@ -44,9 +45,12 @@ VARIANTS: dict[str, tuple[tuple[int, ...], list[str]]] = {
     "ptx": ((0,), [*SHORT, "ppo.ptx_coef=0.5"]),
     "overoptimization": ((0,), [*SHORT, *LONG]),
     **{f"decoupled_{n}": ((0,), [*SHORT, f"ppo.staleness={n}", "ppo.correction=decoupled"]) for n in STALENESS},
+    "overlap_0": (SEEDS, [*SHORT, *ONE_CORE_EACH]),
+    "overlap_1": (SEEDS, [*SHORT, *ONE_CORE_EACH, "ppo.staleness=1", "ppo.correction=decoupled"]),
     **{f"naive_{n}": ((0,), [*SHORT, f"ppo.staleness={n}", "ppo.proximal=behaviour"]) for n in STALENESS},
 }  # fmt: skip
 ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce_pp")
+PHASES = ("generation", "scoring", "learning", "iteration")
 MEASURES = ("factual", "rude", "coherent", "score", "reward", "kl", "pretrain_loss")
 
 
@@ -74,22 +78,27 @@ def run_variants(source: Path, out: Path, names: list[str], changes: list[str]) 
         fleets.close()
 
 
+def finished(out: Path, name: str) -> list[list[dict[str, Any]]]:
+    """Per finished seed, the rows of metrics."""
+    roots = [out / f"{name}-{seed}" for seed in VARIANTS[name][0]]
+    return [read_jsonl(root / "metrics.jsonl") for root in roots if (root / "ppo" / "done.json").exists()]
+
+
 def evaluations(out: Path, name: str) -> list[list[dict[str, Any]]]:
     """Per finished seed, the rows of metrics that hold an evaluation."""
-    roots = [out / f"{name}-{seed}" for seed in VARIANTS[name][0]]
-    done = [read_jsonl(root / "metrics.jsonl") for root in roots if (root / "ppo" / "done.json").exists()]
-    return [[row for row in rows if "eval/reward" in row] for rows in done]
+    return [[row for row in rows if "eval/reward" in row] for rows in finished(out, name)]
 
 
 def print_table(out: Path) -> None:
-    """Last evaluation, mean and standard deviation over the seeds, and seconds of learning an iteration."""
-    print("| variant | seeds | " + " | ".join(MEASURES) + " | learning, s |")
-    print("|---" * (len(MEASURES) + 3) + "|")
+    """Last evaluation and median seconds of the phases of an iteration, mean and standard deviation over the seeds."""
+    print("| variant | seeds | " + " | ".join([*MEASURES, *(f"{phase}, s" for phase in PHASES)]) + " |")
+    print("|---" * (len(MEASURES) + len(PHASES) + 2) + "|")
     for name in VARIANTS:
         seeds = evaluations(out, name)
         if seeds:
             cells = [[rows[-1].get(f"eval/{m}", math.nan) for rows in seeds] for m in MEASURES]
-            cells.append([float(np.median([r["time/learning"] for r in rows])) for rows in seeds])
+            steps = finished(out, name)
+            cells += [[float(np.median([r[f"time/{phase}"] for r in rows[2:]])) for rows in steps] for phase in PHASES]
             shown = " | ".join(f"{np.mean(c):.3f} ± {np.std(c, ddof=len(c) > 1):.3f}" for c in cells)
             print(f"| {name} | {len(seeds)} | {shown} |")
 

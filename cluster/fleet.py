@@ -216,6 +216,7 @@ class Fleets:
         self.transport = make_transport(config.learners.transport, root)
         self._fleets: dict[str, Fleet] = {}
         self._makers: dict[str, Callable[[int], dict[str, Any]]] = {}  # what the i-th actor of a fleet is started with
+        self._followed: dict[str, int] = {}  # the last wish for each
         self._scorers_of: tuple[str, str | None] | None = None
         self._freed = float("-inf")  # when actors were last stopped, whose room Ray takes a moment to give back
 
@@ -303,8 +304,11 @@ class Fleets:
         told = []
         for kind in self._makers:
             fleet, count = self._fleets[kind], self.wanted(kind)
-            if count != fleet.expected:
+            if count == self._followed.get(kind, fleet.expected):
+                count = fleet.expected  # a wish is followed once, or one that cannot start would be tried for ever
+            else:
                 told.append(f"{kind} fleet: from {fleet.expected} to {count}")
+                self._followed[kind] = count
             if count < fleet.expected:
                 fleet.shrink(min(count, len(fleet)))
             while fleet.expected < count:

@@ -170,7 +170,7 @@ def test_a_fleet_grows_by_actors_that_have_started_and_those_that_leave_finish_t
 
 def test_wishes_for_a_fleet_hold_until_the_run_ends(session, tmp_path):
     fleets = Fleets(RunConfig.model_validate({"name": "fleet"}), tmp_path)
-    fleets._makers["rollout"] = lambda i: {"number": i}
+    fleets._makers["rollout"] = lambda i: {"number": i} if i < 2 else {"nonsense": i}
     fleets._fleets["rollout"] = Fleet(
         "rollout", "tests.cluster.test_fleet:Worker", [{"number": 0}], {"num_cpus": 0}, tmp_path
     )
@@ -182,6 +182,13 @@ def test_wishes_for_a_fleet_hold_until_the_run_ends(session, tmp_path):
             assert time.monotonic() < deadline
             told += fleets.resize()
         assert told == ["rollout fleet: from 1 to 2", "rollout-1 has joined"]
+        write_json(tmp_path / "scale.json", {"rollout": 3})
+        told = fleets.resize()
+        while len(told) < 2:
+            assert time.monotonic() < deadline
+            told += fleets.resize()
+        assert told[1].startswith("rollout-2 failed to start")
+        assert fleets.resize() == []  # it is not tried for ever
         write_json(tmp_path / "scale.json", {"rollout": 1})
         assert fleets.resize() == ["rollout fleet: from 2 to 1"]
         assert fleets._fleets["rollout"].all("double", 1) == [2]
