@@ -206,7 +206,7 @@ class RolloutActor:
     def update_weights(self, payload: dict[str, Any], version: int, oldest: int = 0) -> float:
         """Takes the weights that a transport sent; returns the seconds it took. Groups that came in under weights before
         `oldest` are dropped; the others are frozen meanwhile, compute their context again and go on. An update that fails
-        half-way ends the process: the engine could not be used again."""
+        ends the process: the engine could not be used again."""
         from actors.weights import apply_update
 
         started = time.perf_counter()

@@ -86,19 +86,19 @@ def make_transport(name: str, run: Path) -> FileTransport:
 
 
 def check_payload(payload: dict[str, Any]) -> None:
-    """Refuses a file that is missing, short or changed. To be called before `start_weight_update`: an engine whose
-    update fails in the middle cannot be used again."""
+    """Refuses, before an engine is touched, a file that is missing (UserError: a matter of configuration) or not what was sent
+    (RuntimeError: sending it again may help)."""
     path = Path(payload["path"])
     if not path.is_file():
         raise UserError(
             f"weights {path}: no such file; learners and engines must see the same directory (HERO_WEIGHTS_DIR)"
         )
     if path.stat().st_size != payload["size"]:
-        raise UserError(
+        raise RuntimeError(
             f"weights {path}: {path.stat().st_size} bytes, expected {payload['size']}; the file is incomplete"
         )
     if _header_digest(path) != payload["header"]:
-        raise UserError(f"weights {path}: its names and shapes are not those that were sent")
+        raise RuntimeError(f"weights {path}: its names and shapes are not those that were sent")
 
 
 def _header_digest(path: Path) -> str:
@@ -128,8 +128,8 @@ def apply_update(engine: Any, payload: dict[str, Any], version: int) -> None:
     """Puts sent weights into an in-process engine (`vllm.LLM`) between two of its steps. Requests at work lose the keys and
     values of the old weights, and compute them again.
 
-    Raises UserError before anything is touched if the payload is unfit; a RuntimeError afterwards means that the
-    engine holds neither the old nor the new weights and must be replaced, never resumed.
+    Raises UserError if there is no such file. A RuntimeError means that the engine does not hold the new weights, and maybe
+    no longer the old ones: it must be replaced, never resumed.
     """
     check_payload(payload)
     try:

@@ -21,7 +21,7 @@ import numpy as np
 
 from cluster.config import load_config
 from cluster.context import Context
-from cluster.fleet import Fleets
+from cluster.fleets import Fleets
 from cluster.run import Run
 from cluster.stages import ppo
 from serve.files import read_json, read_jsonl
@@ -34,7 +34,7 @@ SHORT = ["ppo.iterations=15", "ppo.evaluate_every=3", "ppo.evaluate_prompts=400"
 NO_CRITIC = ["ppo.critic_optimizer=", "ppo.value_clip=", "ppo.lam="]  # nothing after the "=": back to the default
 GROUPED = [*NO_CRITIC, "ppo.prompts=64", "ppo.responses=4", "ppo.gamma=", "ppo.whiten_rewards="]
 LONG = ["ppo.iterations=45", "ppo.best_of=16", "ppo.optimizer.lr=5e-4", "ppo.kl_coef=0.001"]
-ONE_CORE_EACH = ["learners.ranks=1", "learners.zero_stage=0", "rollout.threads=1", "scoring.threads=1"]
+ONE_CORE_EACH = ["learners.ranks=1", "learners.zero_stage=1", "rollout.threads=1", "scoring.threads=1"]
 SEEDS = (0, 1, 2)
 STALENESS = (1, 4, 8)
 VARIANTS: dict[str, tuple[tuple[int, ...], list[str]]] = {

@@ -25,7 +25,8 @@ import torch
 from actors.rollout import RolloutActor
 from cluster.config import load_config
 from cluster.context import Context
-from cluster.fleet import Fleet, Fleets, generate
+from cluster.fleet import Fleet
+from cluster.fleets import Fleets, generate
 from cluster.rewards import Rewards
 from cluster.run import Run
 from cluster.stages.ppo import prompts_of, sample_seeds

@@ -164,12 +164,15 @@ Job = Annotated[str | None, typer.Argument(help="Job id; the newest if left out"
 
 
 @app.command()
-def submit(config: Config, overrides: Overrides = None, address: Address = None) -> None:
+def submit(
+    config: Config, overrides: Overrides = None, address: Address = None,
+    retries: Annotated[int, typer.Option(min=0, help="How often a driver that is killed is started again.")] = 3,
+) -> None:  # fmt: skip
     """Submit a run as a Ray job; submitting it again continues it."""
     from cluster import jobs
     from cluster.config import load_config
 
-    identity = jobs.submit(load_config(config, overrides), address)
+    identity = jobs.submit(load_config(config, overrides), address, retries)
     console.print(f"submitted [bold]{identity}[/]; watch it with `hero logs -f {identity}`", highlight=False)
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from actors.config import Decoding
 from cluster.config import RunConfig
-from cluster.fleet import Fleets
+from cluster.fleets import Fleets
 from cluster.monitor import Monitor
 from cluster.run import Run
 from learners.encoding import encode_prompts

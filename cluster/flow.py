@@ -15,12 +15,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heapreplace
 from typing import Any
 
 import ray
 
 from actors.config import Decoding
-from cluster.fleet import WATCH_S, Fleet
+from cluster.fleet import WATCH_S, Fleet, done
 from cluster.rewards import Part, Rewards
 
 PUMP_S = 0.25  # how long an engine works before it hands over what is finished, where rollouts run ahead
@@ -42,6 +43,8 @@ class Forming:
 
     places: list[int] = field(default_factory=list)
     parts: list[tuple[int, Part]] = field(default_factory=list)
+    came: list[float] = field(default_factory=list)
+    """When each of the places was handed over."""
     reserved: int = 0
     """Groups that engines were asked for and have not handed over."""
 
@@ -83,11 +86,13 @@ class Flow:
             self._turn([])
         waited = time.perf_counter() - started
         batch = self._forming.pop(0)
+        queued = time.monotonic() - sum(batch.came) / self.size
         for place in batch.places:
             del self._known[place]
         parts = [part for _, part in sorted(batch.parts, key=lambda entry: entry[0])]
         scored, metrics = self.rewards.finish(parts, step)
-        metrics["flow/dropped"] = float(self.dropped)
+        share = self.dropped / max(1, self._next + self.dropped)
+        metrics |= {"flow/queue_seconds": queued, "flow/dropped": float(self.dropped), "flow/dropped_share": share}
         return scored, [self.asked(place).prompt_id for place in sorted(batch.places)], metrics, waited
 
     def until(self, fleet: Fleet, refs: Sequence[ray.ObjectRef], doing: str) -> list[Any]:
@@ -118,7 +123,7 @@ class Flow:
         """Keeps everybody busy and waits for something to happen; returns those of `others` that are done."""
         self._admit()
         self._pump()
-        ready, _ = ray.wait([*self._pumping, *others], timeout=WATCH_S)
+        ready = done([*self._pumping, *others], WATCH_S)
         for ref in ready:
             if ref in self._pumping:
                 self._gather(ref)
@@ -132,15 +137,19 @@ class Flow:
 
     def _admit(self) -> None:
         """Finds new groups for the engines with the least to do."""
-        for _ in range(self._ahead * self.size - len(self._known)):
+        wanted = self._ahead * self.size - len(self._known)
+        least = [(sum(self._flying[i].values()), i) for i in range(len(self.rollouts))] if wanted > 0 else []
+        heapify(least)
+        for _ in range(wanted):
             if self._again:
                 place = self._again.pop(0)
             else:
                 place, self._next = self._next, self._next + 1
             ask = self._known[place] = self.asked(place)
-            index = min(range(len(self.rollouts)), key=lambda i: sum(self._flying[i].values()))
-            self._flying[index][place] = (len(ask.tokens) + self.decoding.max_tokens) * len(ask.seeds)
+            load, index = least[0]
+            tokens = self._flying[index][place] = (len(ask.tokens) + self.decoding.max_tokens) * len(ask.seeds)
             self._new[index].append(place)
+            heapreplace(least, (load + tokens, index))
 
     def _pump(self) -> None:
         """Asks every engine that has something to do for as many groups as a forming batch still lacks."""
@@ -183,4 +192,5 @@ class Flow:
         if told["done"]:
             rows = {self._known[place].prompt_id: self._known[place].row for place in told["done"]}
             batch.places += told["done"]
+            batch.came += [time.monotonic()] * len(told["done"])
             batch.parts.append((index, self.rewards.submit(index, samples, rows, self.decoding.temperature)))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put, internal_kv_get_gcs_client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 EVERY_S = 1.0
@@ -70,14 +70,16 @@ class Pulse:
     def __post_init__(self) -> None:
         self.seen = time.monotonic()
 
+    @property
     def silence(self) -> float:
-        """Seconds since the last sign of life; 0 while the process has yet to start, which may wait for a new node."""
-        raw = _internal_kv_get(self.key)
-        if raw:
-            count, self.at_work, *self.process = json.loads(raw)
-            if count != self.count:
-                self.count, self.seen = count, time.monotonic()
+        """Seconds since the last sign of life that `listen` has heard; 0 while the process has yet to start, which may wait
+        for a new node."""
         return time.monotonic() - self.seen if self.count else 0.0
+
+    def hear(self, raw: bytes) -> None:
+        count, self.at_work, *self.process = json.loads(raw)
+        if count != self.count:
+            self.count, self.seen = count, time.monotonic()
 
     def kill(self) -> None:
         """Ends the process where it is: one that is stopped does not hear Ray's own wish that it end."""
@@ -88,6 +90,14 @@ class Pulse:
 
     def forget(self) -> None:
         _internal_kv_del(self.key)
+
+
+def listen(pulses: Sequence[Pulse]) -> None:
+    """Hears what has come from all of them, in one round trip."""
+    found = internal_kv_get_gcs_client().internal_kv_multi_get([pulse.key.encode() for pulse in pulses], None)
+    for pulse in pulses:
+        if raw := found.get(pulse.key.encode()):
+            pulse.hear(raw)
 
 
 def _kill(pid: int) -> None:

@@ -1,7 +1,8 @@
 """`hero submit`, `status`, `logs`, `stop`: a run as a Ray job on a cluster that is already up.
 
 The job carries this package's code and the resolved config. Its id is made from the run's name and directory, so the
-same run submitted again is the same job: it continues from the run directory, which every node must be able to see.
+same run submitted again is the same job: it continues from the run directory, which every node must be able to see. A
+driver that is killed, or fails for no fault of the user's, is started again and goes on from there too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,16 @@ from learners.errors import UserError
 PACKAGES = ("cluster", "actors", "learners", "serve")
 AGENT_SECONDS = 60  # for a cluster's first node to be ready for jobs
 STOP_SECONDS = 60  # between SIGTERM and SIGKILL: enough to end a W&B run
+# Ends with the run, and with what another start would not mend: 2 is bad input, 130 a stop that was asked for.
+RETRYING = """trap stopped=1 TERM
+for turn in {turns}; do
+  [ $turn = 0 ] || echo "the driver ended with exit code $code; start $turn of {retries} after it"
+  {command}
+  code=$?
+  [ "$stopped" ] && break
+  case $code in 0|2|130) break;; esac
+done
+exit $code"""
 
 
 def client(address: str | None) -> Any:
@@ -51,8 +62,9 @@ def job_id(config: RunConfig) -> str:
     return f"hero-{config.name}-{hashlib.sha256(str(config.directory).encode()).hexdigest()[:8]}"
 
 
-def submit(config: RunConfig, address: str | None) -> str:
-    """Submits the run; one that has ended is continued under the same id. Returns the id."""
+def submit(config: RunConfig, address: str | None, retries: int = 3) -> str:
+    """Submits the run; one that has ended is continued under the same id. Its driver is started again up to `retries` times.
+    Returns the id."""
     jobs, identity = client(address), job_id(config)
     known = {job.submission_id: job for job in jobs.list_jobs()}
     if identity in known:
@@ -71,9 +83,10 @@ def submit(config: RunConfig, address: str | None) -> str:
         # On this host the job runs in this very environment; elsewhere in the one that Ray was started in.
         local = any(host in (address or "127.0.0.1") for host in ("127.0.0.1", "localhost"))
         python = shlex.quote(sys.executable) if local else "python"
+        turns, command = " ".join(map(str, range(retries + 1))), f"{python} -m cluster.cli run config.yaml"
         _submit_patiently(
             jobs,
-            entrypoint=f"{python} -m cluster.cli run config.yaml",
+            entrypoint=RETRYING.format(turns=turns, retries=retries, command=command),
             submission_id=identity,
             runtime_env={"working_dir": folder, "env_vars": _environment()},
             metadata={"name": config.name, "run_dir": str(config.directory)},

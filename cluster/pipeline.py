@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cluster.config import STAGES, RunConfig, Stage
 from cluster.context import Context
-from cluster.fleet import Fleets
+from cluster.fleets import Fleets
 from cluster.memory import PeakMemory
 from cluster.plan import refuse_impossible
 from cluster.report import write_report

@@ -18,7 +18,8 @@ import yaml
 from rich.console import Console
 
 from cluster.config import STAGES, RunConfig, Stage
-from cluster.fleet import SCALE, Fleet
+from cluster.fleet import Fleet
+from cluster.fleets import SCALE
 from learners.data_config import SourceConfig
 from learners.errors import UserError
 from learners.sources import local_path

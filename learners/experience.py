@@ -34,6 +34,8 @@ class Experience:
         self.behaviour_BT, self.ref_BT = self._padded(samples.logprobs_N), self._padded(ref_N)
         self.old_BT, self.entropy_BT, self.values_BT = torch.zeros(3, *self.on_BT.shape)
         self.advantages_BT, self.returns_BT = torch.zeros(2, *self.on_BT.shape)
+        self.after_B = torch.zeros(samples.size)
+        """The critic's value on reading the last token of each response."""
         self.proximal_BT = self.old_BT
         self.age_BT = torch.zeros(self.on_BT.shape)
         """Versions that the weights which wrote a token are behind those before the update."""
@@ -90,7 +92,8 @@ class Experience:
         if config.whiten_rewards:
             rewards_BT = objectives.masked_whiten(rewards_BT, mask_BT, shift_mean=False)
         if config.needs.critic:
-            found_BT, self.returns_BT = objectives.gae(rewards_BT, self.values_BT, mask_BT, config.gamma, config.lam)
+            after_B = self.after_B * cut_B if config.bootstrap_cut else None
+            found_BT, self.returns_BT = objectives.gae(rewards_BT, self.values_BT, mask_BT, config.gamma, config.lam, after_B)
             self.advantages_BT = objectives.masked_whiten(found_BT, mask_BT)
         else:
             groups_B = torch.from_numpy(samples.prompt_ids_B)

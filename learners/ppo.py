@@ -67,19 +67,22 @@ class PPOTask:
 
     def _evaluate(self, experience: Experience) -> None:
         """Fills in logprobs, entropy and values, float32, before any update. The value of a response token is the critic's
-        output on reading the token before it, the state in which it was chosen. With a log-linear proximal policy the first
-        two come out of the first epoch instead."""
+        output on reading the token before it, the state in which it was chosen; its output on reading the last token is the
+        value after the response. With a log-linear proximal policy the first two come out of the first epoch instead."""
         asked = self.config.proximal != "log_linear"
         if not (asked or self.critic):
             return
-        found_3BT = torch.zeros(3, *experience.on_BT.shape)
+        found_3BT, after_B = torch.zeros(3, *experience.on_BT.shape), torch.zeros(experience.samples.size)
         with torch.no_grad():
             for micro, rows in self._micros(experience.samples, range(experience.samples.size)):
                 found = dict(enumerate(self._logprobs(rows, with_entropy=True) if asked else ()))
-                found |= {2: self._values(rows)} if self.critic else {}
+                if self.critic:
+                    scalars_RT = self.critic(rows.tokens_RT, rows.positions_RT).float().cpu()
+                    found[2], after_B[micro] = scalars_RT[before(rows)], scalars_RT[rows.chosen_RT & ~before(rows)]
                 for place, values_N in found.items():
                     found_3BT[place, micro] = experience.spread(values_N.float().cpu(), experience.on_BT[micro])
         experience.old_BT, experience.entropy_BT, experience.values_BT = self._whole(found_3BT)
+        experience.after_B = self._whole(after_B)
 
     def _whole(self, shares: Tensor) -> Tensor:
         """The sum over all ranks."""
@@ -199,8 +202,7 @@ class PPOTask:
 
     def _values(self, rows: Rows) -> Tensor:
         assert self.critic is not None
-        before_RT = torch.roll(rows.chosen_RT, -1, dims=1).to(self.critic.device)
-        return self.critic(rows.tokens_RT, rows.positions_RT)[before_RT]
+        return self.critic(rows.tokens_RT, rows.positions_RT)[before(rows).to(self.critic.device)]
 
     def _ptx_micros(self, iteration: int, step: int) -> list[tuple[Rows, float]]:
         """This rank's micro-batches of pretraining sequences for one step, each with the step's token count."""
@@ -253,6 +255,11 @@ class PPOTask:
             engine.load(folder / name, tag)
         if self.average:
             self.average.shadow = torch.load(folder / f"average-{tag}-{self.rank}.pt")
+
+
+def before(rows: Rows) -> Tensor:
+    """bool like `rows.chosen_RT`: the token before each response token, of the prompt or of the response."""
+    return torch.roll(rows.chosen_RT, -1, dims=1)
 
 
 class Sums:

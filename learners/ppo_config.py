@@ -63,6 +63,8 @@ class PPOConfig(Section):
     """Estimator of the KL penalty."""
     missing_end_penalty: float = Field(1.0, ge=0)
     """Taken off the score of a response that does not end by itself."""
+    bootstrap_cut: bool = False
+    """Let a response that was cut at max_response_tokens be worth, from there on, what the critic expects; else nothing."""
     overlong_buffer: int = Field(0, ge=0)
     """Tokens before max_response_tokens over which a penalty on length grows from 0 (DAPO). 0: off."""
     overlong_penalty: float = Field(1.0, gt=0)
@@ -142,7 +144,7 @@ class PPOConfig(Section):
         critic, tokens = (", ".join(n for n, a in ALGORITHMS.items() if getattr(a, what)) for what in ("critic", "tokens"))
         penalized = self.kl_coef > 0
         rules = (
-            (self.needs.critic, ("lam", "value_clip", "critic_optimizer"), f"ppo.advantage: {critic}"),
+            (self.needs.critic, ("lam", "value_clip", "critic_optimizer", "bootstrap_cut"), f"ppo.advantage: {critic}"),
             (self.needs.tokens, ("gamma", "whiten_rewards"), f"ppo.advantage: {tokens}"),
             (penalized, ("kl_in", "kl_target", "kl_estimator"), "ppo.kl_coef over 0"),
             (penalized and self.kl_target is not None, ("kl_horizon",), "ppo.kl_target"),

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 HERO = [sys.executable, "-m", "cluster.cli"]
-OVERRIDES = ["ppo.kl_target=0.5", "ppo.kl_horizon=64", "ppo.best_of=4", "evaluate.samples=2"]
+ITERATIONS = 7
+OVERRIDES = [f"ppo.iterations={ITERATIONS}", "ppo.kl_target=0.5", "ppo.kl_horizon=64", "ppo.best_of=4", "ppo.ema=0.9",
+             "evaluate.samples=2", "cluster.silence_s=8"]  # fmt: skip
 """Of the run that the tests share."""
 
 

@@ -1,4 +1,4 @@
-"""The whole loop on a very small config, with every real component: killed in the middle, resumed, served, asked."""
+"""The whole loop on a very small config, with every real component: stopped in the middle, resumed, served, asked."""
 
 import itertools
 import json
@@ -10,16 +10,16 @@ from openai import OpenAI
 from cluster.config import STAGES
 from learners.advantages import adapted_kl_coef
 from serve.config import ServeConfig
-from tests.runs import HERO, OVERRIDES, copy, finished, rows, start
+from tests.runs import HERO, ITERATIONS, OVERRIDES, copy, finished, rows, start
 
 
 @pytest.mark.timeout(900)
 def test_every_stage_is_done_and_every_step_is_there_once(run):
     for stage in STAGES:
         assert (run / stage / "done.json").exists()
-    for stage, steps in (("pretrain", 30), ("ppo", 4)):
+    for stage, steps in (("pretrain", 30), ("ppo", ITERATIONS)):
         assert sorted({r["step"] for r in rows(run / "metrics.jsonl", stage)}) == list(range(1, steps + 1))
-    assert [r["step"] for r in rows(run / "metrics.jsonl", "ppo")] == [1, 2, 3, 4]
+    assert [r["step"] for r in rows(run / "metrics.jsonl", "ppo")] == list(range(1, ITERATIONS + 1))
     assert not list(run.glob("*/checkpoints"))
 
 
@@ -32,7 +32,7 @@ def test_learning_follows_the_rules(run):
     assert pretrain[-1] < pretrain[0] - 1
 
 
-def test_the_kl_coefficient_adapts_and_survives_the_kill(run):
+def test_the_kl_coefficient_adapts(run):
     ppo = rows(run / "metrics.jsonl", "ppo")
     assert ppo[0]["kl_coef"] == 0.35
     for before, after in itertools.pairwise(ppo):
@@ -87,7 +87,7 @@ def test_a_run_leaves_evaluation_report_timings_and_wandb_files(run):
 def test_training_promotes_as_often_as_the_config_says(run):
     moves = [json.loads(line) for line in (run / "promotions.jsonl").read_text().splitlines()]
     assert ("ppo-2", "every 2 iterations") in {(m["to"], m["why"]) for m in moves}
-    assert {r["step"] for r in rows(run / "metrics.jsonl", "ppo") if "serve/promoted" in r} == {2, 4}
+    assert {r["step"] for r in rows(run / "metrics.jsonl", "ppo") if "serve/promoted" in r} == {2, 4, 6}
 
 
 def test_running_it_again_does_nothing(run):
@@ -100,11 +100,11 @@ def test_the_policy_answers_over_http(run):
     from serve.launch import running
 
     with running(run, ServeConfig(port=8017, kv_cache_gib=0.1)) as (url, served):
-        assert served.version == "ppo-4"
+        assert served.version == f"ppo-{ITERATIONS}"
         client = OpenAI(base_url=url, api_key="none")
         messages = [{"role": "user", "content": "What is the capital of France?"}]
         raw = client.chat.completions.with_raw_response.create(model="hero", messages=messages, max_tokens=8)
-        assert raw.headers["x-weight-version"] == "ppo-4"
+        assert raw.headers["x-weight-version"] == f"ppo-{ITERATIONS}"
         assert raw.parse().usage.completion_tokens <= 8
         greedy = {"model": "hero", "messages": messages, "max_tokens": 8, "temperature": 0}
         whole = client.chat.completions.create(**greedy).choices[0].message.content

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cluster.context import Context
-from cluster.fleet import generate
+from cluster.fleets import generate
 from cluster.progress import progress
 from cluster.stages.rollouts import load_weights
 from cluster.world.labelers import Labeler, make_labelers

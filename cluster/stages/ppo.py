@@ -135,7 +135,7 @@ def run(context: Context) -> dict[str, Any]:
                 "perf/generated_tokens_per_second": metrics["response/length"] * made / generating,
                 "perf/learned_tokens_per_second": learned_rate,
                 "perf/samples_per_second": made / seconds,
-                **{f"wait/{name}": seconds - worked(busy[name], fleet.busy()) for name, fleet in fleets.items()},
+                **{f"idle/{name}": 1 - worked(busy[name], fleet.busy()) / seconds for name, fleet in fleets.items()},
                 **{f"actors/{name}": float(len(fleet)) for name, fleet in fleets.items()},
                 **utilization(learners, learned_rate),
             }  # fmt: skip

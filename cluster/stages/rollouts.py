@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 
 from actors.weights import stored_tensors
 from cluster.context import Context
-from cluster.fleet import generate
+from cluster.fleets import generate
 from learners.errors import UserError
 from learners.estimates import best_of_n, best_of_n_kl, pass_at_k
 from learners.models import load_tokenizer

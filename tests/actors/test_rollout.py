@@ -132,8 +132,8 @@ def exercise(folder, queue):
     for bad in ({**payload, "path": str(damaged)}, {**payload, "path": "/nowhere"}, {**payload, "header": "0"}):
         try:
             actor.update_weights(bad, version + 1)
-        except UserError as fault:
-            result["refused"].append(str(fault))
+        except (UserError, SystemExit) as fault:
+            result["refused"].append((type(fault).__name__, str(fault)))
     result["unharmed"] = float(np.abs(np.concatenate(actor.prompt_logprobs(sequences)) - before).max())
     result["version after"] = actor.version == version
     try:
@@ -194,11 +194,12 @@ def test_an_update_changes_every_kind_of_weight(result):
     assert versions == {last}
 
 
-def test_a_damaged_payload_is_refused_and_the_engine_goes_on(result):
-    short, missing, changed = result["refused"]
-    assert "the file is incomplete" in short
-    assert "no such file" in missing
-    assert "names and shapes are not those that were sent" in changed
+def test_a_damaged_payload_ends_the_process_and_one_that_is_not_there_is_the_users_to_mend(result):
+    (short, why_short), (missing, why_missing), (changed, why_changed) = result["refused"]
+    assert (short, missing, changed) == ("SystemExit", "UserError", "SystemExit")
+    assert "the file is incomplete" in why_short
+    assert "no such file" in why_missing
+    assert "names and shapes are not those that were sent" in why_changed
     assert result["unharmed"] == 0
     assert result["version after"]
     assert "more than the engine's 64" in result["too long"]

@@ -10,7 +10,8 @@ import ray
 
 from actors.ray_session import start_ray
 from cluster.config import ClusterConfig, RunConfig
-from cluster.fleet import Fleet, Fleets
+from cluster.fleet import Fleet
+from cluster.fleets import Fleets
 from learners.errors import FleetError, UserError
 from serve.files import write_json
 

@@ -1,5 +1,6 @@
 """A run as a Ray job, on a local Ray head with its dashboard, through `hero` and through plain `ray job submit`."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 HERO = [sys.executable, "-m", "cluster.cli"]
@@ -46,6 +48,18 @@ def head():
     Path(f"{folder}.log").unlink()
 
 
+def driver_of(root):
+    """The process that holds the lock of a run directory."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if any(file.path == str(root / "lock") for file in process.open_files()):
+                    return process
+        time.sleep(0.5)
+    raise AssertionError("no driver came")
+
+
 def hero(env, *args, **options):
     return subprocess.run([*HERO, *args], env=env, capture_output=True, text=True, timeout=200, **options)
 
@@ -56,11 +70,14 @@ def test_a_run_is_submitted_followed_refused_twice_and_continued(head, tmp_path)
     more = [*TINY, f"run_dir={tmp_path / 'run'}"]
     submitted = hero(env, "submit", *more, "--address", url)
     assert submitted.returncode == 0, submitted.stderr
+    driver = driver_of(tmp_path / "run")
+    driver.kill()  # as a kernel short of memory would
     identity = submitted.stdout.split()[1].rstrip(";")
     again = hero(env, "submit", *more, "--address", url)
     assert again.returncode == 2
     assert "already" in again.stderr
     told = hero(env, "logs", "-f", identity, "--address", url)
+    assert "the driver ended with exit code 137; start 1 of 3 after it" in told.stdout
     assert "pretrain" in told.stdout
     assert (tmp_path / "run" / "pretrain" / "done.json").exists(), told.stdout
     listed = hero({**env, "COLUMNS": "200"}, "status", "--address", url).stdout

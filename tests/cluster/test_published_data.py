@@ -8,7 +8,7 @@ from cluster.config import load_config
 from cluster.context import Context
 from cluster.run import Run
 from cluster.tasks import gsm8k
-from cluster.tasks.qa_feedback import comparisons, weak_order
+from cluster.tasks.qa_feedback import answers, comparisons, weak_order
 from learners.errors import UserError
 from learners.objectives import ranking_pairs
 
@@ -29,7 +29,13 @@ def test_a_weak_order_agrees_with_all_six_comparisons_or_there_is_none():
     assert weak_order([1, 2, 0, 1, 0, 0]) is None  # 1 over 2 over 3 over 1
     row = {f"prediction {i}": str(i) for i in range(1, 5)} | {"question": "q", "passages": [], "preference": [1, 2, 0, 1, 0, 0]}
     told = [(r["responses"], r["ranks"]) for r in comparisons(row)]
-    assert told[:3] == [(["1", "2"], [1, 2]), (["1", "3"], [2, 1]), (["1", "4"], [1, 1])]
+    assert told[:3] == [(["*1", "*2"], [1, 2]), (["*1", "*3"], [2, 1]), (["*1", "*4"], [1, 1])]
+
+
+def test_what_no_passage_says_is_marked():
+    row = {"passages": [["Moon", "The Moon is far.", "It is round."]], "prediction 1": "It is, round!", "prediction 2": "is far"}
+    row |= {"prediction 3": "Round - It is far", "prediction 4": ""}
+    assert answers(row) == ["It is, round!", "is far", "Round - *It is far", ""]
 
 
 def test_a_user_in_prompts_and_in_heldout_is_refused(tmp_path):

@@ -67,6 +67,16 @@ def test_scores_are_penalized_before_they_become_advantages(changes, expected):
     torch.testing.assert_close(experience.advantages_BT, torch.tensor(expected))
 
 
+@pytest.mark.parametrize(("bootstrap", "returns"), [(False, [[2.0, 0.0], [1.0, 1.0]]), (True, [[2.0, 0.0], [8.0, 8.0]])])
+def test_a_response_that_was_cut_may_be_worth_what_the_critic_expects_after_it(bootstrap, returns):
+    settings = config(advantage="gae", lam=1.0, bootstrap_cut=bootstrap)
+    samples, scored = batch([1, 2], [2.0, 1.0], [0, 1], [True, False])
+    experience = Experience.gather([samples, scored], 1, settings)
+    experience.old_BT, experience.after_B = experience.behaviour_BT, torch.tensor([5.0, 7.0])
+    experience.shape(settings, 0.0)
+    torch.testing.assert_close(experience.returns_BT, torch.tensor(returns))
+
+
 @pytest.mark.parametrize(("place", "expected"), [("reward", 1 - 0.5 * 3), ("loss", 1.0)])
 def test_the_kl_penalty_is_in_the_reward_or_left_to_the_loss(place, expected):
     experience, metrics = shaped(config(kl_in=place), [3], [1.0], [0], kl_coef=0.5)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,6 +57,21 @@ def test_gae_bootstraps_a_truncated_response():
     zero, values = torch.zeros(1, 1), torch.tensor([[0.5]])
     advantages, _ = objectives.gae(zero, values, torch.ones(1, 1), gamma=0.9, lam=0.95, bootstrap_B=torch.tensor([2.0]))
     torch.testing.assert_close(advantages, torch.tensor([[0.9 * 2.0 - 0.5]]))
+
+
+def test_gae_is_that_of_rllib_where_responses_end_and_where_they_are_cut():
+    from ray.rllib.utils.postprocessing.value_predictions import compute_value_targets
+
+    rng, lengths = np.random.default_rng(0), [1, 4, 9, 9]
+    rewards, values, after = rng.normal(size=(4, 9)), rng.normal(size=(4, 9)), np.array([0.0, 0.0, 0.0, 1.5])
+    mask = np.arange(9) < np.array(lengths)[:, None]
+    given = [torch.tensor(x) for x in (rewards * mask, values, mask * 1.0)]
+    _, returns = objectives.gae(*given, gamma=0.9, lam=0.8, bootstrap_B=torch.tensor(after))
+    for b, length in enumerate(lengths):  # one step more, whose value is that after a cut
+        last, cut = np.arange(length + 1) == length - 1, after[b] != 0
+        row = np.append(values[b, :length], after[b]), np.append(rewards[b, :length], 0.0)
+        targets = compute_value_targets(*row, last * (not cut), last * cut, 0.9, 0.8)
+        np.testing.assert_allclose(returns[b, :length], targets[:length], rtol=1e-5)
 
 
 def test_gae_padding_does_not_change_a_row():

@@ -9,6 +9,7 @@ from learners.config import LearnerConfig
 from learners.datasets import RankingData, TokenData
 from learners.engine import scheduled_lr
 from learners.errors import UserError
+from learners.experience import Experience
 from learners.models import load_scalar
 from learners.ragged import offsets_of
 from tests.learners import worlds
@@ -72,11 +73,23 @@ def proximal(actor, folder):
         worlds.ppo(actor, folder, iterations=0, proximal=name)
         samples, scored = worlds.make_batch()
         found[name, version] = actor.iterate(version, 0.0, samples, *scored)[0], worlds.weights(actor)
-    return found
+    return found, after(actor)
+
+
+def after(actor):
+    """(value after each response as the task finds it among others, the critic's last scalar of each sequence alone)."""
+    samples, scored = worlds.make_batch()
+    experience = Experience.gather([samples, scored], 1, actor.task.config)
+    actor.task._evaluate(experience)
+    with torch.no_grad():
+        alone = [actor.task.critic(torch.tensor(samples.sequence(b)[None]).long())[0, -1] for b in range(samples.size)]
+    return experience.after_B.numpy(), torch.stack(alone).numpy()
 
 
 def test_without_a_forward_pass_the_proximal_policy_of_fresh_tokens_is_the_engine_s(folder):
-    found = worlds.run_ranks(proximal, folder, TWO)
+    found, (after_B, alone_B) = worlds.run_ranks(proximal, folder, TWO)
+    assert np.abs(after_B - alone_B).max() < 1e-5
+    assert np.abs(after_B).min() > 0
     (behaviour, first), (linear, second), (_, older) = found.values()
     assert all(np.array_equal(first[name], second[name]) for name in first if name.startswith("0."))
     assert any(np.abs(first[name] - older[name]).max() > 1e-6 for name in first)
