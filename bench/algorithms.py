@@ -37,6 +37,7 @@ LONG = ["ppo.iterations=45", "ppo.best_of=16", "ppo.optimizer.lr=5e-4", "ppo.kl_
 ONE_CORE_EACH = ["learners.ranks=1", "learners.zero_stage=1", "rollout.threads=1", "scoring.threads=1"]
 SEEDS = (0, 1, 2)
 STALENESS = (1, 4, 8)
+OBJECTIVES = {"naive": "proximal=behaviour", "decoupled": "correction=decoupled", "truncated": "correction=tis"}
 VARIANTS: dict[str, tuple[tuple[int, ...], list[str]]] = {
     "ppo": (SEEDS, SHORT),
     "grpo": (SEEDS, [*SHORT, *GROUPED, "ppo.advantage=grpo"]),
@@ -44,10 +45,10 @@ VARIANTS: dict[str, tuple[tuple[int, ...], list[str]]] = {
     "reinforce_pp": (SEEDS, [*SHORT, *NO_CRITIC, "ppo.advantage=reinforce_pp"]),
     "ptx": ((0,), [*SHORT, "ppo.ptx_coef=0.5"]),
     "overoptimization": ((0,), [*SHORT, *LONG]),
-    **{f"decoupled_{n}": ((0,), [*SHORT, f"ppo.staleness={n}", "ppo.correction=decoupled"]) for n in STALENESS},
+    **{f"{kind}_{n}": ((0,), [*SHORT, f"ppo.staleness={n}", f"ppo.{how}"])
+       for kind, how in OBJECTIVES.items() for n in STALENESS},
     "overlap_0": (SEEDS, [*SHORT, *ONE_CORE_EACH]),
     "overlap_1": (SEEDS, [*SHORT, *ONE_CORE_EACH, "ppo.staleness=1", "ppo.correction=decoupled"]),
-    **{f"naive_{n}": ((0,), [*SHORT, f"ppo.staleness={n}", "ppo.proximal=behaviour"]) for n in STALENESS},
 }  # fmt: skip
 ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce_pp")
 PHASES = ("generation", "scoring", "learning", "iteration")
@@ -123,10 +124,10 @@ def draw(out: Path) -> None:
             curves(axis, out, ALGORITHMS, measure)
         axes[0].legend(fontsize=8)
         figure.savefig(out / "algorithms.svg", metadata={"Date": None})
-    stale = [name for name in VARIANTS if name.startswith(("decoupled", "naive"))]
+    stale = [name for name in VARIANTS if name.startswith(tuple(OBJECTIVES))]
     if any(evaluations(out, name) for name in stale):
-        figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
-        for axis, kind in zip(axes, ("decoupled", "naive"), strict=True):
+        figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained", sharey=True)
+        for axis, kind in zip(axes, OBJECTIVES, strict=True):
             curves(axis, out, ("ppo", *(name for name in stale if name.startswith(kind))), "eval/score")
             axis.legend(fontsize=8)
         figure.savefig(out / "staleness.svg", metadata={"Date": None})

@@ -107,7 +107,9 @@ def test_a_disk_that_fills_up_stops_the_run_which_goes_on_once_there_is_room(run
         reach(process, root, "ppo", 3)
         used = shutil.disk_usage(disk).used
         subprocess.run(["mount", "-o", f"remount,size={used + used // 16}", disk], check=True)
+        struck = time.monotonic()
         assert process.wait(timeout=120) == 2, printed(root)
+        print(f"\na full disk: stopped after {time.monotonic() - struck:.1f} s")
         assert "the checkpoint could not be written" in printed(root)
         whole = {p.parent.name for p in disk.glob("*/whole.json")}
         assert whole
