@@ -10,7 +10,7 @@ from openai import OpenAI
 from cluster.config import STAGES
 from learners.advantages import adapted_kl_coef
 from serve.config import ServeConfig
-from tests.runs import HERO, ITERATIONS, OVERRIDES, copy, finished, rows, start
+from tests.runs import HERO, ITERATIONS, OVERRIDES, finished, rows, start
 
 
 @pytest.mark.timeout(900)
@@ -48,19 +48,6 @@ def test_alarms_best_of_n_and_the_pretraining_loss_are_kept(run):
     assert [b["n"] for b in baseline] == [1, 2, 4]
     assert baseline[0]["reward"] < baseline[1]["reward"] < baseline[2]["reward"]
     assert rows(run / "metrics.jsonl", "ppo")[-1]["eval/pretrain_loss"] > 0
-
-
-def test_grpo_with_dynamic_sampling_goes_from_the_same_models_without_a_critic(run, tmp_path):
-    root = copy(run, tmp_path / "run")
-    more = ["ppo.advantage=grpo", "ppo.dynamic_sampling=1", "ppo.correction=tis", "ppo.iterations=2", "--until", "ppo"]
-    finished(start(root, *OVERRIDES, *more), root)
-    found = rows(root / "metrics.jsonl", "ppo")
-    assert len(found) == 2
-    for row in found:
-        assert "val/var_explained" not in row
-        assert row["mismatch/weight"] == pytest.approx(1, abs=1e-4)
-        assert 2 <= row["objective/responses"] <= 16
-        assert row["val/first_ratio_error"] < 1e-5
 
 
 def test_rankings_are_in_the_format_that_real_ones_will_use(run):
