@@ -17,6 +17,7 @@ def start_ray(address: str | None = None, cpus: int | None = None, object_store_
     """Connects to `address` or RAY_ADDRESS; without either starts a local Ray. Returns whether it is our own."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of calls nobody waits for any more, since another failed first
     joined = address or os.environ.get("RAY_ADDRESS")
     if joined:
         with _same_sigterm():

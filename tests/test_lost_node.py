@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.runs import OVERRIDES, copy, finished, reach, start
-from tests.test_chaos import UNTIL, same
+from tests.test_chaos import UNTIL, actor, same
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -81,17 +81,23 @@ def nodes():
 @pytest.mark.timeout(600)
 def test_the_work_of_a_lost_node_goes_to_another(run, nodes, tmp_path):
     root = copy(run, tmp_path / "run")
-    nodes.add(cpus=0)
-    doomed = nodes.add(cpus=2)
+    nodes.add(cpus=0)  # where the driver is
+    workers = [nodes.add(cpus=2), nodes.add(cpus=2)]
     process = start(root, *OVERRIDES, *UNTIL, f"cluster.address=127.0.0.1:{nodes.port}")
-    reach(process, root, "ppo", 2)
-    nodes.add(cpus=2)
     reach(process, root, "ppo", 3)
-    nodes.lose(doomed)
+    nodes.lose(next(node for node in workers if houses(node, "learner-0")))
     struck = time.monotonic()
     print(f"\nloss of a node: the next step was done after {reach(process, root, 'ppo', 4) - struck:.1f} s")
     finished(process, root)
     lost = [name for line in (root / "faults.jsonl").read_text().splitlines() for name in json.loads(line)["lost"]]
-    assert {"learner-0", "learner-1"} <= set(lost)
+    assert "learner-0" in lost
     same(root, run)
+
+
+def houses(node: subprocess.Popen, name: str) -> bool:
+    """Whether an actor's process is one of this node's."""
+    try:
+        return actor(node, name).is_running()
+    except AssertionError:
+        return False
 
