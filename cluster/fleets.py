@@ -37,12 +37,12 @@ class Fleets:
         self._makers: dict[str, Callable[[int], dict[str, Any]]] = {}  # what the i-th actor of a fleet is started with
         self._followed: dict[str, int] = {}  # the last wish for each
         self._scorers_of: tuple[str, str | None] | None = None
-        self._freed = time.monotonic()  # when actors were last stopped, whose room Ray takes a moment to give back
+        # When actors were last stopped, whose room Ray takes a moment to give back: at first maybe by the death of a driver.
+        self._freed = time.monotonic()
 
     def start(self) -> None:
         """Joins the configured Ray cluster, or starts one of this run's own."""
         self.wishes.unlink(missing_ok=True)
-        self._freed = time.monotonic()  # by a driver of this run that was killed, for one
         start_ray(self.config.cluster.address, self.config.cluster.cpus, self.config.cluster.object_store_gib)
 
     def learners(self) -> Fleet:

@@ -99,12 +99,13 @@ class Flow:
         """Results of one call to each actor of another fleet; rollouts and scoring go on meanwhile."""
         whose = {ref: i for i, ref in enumerate(refs)}
         pending = list(refs)
+        found: dict[ray.ObjectRef, Any] = {}
         while pending:
             for ref in self._turn(pending):
-                fleet.result(ref, whose[ref], doing)
+                found[ref] = fleet.result(ref, whose[ref], doing)
                 pending.remove(ref)
             fleet.watch([whose[ref] for ref in pending], doing)
-        return ray.get(list(refs))
+        return [found[ref] for ref in refs]
 
     def release(self, count: int) -> None:
         """Takes back what all engines but the first `count` are at; it is asked again."""

@@ -67,8 +67,9 @@ class PPOTask:
 
     def _evaluate(self, experience: Experience) -> None:
         """Fills in logprobs, entropy and values, float32, before any update. The value of a response token is the critic's
-        output on reading the token before it, the state in which it was chosen; its output on reading the last token is the
-        value after the response. With a log-linear proximal policy the first two come out of the first epoch instead."""
+        output on reading the token before it, the state in which it was chosen; with `bootstrap_cut`, its output on reading the
+        last token is the value after the response. With a log-linear proximal policy the first two come out of the first epoch
+        instead."""
         asked = self.config.proximal != "log_linear"
         if not (asked or self.critic):
             return
@@ -77,12 +78,13 @@ class PPOTask:
             for micro, rows in self._micros(experience.samples, range(experience.samples.size)):
                 found = dict(enumerate(self._logprobs(rows, with_entropy=True) if asked else ()))
                 if self.critic:
-                    scalars_RT = self.critic(rows.tokens_RT, rows.positions_RT).float().cpu()
-                    found[2], after_B[micro] = scalars_RT[before(rows)], scalars_RT[rows.chosen_RT & ~before(rows)]
+                    scalars_RT, before_RT = self.critic(rows.tokens_RT, rows.positions_RT).float().cpu(), before(rows)
+                    found[2], after_B[micro] = scalars_RT[before_RT], scalars_RT[rows.chosen_RT & ~before_RT]
                 for place, values_N in found.items():
                     found_3BT[place, micro] = experience.spread(values_N.float().cpu(), experience.on_BT[micro])
         experience.old_BT, experience.entropy_BT, experience.values_BT = self._whole(found_3BT)
-        experience.after_B = self._whole(after_B)
+        if self.config.bootstrap_cut:
+            experience.after_B = self._whole(after_B)
 
     def _whole(self, shares: Tensor) -> Tensor:
         """The sum over all ranks."""

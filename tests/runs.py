@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,15 +17,25 @@ OVERRIDES = [f"ppo.iterations={ITERATIONS}", "ppo.kl_target=0.5", "ppo.kl_horizo
 """Of the run that the tests share."""
 
 
+def environment() -> dict[str, str]:
+    """Without what Ray and W&B of this process have left: W&B names its service process there, and sharing that of the tests
+    would share its locks on runs."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "WANDB_"))}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def start(root: Path, *more: str) -> subprocess.Popen:
     """`hero run` in the directory `root`; it prints into root.log beside it."""
-    # W&B names its service process in the environment; sharing that of the tests would share its locks on runs.
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "WANDB_"))}
     # A shell's background job ignores Ctrl-C, and so would what the tests start there.
     with open(f"{root}.log", "a") as log:
         return subprocess.Popen(
             [*HERO, "run", "configs/tiny.yaml", f"run_dir={root}", *more],
-            stdout=log, stderr=log, env=env, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            stdout=log, stderr=log, env=environment(), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -14,6 +13,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from bench.soak import timeless
 from tests.runs import ITERATIONS, OVERRIDES, copy, finished, printed, reach, rows, start
 
 UNTIL = ["--until", "ppo"]
@@ -40,11 +40,8 @@ def same(one: Path, other: Path) -> None:
         assert first[name].equal(second[name]), name
     assert (one / "ppo" / "batches.jsonl").read_text() == (other / "ppo" / "batches.jsonl").read_text()
 
-    def timeless(root):
-        skipped = ("time", "perf/", "idle/", "flow/queue")
-        return [{k: v for k, v in row.items() if not k.startswith(skipped)} for row in rows(root / "metrics.jsonl", "ppo")]
-
-    assert timeless(one) == timeless(other)
+    first_rows, second_rows = ([timeless(row) for row in rows(root / "metrics.jsonl", "ppo")] for root in (one, other))
+    assert first_rows == second_rows
 
 
 def tear_the_next_weights(root: Path) -> None:
@@ -125,15 +122,20 @@ def test_grpo_with_dynamic_sampling_stops_at_a_full_disk_and_goes_on_once_there_
 def fill(disk: Path, process: subprocess.Popen, root: Path) -> None:
     """Leaves no room for another checkpoint, waits until the run has stopped and makes room again."""
     reach(process, root, "ppo", 3)
-    used = shutil.disk_usage(disk).used
-    subprocess.run(["mount", "-o", f"remount,size={used + used // 16}", disk], check=True)
+    newest = max(path.parent for path in disk.glob("*/whole.json"))
+    size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
+    # Two are kept and a third is written before the oldest goes; while it is, what is there is more than the limit.
+    smaller, deadline = ["mount", "-o", f"remount,size={5 * size // 2}", disk], time.monotonic() + 30
+    while subprocess.run(smaller, capture_output=True).returncode:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     struck = time.monotonic()
     assert process.wait(timeout=120) == 2, printed(root)
     print(f"\na full disk: stopped after {time.monotonic() - struck:.1f} s")
     assert "the checkpoint could not be written" in printed(root)
-    whole = {p.parent.name for p in disk.glob("*/whole.json")}
-    assert whole
-    assert whole == {p.name for p in disk.iterdir()}  # nothing half-written is left
+    left = {p.parent.name for p in disk.glob("*/whole.json")}
+    assert left
+    assert left == {p.name for p in disk.iterdir()}  # nothing half-written is left
     subprocess.run(["mount", "-o", "remount,size=1g", disk], check=True)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.runs import OVERRIDES, copy, finished, reach, start
+from tests.runs import OVERRIDES, copy, environment, finished, free_port, reach, start
 from tests.test_chaos import UNTIL, actor, same
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -31,9 +31,8 @@ class Nodes:
             RAY, "start", "--block", f"--num-cpus={cpus}", f"--node-ip-address=127.0.0.{number}", "--disable-usage-stats",
             "--object-store-memory=100000000", *([f"--address=127.0.0.1:{self.port}"] if self.processes else where),
         ]  # fmt: skip
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "WANDB_"))}
         with open(f"{self.folder}.log", "a") as log:
-            self.processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=env))
+            self.processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment()))
         deadline = time.monotonic() + 120
         while len(self.alive()) < number:
             assert time.monotonic() < deadline, Path(f"{self.folder}.log").read_text()
@@ -43,18 +42,15 @@ class Nodes:
     def alive(self) -> list[dict]:
         """The nodes that the head knows, asked for by a process of its own."""
         code = f"import ray, json; ray.init('127.0.0.1:{self.port}', logging_level='ERROR'); print(json.dumps(ray.nodes()))"
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "WANDB_"))}
-        asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+        asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
         return [node for node in json.loads(asked.stdout.splitlines()[-1]) if node["Alive"]] if not asked.returncode else []
 
-    def lose(self, node: subprocess.Popen) -> list[int]:
+    def lose(self, node: subprocess.Popen) -> None:
         """SIGKILL for all of a node at once."""
-        processes = [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]
-        for process in processes:
+        for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         node.wait()
-        return [process.pid for process in processes]
 
     def end(self) -> None:
         for node in reversed(self.processes):
@@ -66,12 +62,7 @@ class Nodes:
 
 @pytest.fixture
 def nodes():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    cluster = Nodes(port)
+    cluster = Nodes(free_port())
     try:
         yield cluster
     finally:

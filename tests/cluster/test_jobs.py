@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -12,22 +11,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-HERO = [sys.executable, "-m", "cluster.cli"]
+from tests.runs import HERO, environment, free_port
+
 RAY = [str(Path(sys.executable).with_name("ray"))]
 TINY = ["configs/tiny.yaml", "stages=[pretrain]", "pretrain.steps=4", "world.documents=600"]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def head():
     """A Ray head of this test's own: its ports, its temporary directory, ended by its process group."""
     folder, port, dashboard = Path(f"/tmp/hero-jobs-{os.getpid()}"), free_port(), free_port()
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "WANDB_"))}
+    env = environment()
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
     command = [
         *RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",

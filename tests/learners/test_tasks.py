@@ -73,11 +73,12 @@ def proximal(actor, folder):
         worlds.ppo(actor, folder, iterations=0, proximal=name)
         samples, scored = worlds.make_batch()
         found[name, version] = actor.iterate(version, 0.0, samples, *scored)[0], worlds.weights(actor)
-    return found, after(actor)
+    return found, after(actor, folder)
 
 
-def after(actor):
+def after(actor, folder):
     """(value after each response as the task finds it among others, the critic's last scalar of each sequence alone)."""
+    worlds.ppo(actor, folder, iterations=0, bootstrap_cut=True)
     samples, scored = worlds.make_batch()
     experience = Experience.gather([samples, scored], 1, actor.task.config)
     actor.task._evaluate(experience)
