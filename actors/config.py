@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from learners.config import DType, Section
+from common.config import DType, Section
 
 
 class RolloutConfig(Section):

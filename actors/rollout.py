@@ -1,6 +1,6 @@
 """A rollout actor: one vLLM engine that samples responses and takes new weights between two of its steps.
 
-`cluster.fleet` makes these into Ray actors. The engine runs in this process (on CPU that is faster than a process
+`cluster.fleets.fleet` makes these into Ray actors. The engine runs in this process (on CPU that is faster than a process
 of its own, and a weight update is a function call). Token ids go in and come out; text is the driver's business.
 
 `generate` answers a batch and returns it whole. `pump` answers groups of responses that come and go: what is not finished
@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from actors.config import Decoding, RolloutConfig
-from learners.errors import UserError
+from common.errors import UserError
+from learners.data.samples import Samples, offsets_of
 from learners.models import checked
-from learners.ragged import Samples, offsets_of
 
 
 @dataclass
@@ -38,13 +38,15 @@ class Group:
 class RolloutActor:
     """An engine, its weight version and its way of returning ragged batches."""
 
-    def __init__(self, name: str, model_path: str, config: RolloutConfig, seed: int = 0, version: int = 0) -> None:
+    def __init__(
+        self, name: str, model_path: str, config: RolloutConfig, seed: int = 0, version: int = 0
+    ) -> None:
         started = time.perf_counter()
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
         from vllm import LLM
 
-        from actors.weights import transfer_config
+        from actors.weights.vllm import transfer_config
 
         self.name, self.config, self.version, self._loaded = name, config, version, version
         self.llm = LLM(
@@ -94,12 +96,19 @@ class RolloutActor:
         requests = []
         for prompt, own in zip(prompts, _split(seeds, len(prompts), n), strict=True):
             requests += self._add(prompt, own, decoding, end_token)
-        return self._samples(self._outputs(requests), np.repeat(np.asarray(prompt_ids, dtype=np.int64), n), end_token)
+        return self._samples(
+            self._outputs(requests), np.repeat(np.asarray(prompt_ids, dtype=np.int64), n), end_token
+        )
 
     def pump(
-        self, new: Sequence[tuple[int, int, list[int], list[int]]], decoding: Decoding, end_token: int, most: int, oldest: int,
+        self,
+        new: Sequence[tuple[int, int, list[int], list[int]]],
+        decoding: Decoding,
+        end_token: int,
+        most: int,
+        oldest: int,
         seconds: float | None = None,
-    ) -> tuple[dict[str, list[int]], Samples | None]:  # fmt: skip
+    ) -> tuple[dict[str, list[int]], Samples | None]:
         """Takes on new groups, each (place that it is known by, prompt id, prompt, seeds of its responses), then goes on
         answering until `most` groups are finished, nothing is left to do or the time is over. Returns the places of groups
         that are done and of those that came in under weights before `oldest` and were dropped, and the former's samples,
@@ -146,7 +155,9 @@ class RolloutActor:
             self.engine.abort_request([r for r in requests if self._finished.pop(r, None) is None])
             self._dropped.append(place)
 
-    def _add(self, prompt: list[int], seeds: Sequence[int | None], decoding: Decoding, end_token: int) -> list[str]:
+    def _add(
+        self, prompt: list[int], seeds: Sequence[int | None], decoding: Decoding, end_token: int
+    ) -> list[str]:
         """Hands one request for each seed to the engine; returns their names."""
         from vllm import SamplingParams
 
@@ -155,7 +166,12 @@ class RolloutActor:
             self._request(
                 prompt,
                 SamplingParams(
-                    **chosen, stop_token_ids=[end_token], seed=seed, logprobs=0, flat_logprobs=True, detokenize=False
+                    **chosen,
+                    stop_token_ids=[end_token],
+                    seed=seed,
+                    logprobs=0,
+                    flat_logprobs=True,
+                    detokenize=False,
                 ),
             )
             for seed in seeds
@@ -180,7 +196,7 @@ class RolloutActor:
         return [self._finished.pop(request) for request in requests]
 
     def _samples(self, outputs: list[Any], prompt_ids_B: np.ndarray, end_token: int) -> Samples:
-        from actors.weights import version_spans
+        from actors.weights.vllm import version_spans
 
         tokens, logprobs, versions, prompt_lengths, lengths, ended = [], [], [], [], [], []
         for output in outputs:
@@ -207,7 +223,7 @@ class RolloutActor:
         """Takes the weights that a transport sent; returns the seconds it took. Groups that came in under weights before
         `oldest` are dropped; the others are frozen meanwhile, compute their context again and go on. An update that fails
         ends the process: the engine could not be used again."""
-        from actors.weights import apply_update
+        from actors.weights.vllm import apply_update
 
         started = time.perf_counter()
         self._drop([place for place, group in self._groups.items() if group.version < oldest])

@@ -1,6 +1,6 @@
 """A scoring actor: the sources of reward and the reference (SFT) policy, for inference only.
 
-`cluster.fleet` makes these into Ray actors. Each call takes the samples of one rollout actor straight from the
+`cluster.fleets.fleet` makes these into Ray actors. Each call takes the samples of one rollout actor straight from the
 object store and returns their scores and reference log-probabilities in the same flat layout.
 """
 
@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from actors.config import RewardsConfig, ScoringConfig
-from actors.rewards import TextReward
-from learners.batching import pad, plan_micro_batches
+from actors.text_rewards import TextReward
+from common.errors import UserError
 from learners.config import ModelConfig
-from learners.errors import UserError
+from learners.data.batching import pad, plan_micro_batches
+from learners.data.samples import Samples, concat_ranges
 from learners.models import PolicyModule, ScalarModule, load_policy, load_scalar, load_tokenizer
-from learners.ragged import Samples, concat_ranges
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,12 @@ class ScoringActor:
     """Sources of reward and reference policy on one device. Without a reward model (`reward`) its scores are 0."""
 
     def __init__(
-        self, reference: str, reward: str | None, config: ScoringConfig, rewards: RewardsConfig, model: ModelConfig
+        self,
+        reference: str,
+        reward: str | None,
+        config: ScoringConfig,
+        rewards: RewardsConfig,
+        model: ModelConfig,
     ) -> None:
         torch.set_num_threads(config.threads)
         self.config, self.rewards = config, rewards
@@ -67,10 +72,14 @@ class ScoringActor:
         pending = [source and source.start(cases) for source in self.text_rewards]
         scalars_B, ref_N = self._forward(samples, temperature)
         if not np.isfinite(ref_N).all():
-            raise FloatingPointError("a reference log-probability is not finite; the reference policy is broken")
+            raise FloatingPointError(
+                "a reference log-probability is not finite; the reference policy is broken"
+            )
         raw_KB, faults = np.zeros((len(pending), samples.size), dtype=np.float32), []
         for k, futures in enumerate(pending):
-            found = [f.result() for f in futures] if futures else [(float(x), "not finite") for x in scalars_B]
+            found = (
+                [f.result() for f in futures] if futures else [(float(x), "not finite") for x in scalars_B]
+            )
             raw_KB[k] = [score for score, _ in found]
             name = self.rewards.sources[k].name
             for b in np.flatnonzero(~np.isfinite(raw_KB[k])):

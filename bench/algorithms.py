@@ -21,23 +21,37 @@ import numpy as np
 
 from cluster.config import load_config
 from cluster.context import Context
-from cluster.fleets import Fleets
-from cluster.run import Run
+from cluster.fleets.manager import Fleets
+from cluster.run.directory import Run
 from cluster.stages import ppo
-from serve.files import read_json, read_jsonl
+from common.files import read_json, read_jsonl
 
 matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "zero2hero"  # the same figure from the same numbers
 import matplotlib.pyplot as plt  # noqa: E402
 
-SHORT = ["ppo.iterations=15", "ppo.evaluate_every=3", "ppo.evaluate_prompts=400", "ppo.save_every=10", "ppo.best_of=1"]
-NO_CRITIC = ["ppo.critic_optimizer=", "ppo.value_clip=", "ppo.lam="]  # nothing after the "=": back to the default
+SHORT = [
+    "ppo.iterations=15",
+    "ppo.evaluate_every=3",
+    "ppo.evaluate_prompts=400",
+    "ppo.save_every=10",
+    "ppo.best_of=1",
+]
+NO_CRITIC = [
+    "ppo.critic_optimizer=",
+    "ppo.value_clip=",
+    "ppo.lam=",
+]  # nothing after the "=": back to the default
 GROUPED = [*NO_CRITIC, "ppo.prompts=64", "ppo.responses=4", "ppo.gamma=", "ppo.whiten_rewards="]
 LONG = ["ppo.iterations=45", "ppo.best_of=16", "ppo.optimizer.lr=5e-4", "ppo.kl_coef=0.001"]
 ONE_CORE_EACH = ["learners.ranks=1", "learners.zero_stage=1", "rollout.threads=1", "scoring.threads=1"]
 SEEDS = (0, 1, 2)
 STALENESS = (1, 4, 8)
-OBJECTIVES = {"naive": "proximal=behaviour", "decoupled": "correction=decoupled", "truncated": "correction=tis"}
+OBJECTIVES = {
+    "naive": "proximal=behaviour",
+    "decoupled": "correction=decoupled",
+    "truncated": "correction=tis",
+}
 VARIANTS: dict[str, tuple[tuple[int, ...], list[str]]] = {
     "ppo": (SEEDS, SHORT),
     "grpo": (SEEDS, [*SHORT, *GROUPED, "ppo.advantage=grpo"]),
@@ -45,11 +59,14 @@ VARIANTS: dict[str, tuple[tuple[int, ...], list[str]]] = {
     "reinforce_pp": (SEEDS, [*SHORT, *NO_CRITIC, "ppo.advantage=reinforce_pp"]),
     "ptx": ((0,), [*SHORT, "ppo.ptx_coef=0.5"]),
     "overoptimization": ((0,), [*SHORT, *LONG]),
-    **{f"{kind}_{n}": ((0,), [*SHORT, f"ppo.staleness={n}", f"ppo.{how}"])
-       for kind, how in OBJECTIVES.items() for n in STALENESS},
+    **{
+        f"{kind}_{n}": ((0,), [*SHORT, f"ppo.staleness={n}", f"ppo.{how}"])
+        for kind, how in OBJECTIVES.items()
+        for n in STALENESS
+    },
     "overlap_0": (SEEDS, [*SHORT, *ONE_CORE_EACH]),
     "overlap_1": (SEEDS, [*SHORT, *ONE_CORE_EACH, "ppo.staleness=1", "ppo.correction=decoupled"]),
-}  # fmt: skip
+}
 ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce_pp")
 PHASES = ("generation", "scoring", "learning", "iteration")
 MEASURES = ("factual", "rude", "coherent", "score", "reward", "kl", "pretrain_loss")
@@ -99,7 +116,10 @@ def print_table(out: Path) -> None:
         if seeds:
             cells = [[rows[-1].get(f"eval/{m}", math.nan) for rows in seeds] for m in MEASURES]
             steps = finished(out, name)
-            cells += [[float(np.median([r[f"time/{phase}"] for r in rows[2:]])) for rows in steps] for phase in PHASES]
+            cells += [
+                [float(np.median([r[f"time/{phase}"] for r in rows[2:]])) for rows in steps]
+                for phase in PHASES
+            ]
             shown = " | ".join(f"{np.mean(c):.3f} ± {np.std(c, ddof=len(c) > 1):.3f}" for c in cells)
             print(f"| {name} | {len(seeds)} | {shown} |")
 
@@ -109,9 +129,16 @@ def curves(axis: Any, out: Path, names: tuple[str, ...], measure: str) -> None:
     for name in names:
         seeds = evaluations(out, name)
         if seeds:
-            steps, values = [r["step"] for r in seeds[0]], np.array([[r[measure] for r in rows] for rows in seeds])
-            (line,) = axis.plot(steps, values.mean(0), marker="o", markersize=3, label=f"{name} ({len(seeds)} seeds)")
-            axis.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
+            steps, values = (
+                [r["step"] for r in seeds[0]],
+                np.array([[r[measure] for r in rows] for rows in seeds]),
+            )
+            (line,) = axis.plot(
+                steps, values.mean(0), marker="o", markersize=3, label=f"{name} ({len(seeds)} seeds)"
+            )
+            axis.fill_between(
+                steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0
+            )
     axis.set_xlabel("iteration")
     axis.set_title(measure.removeprefix("eval/"))
     axis.grid(alpha=0.3)
@@ -140,10 +167,24 @@ def draw(out: Path) -> None:
     for rows in evaluations(out, "overoptimization"):
         best = read_json(out / "overoptimization-0" / "ppo" / "best_of_n.json")
         figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-        for axis, name, title in ((axes[0], "reward", "proxy: reward model"), (axes[1], "score", "gold: judge")):
-            axis.plot([math.sqrt(max(0, r["eval/kl"])) for r in rows], [r[f"eval/{name}"] for r in rows], "o-", markersize=3,
-                      label="PPO, KL coefficient 0.001")  # fmt: skip
-            axis.plot([math.sqrt(b["kl"]) for b in best], [b[name] for b in best], "s--", markersize=3, label="best of n")
+        for axis, name, title in (
+            (axes[0], "reward", "proxy: reward model"),
+            (axes[1], "score", "gold: judge"),
+        ):
+            axis.plot(
+                [math.sqrt(max(0, r["eval/kl"])) for r in rows],
+                [r[f"eval/{name}"] for r in rows],
+                "o-",
+                markersize=3,
+                label="PPO, KL coefficient 0.001",
+            )
+            axis.plot(
+                [math.sqrt(b["kl"]) for b in best],
+                [b[name] for b in best],
+                "s--",
+                markersize=3,
+                label="best of n",
+            )
             axis.set_xlabel("√KL to the SFT policy, √nats")
             axis.set_title(title)
             axis.grid(alpha=0.3)
@@ -154,7 +195,9 @@ def draw(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("variants", nargs="*", choices=[[], *VARIANTS])

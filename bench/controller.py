@@ -21,12 +21,17 @@ import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from actors.config import Decoding, RewardsConfig
-from actors.ray_session import start_ray
-from cluster.fleet import Fleet
-from cluster.flow import Ask, Flow
-from cluster.rewards import Rewards
+from cluster.fleets.fleet import Fleet
+from cluster.rl.reward_aggregator import Rewards
+from cluster.rl.rollout_scheduler import Ask, Flow
+from common.ray_session import start_ray
 
-PROMPT, RESPONSE, GROUPS, RESPONSES = 128, 512, 4, 4  # tokens, tokens, groups for each actor and batch, responses to a prompt
+PROMPT, RESPONSE, GROUPS, RESPONSES = (
+    128,
+    512,
+    4,
+    4,
+)  # tokens, tokens, groups for each actor and batch, responses to a prompt
 BLOCKS, BLOCK = 6, 4096  # of at least so many samples; the first is not counted
 
 
@@ -85,12 +90,16 @@ def spread(found: list[float], form: str) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("actors", nargs="*", type=int, default=[8, 32, 128, 256])
     parser.add_argument("--staleness", nargs="*", type=int, default=[0, 1])
     given = parser.parse_args()
     start_ray(object_store_gib=2)
-    print("| actors | staleness | samples a batch | samples/s | driver CPU, ms/sample | of wall time | stored, KiB/sample |")
+    print(
+        "| actors | staleness | samples a batch | samples/s | driver CPU, ms/sample | of wall time | stored, KiB/sample |"
+    )
     print("|---" * 7 + "|")
     with tempfile.TemporaryDirectory() as scratch:
         for count in given.actors:

@@ -25,15 +25,15 @@ import torch
 from actors.rollout import RolloutActor
 from cluster.config import load_config
 from cluster.context import Context
-from cluster.fleet import Fleet
-from cluster.fleets import Fleets, generate
-from cluster.rewards import Rewards
-from cluster.run import Run
-from cluster.stages.ppo import prompts_of, sample_seeds
-from learners.batching import pad
+from cluster.fleets.fleet import Fleet
+from cluster.fleets.manager import Fleets, generate
+from cluster.rl.prompt_stream import prompts_of, sample_seeds
+from cluster.rl.reward_aggregator import Rewards
+from cluster.run.directory import Run
+from learners.data.batching import pad
+from learners.data.samples import Samples
+from learners.data.tokenizer import end_token
 from learners.models import load_policy, load_scalar, load_tokenizer
-from learners.ragged import Samples
-from learners.tokenizer import end_token
 
 
 class BenchRollout(RolloutActor):
@@ -43,7 +43,12 @@ class BenchRollout(RolloutActor):
         from vllm.inputs import TokensPrompt
 
         inputs = [TokensPrompt(prompt_token_ids=p) for p in prompts for _ in range(n)]
-        common: dict[str, Any] = {"max_tokens": max_tokens, "stop_token_ids": [end], "logprobs": 0, "detokenize": False}
+        common: dict[str, Any] = {
+            "max_tokens": max_tokens,
+            "stop_token_ids": [end],
+            "logprobs": 0,
+            "detokenize": False,
+        }
         settings = [SamplingParams(seed=s, flat_logprobs=True, **common) for s in seeds]
         started = time.perf_counter()
         outputs = self.llm.generate(inputs, settings, use_tqdm=False)
@@ -73,7 +78,9 @@ class BareTorch:
                     -(ratio_BT * mask_BT).sum() / mask_BT.sum(),
                     ((values_BT - 1) ** 2 * mask_BT).sum() / mask_BT.sum(),
                 ]
-                for model, loss, optimizer in zip((self.policy, self.critic), losses, self.optimizers, strict=True):
+                for model, loss, optimizer in zip(
+                    (self.policy, self.critic), losses, self.optimizers, strict=True
+                ):
                     optimizer.zero_grad()
                     loss.backward()
                     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -83,7 +90,9 @@ class BareTorch:
     def _forward(self, samples: Samples, part: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         tokens_BT = pad([samples.sequence(b) for b in part], 0)
         position_T = torch.arange(tokens_BT.shape[1])
-        start_B, end_B = (torch.from_numpy(np.asarray(x)[part]) for x in (samples.prompt_lengths_B, samples.lengths_B))
+        start_B, end_B = (
+            torch.from_numpy(np.asarray(x)[part]) for x in (samples.prompt_lengths_B, samples.lengths_B)
+        )
         mask_BT = ((position_T >= start_B[:, None]) & (position_T < end_B[:, None]))[:, 1:].float()
         logits_BTV = self.policy(input_ids=tokens_BT).logits[:, :-1]
         logprobs_BT = logits_BTV.log_softmax(-1).gather(2, tokens_BT[:, 1:, None]).squeeze(2)
@@ -102,7 +111,9 @@ def measure(root: Path, rounds: int) -> dict[str, list[float]]:
     try:
         context = Context(config, run, fleets)
         rows, tokens = context.prompts("prompts", tokenizer, ppo.max_response_tokens)
-        settings = config.rollout.model_copy(update={"dtype": ppo.dtype, "max_model_len": config.model.context})
+        settings = config.rollout.model_copy(
+            update={"dtype": ppo.dtype, "max_model_len": config.model.context}
+        )
         arguments = {"name": "rollout-0", "model_path": str(policy), "config": settings}
         rollouts = Fleet("rollout", "bench.iteration:BenchRollout", [arguments], {"num_cpus": 0}, fleets.logs)
         learners = fleets.learners()
@@ -112,7 +123,10 @@ def measure(root: Path, rounds: int) -> dict[str, list[float]]:
         decoding, end = context.decoding("ppo", ppo.temperature), end_token(tokenizer)
         for i in range(rounds + 1):
             chosen = prompts_of(i, len(rows), ppo.prompts, config.seed)
-            prompts, seeds = [tokens[j] for j in chosen], sample_seeds(config.seed, i, ppo.prompts * ppo.responses)
+            prompts, seeds = (
+                [tokens[j] for j in chosen],
+                sample_seeds(config.seed, i, ppo.prompts * ppo.responses),
+            )
             requests = (prompts, ppo.responses, ppo.max_response_tokens, end, seeds)
             plain_rate = ray.get(rollouts.submit(0, "bare", *requests)) if i % 2 else 0.0
             marks = [time.perf_counter()]
@@ -133,11 +147,18 @@ def measure(root: Path, rounds: int) -> dict[str, list[float]]:
             our_rate = float(samples.response_lengths_B.sum()) / seconds[0]
             torch_rate = bare.iterate(samples, ppo.epochs, ppo.minibatches)
             row = {
-                "generation, s": seconds[0], "scoring, s": seconds[1], "learning, s": learning, "weight sync, s": seconds[3],
-                "overhead, s": seconds[2] - learning, "generation, tokens/s": our_rate, "  bare vLLM": plain_rate,
-                "  ratio": our_rate / plain_rate, "learning, tokens/s": ppo.epochs * metrics["tokens"] / seconds[2],
-                "  bare torch": torch_rate, "  ratio ": ppo.epochs * metrics["tokens"] / seconds[2] / torch_rate,
-            }  # fmt: skip
+                "generation, s": seconds[0],
+                "scoring, s": seconds[1],
+                "learning, s": learning,
+                "weight sync, s": seconds[3],
+                "overhead, s": seconds[2] - learning,
+                "generation, tokens/s": our_rate,
+                "  bare vLLM": plain_rate,
+                "  ratio": our_rate / plain_rate,
+                "learning, tokens/s": ppo.epochs * metrics["tokens"] / seconds[2],
+                "  bare torch": torch_rate,
+                "  ratio ": ppo.epochs * metrics["tokens"] / seconds[2] / torch_rate,
+            }
             if i:
                 for name, value in row.items():
                     found.setdefault(name, []).append(float(value))

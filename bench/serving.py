@@ -26,32 +26,76 @@ from serve.engine import engine_arguments
 from serve.launch import running
 
 PORTS = {"vllm serve": 8031, "hero serve": 8032}
-KEYS = {"output tokens/s": "output_throughput", "TTFT ms": "median_ttft_ms", "P99 TTFT ms": "p99_ttft_ms",
-        "between tokens ms": "median_itl_ms", "failed": "failed"}  # fmt: skip
+KEYS = {
+    "output tokens/s": "output_throughput",
+    "TTFT ms": "median_ttft_ms",
+    "P99 TTFT ms": "p99_ttft_ms",
+    "between tokens ms": "median_itl_ms",
+    "failed": "failed",
+}
 # The `vllm` command asks for the version of a package called vllm, which the CPU build is not.
-VLLM = [sys.executable, "-c", "import importlib.metadata as m; real = m.version; m.version = lambda name: "
-        "'0.32.0+cpu' if name == 'vllm' else real(name); from vllm.entrypoints.cli.main import main; main()"]  # fmt: skip
+VLLM = [
+    sys.executable,
+    "-c",
+    "import importlib.metadata as m; real = m.version; m.version = lambda name: "
+    "'0.32.0+cpu' if name == 'vllm' else real(name); from vllm.entrypoints.cli.main import main; main()",
+]
 
 
 def load(port: int, model: Path, rate: str, requests: int) -> dict[str, float]:
     """One run of vLLM's benchmark client; its figures."""
     with tempfile.TemporaryDirectory() as folder:
         client = [
-            *VLLM, "bench", "serve", "--backend", "openai-chat", "--endpoint", "/v1/chat/completions", "--port", str(port),
-            "--model", "hero", "--tokenizer", str(model), "--dataset-name", "random", "--random-input-len", "48",
-            "--random-output-len", "64", "--num-prompts", str(requests), "--request-rate", rate, "--ignore-eos",
-            "--disable-tqdm", "--save-result", "--result-dir", folder, "--temperature", "1",
-        ]  # fmt: skip
+            *VLLM,
+            "bench",
+            "serve",
+            "--backend",
+            "openai-chat",
+            "--endpoint",
+            "/v1/chat/completions",
+            "--port",
+            str(port),
+            "--model",
+            "hero",
+            "--tokenizer",
+            str(model),
+            "--dataset-name",
+            "random",
+            "--random-input-len",
+            "48",
+            "--random-output-len",
+            "64",
+            "--num-prompts",
+            str(requests),
+            "--request-rate",
+            rate,
+            "--ignore-eos",
+            "--disable-tqdm",
+            "--save-result",
+            "--result-dir",
+            folder,
+            "--temperature",
+            "1",
+        ]
         subprocess.run(client, check=True, capture_output=True, timeout=300)
         return json.loads(next(Path(folder).glob("*.json")).read_text())
 
 
 def main() -> None:
-    model, rounds, rates = Path(sys.argv[1]).absolute(), int((sys.argv[2:] or ["3"])[0]), sys.argv[3:] or ["inf", "20"]
+    model, rounds, rates = (
+        Path(sys.argv[1]).absolute(),
+        int((sys.argv[2:] or ["3"])[0]),
+        sys.argv[3:] or ["inf", "20"],
+    )
     config = ServeConfig(port=PORTS["hero serve"])
     command = [*VLLM, "serve", *engine_arguments(config, model, "hero"), "--port", str(PORTS["vllm serve"])]
     log = open(Path(tempfile.gettempdir()) / "bench-serving-vllm.log", "w")  # noqa: SIM115
-    env = {**os.environ, "OMP_NUM_THREADS": str(config.threads), "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(config.threads),
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
     plain = subprocess.Popen(command, stdout=log, stderr=log, env=env)
     try:
         with running(model, config):
@@ -64,10 +108,14 @@ def main() -> None:
                 found = {name: [] for name in PORTS}
                 for _ in range(rounds):
                     for name, port in PORTS.items():
-                        found[name].append(load(port, model, rate, 256 if rate == "inf" else int(float(rate) * 15)))
+                        found[name].append(
+                            load(port, model, rate, 256 if rate == "inf" else int(float(rate) * 15))
+                        )
                 print(f"\n{rate} requests/s, median of {rounds}")
                 for title, key in KEYS.items():
-                    ours, theirs = (statistics.median(r[key] for r in found[n]) for n in ("hero serve", "vllm serve"))
+                    ours, theirs = (
+                        statistics.median(r[key] for r in found[n]) for n in ("hero serve", "vllm serve")
+                    )
                     ratio = f"{ours / theirs:.2f}" if theirs else ""
                     print(f"  {title:18} hero {ours:9.1f}   vllm {theirs:9.1f}   {ratio}", flush=True)
     finally:

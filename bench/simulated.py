@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from learners.ragged import Samples, offsets_of
+from learners.data.samples import Samples, offsets_of
 
 
 class Engine:
@@ -37,9 +37,14 @@ class Engine:
         offsets = offsets_of(prompts_B + self.length)
         size = int(offsets[-1])
         return Samples(
-            np.ones(size, np.int32), offsets, prompts_B, np.full(size, -1.0, np.float32), np.zeros(size, np.int32), ids_B,
+            np.ones(size, np.int32),
+            offsets,
+            prompts_B,
+            np.full(size, -1.0, np.float32),
+            np.zeros(size, np.int32),
+            ids_B,
             np.ones(len(ids_B), bool),
-        )  # fmt: skip
+        )
 
 
 class Scorer:

@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from serve.files import append_row, read_jsonl
+from common.files import append_row, read_jsonl
 
 STAGES = ("data", "pretrain", "sft", "collect", "reward")
 VICTIMS = ("rollout-0", "scoring-0", "learner-0", "learner-1", "driver")
@@ -31,8 +31,24 @@ SKIPPED = ("time", "perf/", "idle/", "flow/queue")  # of metrics that are equal 
 
 
 def start(source: Path, out: Path, changes: list[str]) -> subprocess.Popen[bytes]:
-    given = ["ppo.iterations=100000", "ppo.evaluate_every=1000000", "cluster.restarts=1000", f"run_dir={out}", f"name={out.name}"]
-    command = [sys.executable, "-m", "cluster.cli", "run", str(source / "config.yaml"), *given, *changes, "--until", "ppo"]
+    given = [
+        "ppo.iterations=100000",
+        "ppo.evaluate_every=1000000",
+        "cluster.restarts=1000",
+        f"run_dir={out}",
+        f"name={out.name}",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "cluster.cli",
+        "run",
+        str(source / "config.yaml"),
+        *given,
+        *changes,
+        "--until",
+        "ppo",
+    ]
     with open(out / "printed.log", "a") as log:
         return subprocess.Popen(command, stdout=log, stderr=log)
 
@@ -93,11 +109,16 @@ def soak(source: Path, out: Path, minutes: float, every: float, changes: list[st
                     process = start(source, out, changes)
                 while len(steps(out)) <= step and process.poll() is None:
                     time.sleep(0.2)
-                append_row(out / "kills.jsonl", {"victim": victim, "step": step, "seconds": time.monotonic() - now})
+                append_row(
+                    out / "kills.jsonl", {"victim": victim, "step": step, "seconds": time.monotonic() - now}
+                )
         elif now > looked + 10:
             looked = now
             with contextlib.suppress(psutil.Error):
-                append_row(out / "soak.jsonl", {"minute": (now - begun) / 60, "step": len(steps(out)), **held(driver, out)})
+                append_row(
+                    out / "soak.jsonl",
+                    {"minute": (now - begun) / 60, "step": len(steps(out)), **held(driver, out)},
+                )
     process.terminate()
     process.wait()
 
@@ -105,10 +126,16 @@ def soak(source: Path, out: Path, minutes: float, every: float, changes: list[st
 def tell(out: Path, reference: Path | None) -> None:
     found = read_jsonl(out / "soak.jsonl")
     quarter = max(1, len(found) // 4)
-    print(f"{found[-1]['minute']:.0f} minutes, {len(steps(out))} iterations\n\n| | first quarter | last quarter |\n|---|---|---|")
+    print(
+        f"{found[-1]['minute']:.0f} minutes, {len(steps(out))} iterations\n\n| | first quarter | last quarter |\n|---|---|---|"
+    )
     for name in sorted({name for row in found for name in row} - {"minute", "step"}):
         parts = [[row[name] for row in part if name in row] for part in (found[:quarter], found[-quarter:])]
-        print(f"| {name} | " + " | ".join(f"{statistics.median(part):.0f}" if part else "" for part in parts) + " |")
+        print(
+            f"| {name} | "
+            + " | ".join(f"{statistics.median(part):.0f}" if part else "" for part in parts)
+            + " |"
+        )
     kills = read_jsonl(out / "kills.jsonl") if (out / "kills.jsonl").exists() else []
     for victim in VICTIMS:
         seconds = [kill["seconds"] for kill in kills if kill["victim"] == victim]
@@ -116,7 +143,9 @@ def tell(out: Path, reference: Path | None) -> None:
             middle, most = statistics.median(seconds), max(seconds)
             print(f"{victim}: {len(seconds)} kills, the next step after {middle:.1f} s, {most:.1f} s at most")
     asked = [row["prompts"] for row in read_jsonl(out / "ppo" / "batches.jsonl")]
-    print(f"{len(asked)} batches logged, {len(steps(out))} iterations; every step once: {numbered(steps(out))}")
+    print(
+        f"{len(asked)} batches logged, {len(steps(out))} iterations; every step once: {numbered(steps(out))}"
+    )
     if reference:
         same = [timeless(a) == timeless(b) for a, b in zip(steps(out), steps(reference), strict=False)]
         print(f"equal to the last bit with {reference}: {sum(same)} of {len(same)} iterations that both have")
@@ -131,7 +160,9 @@ def timeless(row: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=60)

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import RolloutConfig
-from actors.ray_session import start_ray
-from actors.weights import FileTransport, make_transport
-from cluster.fleet import Fleet
-from cluster.fleets import QUIET
+from actors.weights.transport import FileTransport, make_transport
+from cluster.fleets.fleet import Fleet
+from cluster.fleets.manager import QUIET
+from common.ray_session import start_ray
 from learners.config import LearnerConfig, ModelConfig
+from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy
-from learners.ppo_config import PPOConfig
-from learners.tokenizer import train_tokenizer
+from learners.rl.config import PPOConfig
 
 SIZES = {"3M": (4, 256), "30M": (10, 512), "300M": (24, 1024)}  # layers, width
 ROUNDS = 5
@@ -38,9 +38,11 @@ class Ranks:
 
     def __init__(self, path: Path, folder: Path) -> None:
         settings = LearnerConfig(ranks=2, zero_stage=3)
-        arguments = [{"rank": rank, "config": settings, "model": ModelConfig(path=str(path))} for rank in range(2)]
+        arguments = [
+            {"rank": rank, "config": settings, "model": ModelConfig(path=str(path))} for rank in range(2)
+        ]
         options = {"num_cpus": 0, "runtime_env": {"env_vars": {**QUIET, "OMP_NUM_THREADS": "1"}}}
-        self.fleet = Fleet("learner", "learners.actor:LearnerActor", arguments, options, folder / "logs")
+        self.fleet = Fleet("learner", "actors.learner:LearnerActor", arguments, options, folder / "logs")
         address, port = self.fleet.get([self.fleet.submit(0, "address")], "address")[0]
         self.fleet.all("join", address, port)
         self.fleet.all("start_ppo", path, None, PPOConfig(advantage="grpo"), None, 0)
@@ -52,14 +54,18 @@ class Ranks:
 
 def measure(name: str, engines: int, zero: int, folder: Path) -> None:
     layers, width = SIZES[name]
-    config = ModelConfig(layers=layers, width=width, heads=width // 64, kv_heads=width // 128, vocab_size=600, context=128)
+    config = ModelConfig(
+        layers=layers, width=width, heads=width // 64, kv_heads=width // 128, vocab_size=600, context=128
+    )
     tokenizer = train_tokenizer([chr(97 + i) * 3 for i in range(26)], config.vocab_size)
     model = build_policy(config, tokenizer, 0)
     path = folder / name
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     settings = RolloutConfig(threads=1, kv_cache_gib=0.05, max_sequences=16, max_model_len=64)
-    arguments = [{"name": f"rollout-{i}", "model_path": str(path), "config": settings} for i in range(engines)]
+    arguments = [
+        {"name": f"rollout-{i}", "model_path": str(path), "config": settings} for i in range(engines)
+    ]
     env = {**QUIET, "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     options = {"num_cpus": 0, "runtime_env": {"env_vars": env}}
     fleet = Fleet("rollout", "actors.rollout:RolloutActor", arguments, options, folder / "logs")
@@ -73,7 +79,9 @@ def measure(name: str, engines: int, zero: int, folder: Path) -> None:
             if ranks:
                 payload = ranks.send(transport, version)
             else:
-                payload = transport.send(((n, p) for n, p in model.named_parameters() if n != "lm_head.weight"), 0, version)
+                payload = transport.send(
+                    ((n, p) for n, p in model.named_parameters() if n != "lm_head.weight"), 0, version
+                )
             sent.append(time.perf_counter() - started)
             started = time.perf_counter()
             fleet.all("update_weights", payload, version)
@@ -88,21 +96,29 @@ def measure(name: str, engines: int, zero: int, folder: Path) -> None:
         transport.close()
     whole = [s + u for s, u in zip(sent, updated, strict=True)]
     cells = " | ".join(
-        f"{statistics.median(found[1:]):.3f} ({min(found[1:]):.3f} to {max(found[1:]):.3f})" for found in (sent, updated, copied)
+        f"{statistics.median(found[1:]):.3f} ({min(found[1:]):.3f} to {max(found[1:]):.3f})"
+        for found in (sent, updated, copied)
     )
     rate = size / statistics.median(whole[1:]) / 2**20
     ratio = statistics.median([w / c for w, c in zip(whole[1:], copied[1:], strict=True)])
-    print(f"| {name} | {size / 2**20:.0f} | {zero} | {engines} | {cells} | {rate:,.0f} | {ratio:.1f} |", flush=True)
+    print(
+        f"| {name} | {size / 2**20:.0f} | {zero} | {engines} | {cells} | {rate:,.0f} | {ratio:.1f} |",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sizes", nargs="*", default=list(SIZES))
     parser.add_argument("--engines", nargs="*", type=int, default=[1, 2, 4])
     parser.add_argument("--zero", nargs="*", type=int, default=[0, 3], choices=[0, 3])
     given = parser.parse_args()
     start_ray(object_store_gib=0.1)
-    print("| model | MiB | ZeRO | engines | send, s | update, s | copy, s | MiB/s to each engine | send + update over copy |")
+    print(
+        "| model | MiB | ZeRO | engines | send, s | update, s | copy, s | MiB/s to each engine | send + update over copy |"
+    )
     print("|---" * 9 + "|")
     with tempfile.TemporaryDirectory() as scratch:
         for chosen in given.sizes:

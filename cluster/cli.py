@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from learners.errors import FleetError, UserError, is_full
+from common.errors import FleetError, UserError, is_full
 
 app = typer.Typer(
     help="Take a language model from random weights to a served chat assistant.",
@@ -31,13 +31,15 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="dotted.key=value, f
 def run(
     config: Config,
     overrides: Overrides = None,
-    first: Annotated[str | None, typer.Option("--from", help="Do this stage and all later ones again.")] = None,
+    first: Annotated[
+        str | None, typer.Option("--from", help="Do this stage and all later ones again.")
+    ] = None,
     last: Annotated[str | None, typer.Option("--until", help="Stop after this stage.")] = None,
 ) -> None:
     """Run the stages of a config in order; run again to continue where it stopped."""
     from cluster.config import load_config
     from cluster.pipeline import run_stages
-    from cluster.summary import print_summary
+    from cluster.run.summary import print_summary
 
     # A job that is stopped gets SIGTERM; it ends as after Ctrl-C, with its checkpoints and W&B runs closed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -61,7 +63,7 @@ def plan(config: Config, overrides: Overrides = None) -> None:
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="Directory of a run")]) -> None:
     """Write the run's HTML report."""
-    from cluster.report import write_report
+    from cluster.run.report import write_report
 
     console.print(f"wrote {write_report(run)}")
 
@@ -73,7 +75,9 @@ Why = Annotated[str, typer.Option(help="Reason, for the log of promotions.")]
 @app.command()
 def serve(
     run: Annotated[Path, typer.Argument(help="Directory of a run, or a Hugging Face model folder")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="serve.key=value, for example serve.also.sft.path=sft")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="serve.key=value, for example serve.also.sft.path=sft")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Copies of the engines.")] = None,
@@ -81,10 +85,12 @@ def serve(
 ) -> None:
     """Serve a run's policy: OpenAI-compatible endpoint, chat page, playground."""
     from cluster.config import load_config
-    from learners.sources import local_path
+    from learners.data.sources import local_path
     from serve.launch import serve_forever
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop ends it as Ctrl-C does
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # a service manager's stop ends it as Ctrl-C does
     given = {"host": host, "port": port, "replicas": replicas, "api_keys": api_keys}
     flags = [f"serve.{k}={v}" for k, v in given.items() if v is not None]
     file = run / "config.yaml"
@@ -96,14 +102,17 @@ def serve(
 
 @app.command()
 def scale(
-    run: RunDir, counts: Annotated[list[str], typer.Argument(help="fleet=actors, for example rollout=4 scoring=2")]
+    run: RunDir,
+    counts: Annotated[list[str], typer.Argument(help="fleet=actors, for example rollout=4 scoring=2")],
 ) -> None:
     """Change how many rollout or scoring actors a run at work has, until it ends."""
-    from cluster.run import ask_scale
+    from cluster.fleets.scale import ask_scale
 
     asked = ask_scale(run, counts)
     told = ", ".join(f"{kind} {count}" for kind, count in asked.items())
-    console.print(f"{run}: asked for {told}; the PPO stage follows between iterations and says so", highlight=False)
+    console.print(
+        f"{run}: asked for {told}; the PPO stage follows between iterations and says so", highlight=False
+    )
 
 
 @app.command()
@@ -142,7 +151,11 @@ def _tell_move(row: dict[str, Any]) -> None:
         console.print(f"{when:7}" + "  ".join(f"{k} {v:.3g}" for k, v in figures.items()), highlight=False)
     if row["outcome"] != "promoted":
         raise UserError(f"{row['to']}: {row['reason']}; {row['from']} is served on")
-    live = f", {row['replicas']} replicas, {row['seconds']:.2f} s" if "replicas" in row else " (nothing serves this run now)"
+    live = (
+        f", {row['replicas']} replicas, {row['seconds']:.2f} s"
+        if "replicas" in row
+        else " (nothing serves this run now)"
+    )
     console.print(f"{row['from']} -> [bold]{row['to']}[/]{live}", highlight=False)
 
 
@@ -165,9 +178,13 @@ Job = Annotated[str | None, typer.Argument(help="Job id; the newest if left out"
 
 @app.command()
 def submit(
-    config: Config, overrides: Overrides = None, address: Address = None,
-    retries: Annotated[int, typer.Option(min=0, help="How often a driver that is killed is started again.")] = 3,
-) -> None:  # fmt: skip
+    config: Config,
+    overrides: Overrides = None,
+    address: Address = None,
+    retries: Annotated[
+        int, typer.Option(min=0, help="How often a driver that is killed is started again.")
+    ] = 3,
+) -> None:
     """Submit a run as a Ray job; submitting it again continues it."""
     from cluster import jobs
     from cluster.config import load_config

@@ -14,19 +14,12 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from actors.config import RewardsConfig, RolloutConfig, ScoringConfig
-from cluster.alarms import AlarmsConfig
-from cluster.world.config import WorldConfig
-from learners.config import (
-    LearnerConfig,
-    ModelConfig,
-    PretrainConfig,
-    RewardConfig,
-    Section,
-    SFTConfig,
-)
-from learners.data_config import DataConfig
-from learners.errors import UserError
-from learners.ppo_config import PPOConfig
+from cluster.quickstart.config import WorldConfig
+from common.config import Section
+from common.errors import UserError
+from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardConfig, SFTConfig
+from learners.data.config import DataConfig
+from learners.rl.config import PPOConfig
 from serve.config import ServeConfig
 
 Stage = Literal["pretrain", "sft", "collect", "reward", "ppo", "evaluate"]
@@ -70,7 +63,7 @@ class EvaluateConfig(Section):
     """Held-out prompts to use. Empty: all."""
     max_response_tokens: int = Field(32, ge=1)
     """Longest response, the end token included."""
-    judge: str | None = "cluster.world.oracle:judge"
+    judge: str | None = "cluster.quickstart.oracle:judge"
     """module:function (row, response, ended) -> the score, a number, or a mapping of measures, "score" among them. Empty:
     reward and KL only."""
     samples: int = Field(1, ge=1)
@@ -81,6 +74,24 @@ class EvaluateConfig(Section):
     def without_effect(self) -> dict[str, str]:
         counted = self.samples > 1 and self.judge is not None
         return {} if counted else {"passes": "evaluate.judge and evaluate.samples over 1"}
+
+
+AlarmName = Literal["kl", "entropy", "ended", "length", "overoptimization"]
+
+
+class AlarmsConfig(Section):
+    kl: float = Field(10.0, gt=0)
+    """Rings when the mean KL of a response to the SFT policy is over this, in nats."""
+    entropy: float = Field(0.1, ge=0, lt=1)
+    """Rings when the entropy of a token falls below this share of the first iteration's."""
+    ended: float = Field(0.5, ge=0, le=1)
+    """Rings when fewer than this share of the responses end by themselves."""
+    length: float = Field(2.0, gt=1)
+    """Rings when responses are longer than this many times those of the first iteration."""
+    overoptimization: float = Field(2.0, gt=0)
+    """Rings when the judge's score is this many standard errors below its best while the reward model's has risen."""
+    stop: list[AlarmName] = Field(default_factory=list)
+    """Alarms that stop the run; the others warn."""
 
 
 class RunConfig(Section):
@@ -148,7 +159,9 @@ class RunConfig(Section):
             ("evaluate.max_response_tokens", self.evaluate.max_response_tokens),
         ):
             if limit >= self.model.context:
-                raise ValueError(f"{key}={limit} leaves no room for a prompt in model.context={self.model.context}")
+                raise ValueError(
+                    f"{key}={limit} leaves no room for a prompt in model.context={self.model.context}"
+                )
         return self
 
 
@@ -196,9 +209,15 @@ def _explain(path: Path, error: Any) -> str:
     known = all_keys(RunConfig)
     *section, last = [part for part in error["loc"] if isinstance(part, str)]
     siblings = {k: k for k in known if k.split(".")[:-1] == section}
-    by_leaf = {k.split(".")[-1]: k for k in known if k not in siblings} | {k.split(".")[-1]: k for k in siblings}
+    by_leaf = {k.split(".")[-1]: k for k in known if k not in siblings} | {
+        k.split(".")[-1]: k for k in siblings
+    }
     near = [by_leaf[leaf] for leaf in difflib.get_close_matches(last, by_leaf, n=3, cutoff=0.5)]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"keys here: {', '.join(siblings) or ', '.join(known)}"
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else f"keys here: {', '.join(siblings) or ', '.join(known)}"
+    )
     return f"{path}: unknown key {where}; {hint}"
 
 

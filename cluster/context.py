@@ -10,13 +10,13 @@ from transformers import PreTrainedTokenizerBase
 
 from actors.config import Decoding
 from cluster.config import RunConfig
-from cluster.fleets import Fleets
-from cluster.monitor import Monitor
-from cluster.run import Run
-from learners.encoding import encode_prompts
-from learners.errors import UserError
-from learners.plugins import load_object
-from learners.sources import Intake, Located
+from cluster.fleets.manager import Fleets
+from cluster.run.directory import Run
+from cluster.run.monitor import Monitor
+from common.errors import UserError
+from common.plugins import load_object
+from learners.data.encoding import encode_prompts
+from learners.data.sources import Intake, Located
 
 
 @dataclass
@@ -49,12 +49,18 @@ class Context:
         located, intake = self.read(kind)
         rows, tokens = encode_prompts(located, tokenizer, self.config.model.context - room, intake)
         if not rows:
-            raise UserError(f"data.{kind}: no prompt leaves room for {room} tokens in model.context={self.config.model.context}")
+            raise UserError(
+                f"data.{kind}: no prompt leaves room for {room} tokens in model.context={self.config.model.context}"
+            )
         return rows, tokens
 
     def counts(self) -> dict[str, int]:
         """How many rows of each kind the present stage has read, left out and kept."""
-        return {f"data/{kind}/{name}": n for kind, intake in self.intakes.items() for name, n in intake.counts.items()}
+        return {
+            f"data/{kind}/{name}": n
+            for kind, intake in self.intakes.items()
+            for name, n in intake.counts.items()
+        }
 
     def judge(self) -> Callable[..., dict[str, Any]] | None:
         """The function that tells right from wrong, for evaluation only, as named measures; None where nobody knows."""

@@ -22,9 +22,9 @@ import yaml
 from rich.console import Console
 
 from cluster.config import RunConfig
-from learners.errors import UserError
+from common.errors import UserError
 
-PACKAGES = ("cluster", "actors", "learners", "serve")
+PACKAGES = ("common", "cluster", "actors", "learners", "serve")
 AGENT_SECONDS = 60  # for a cluster's first node to be ready for jobs
 STOP_SECONDS = 60  # between SIGTERM and SIGKILL: enough to end a W&B run
 # Ends with the run, and with what another start would not mend: 2 is bad input, 130 a stop that was asked for.
@@ -78,8 +78,12 @@ def submit(config: RunConfig, address: str | None, retries: int = 3) -> str:
     with tempfile.TemporaryDirectory(prefix="hero-job-") as folder:
         root = Path(__file__).resolve().parent.parent
         for package in PACKAGES:
-            shutil.copytree(root / package, Path(folder) / package, ignore=shutil.ignore_patterns("__pycache__"))
-        (Path(folder) / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            shutil.copytree(
+                root / package, Path(folder) / package, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        (Path(folder) / "config.yaml").write_text(
+            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        )
         # On this host the job runs in this very environment; elsewhere in the one that Ray was started in.
         local = any(host in (address or "127.0.0.1") for host in ("127.0.0.1", "localhost"))
         python = shlex.quote(sys.executable) if local else "python"
@@ -104,7 +108,9 @@ def _submit_patiently(jobs: Any, **job: Any) -> None:
             if "No available agent" not in str(fault):
                 raise
             if time.monotonic() > deadline:
-                raise UserError(f"no node of the cluster took the job in {AGENT_SECONDS} s; see `ray status`") from None
+                raise UserError(
+                    f"no node of the cluster took the job in {AGENT_SECONDS} s; see `ray status`"
+                ) from None
             time.sleep(1)
 
 
@@ -122,7 +128,9 @@ def find(jobs: Any, identity: str | None) -> Any:
     """The named job, or the newest of ours."""
     ours = [j for j in jobs.list_jobs() if j.submission_id and j.submission_id.startswith("hero-")]
     chosen = (
-        [j for j in ours if j.submission_id == identity] if identity else sorted(ours, key=lambda j: j.start_time or 0)
+        [j for j in ours if j.submission_id == identity]
+        if identity
+        else sorted(ours, key=lambda j: j.start_time or 0)
     )
     if not chosen:
         raise UserError(
@@ -138,7 +146,10 @@ def status(address: str | None) -> list[tuple[str, str, str, str]]:
     jobs = client(address)
     ours = [j for j in jobs.list_jobs() if j.submission_id and j.submission_id.startswith("hero-")]
     ours.sort(key=lambda j: j.start_time or 0)
-    return [(j.submission_id, j.status.value, (j.metadata or {}).get("run_dir", ""), j.message or "") for j in ours]
+    return [
+        (j.submission_id, j.status.value, (j.metadata or {}).get("run_dir", ""), j.message or "")
+        for j in ours
+    ]
 
 
 def logs(identity: str | None, address: str | None, follow: bool, console: Console) -> None:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 
 from cluster.config import STAGES, RunConfig, Stage
 from cluster.context import Context
-from cluster.fleets import Fleets
-from cluster.memory import PeakMemory
+from cluster.fleets.manager import Fleets
 from cluster.plan import refuse_impossible
-from cluster.report import write_report
-from cluster.run import Run
+from cluster.quickstart.generate import write_world
+from cluster.run.directory import Run
+from cluster.run.report import write_report
+from cluster.run.timings import Timings
 from cluster.stages import collect, evaluate, ppo, pretrain, reward, sft
-from cluster.world.generate import write_world
-from learners.errors import FleetError, UserError
-from serve.files import append_row, read_json, write_json
+from common.errors import FleetError, UserError
+from common.files import append_row
 
 RUNNERS: dict[Stage, Callable[[Context], dict[str, Any]]] = {
     "pretrain": pretrain.run,
@@ -89,34 +88,19 @@ def survive(context: Context, stage: Stage) -> dict[str, Any]:
             restarts += 1
             told = f"{stage}: {fault}"
             if restarts > limit:
-                raise FleetError(f"{told}; that is fault {restarts} of this stage, over cluster.restarts={limit}") from fault
-            row = {"stage": stage, "time": failed, "seconds": time.time() - failed, "lost": lost, "fault": str(fault)}
+                raise FleetError(
+                    f"{told}; that is fault {restarts} of this stage, over cluster.restarts={limit}"
+                ) from fault
+            row = {
+                "stage": stage,
+                "time": failed,
+                "seconds": time.time() - failed,
+                "lost": lost,
+                "fault": str(fault),
+            }
             append_row(context.run.root / "faults.jsonl", row)
             told += f"\n{stage}: {', '.join(lost)} started anew; goes on from the last checkpoint"
             Console(stderr=True).print(told, markup=False, highlight=False, soft_wrap=True)
-
-
-class Timings:
-    """Seconds by stage and peak memory of a run, over all the sessions it took; on disk after every stage."""
-
-    def __init__(self, path: Path, undone: Sequence[Stage]) -> None:
-        self.path, self._memory, self._last = path, PeakMemory(), time.time()
-        self.found = read_json(path) or {"stages": {}, "peak_memory_gib": 0.0, "total_s": 0.0}
-        for stage in undone:  # time of results that are no longer there
-            self.found["stages"].pop(stage, None)
-
-    def add(self, stage: str) -> None:
-        """Puts the time since the last call down to a stage."""
-        spent = time.time() - self._last
-        self._last += spent
-        self.found["stages"][stage] = self.found["stages"].get(stage, 0.0) + spent
-        self.found["total_s"] = sum(self.found["stages"].values())
-        self.found["peak_memory_gib"] = max(self.found["peak_memory_gib"], self._memory.peak)
-        write_json(self.path, self.found)
-
-    def close(self) -> None:
-        self._memory.stop()
-        self.add("stop")
 
 
 def make_world(run: Run) -> None:

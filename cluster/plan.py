@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config import RunConfig
-from cluster.run import Run
-from learners.data_config import KINDS
-from learners.errors import UserError
-from learners.plugins import load_object
+from cluster.run.directory import Run
+from common.errors import UserError
+from common.plugins import load_object
+from learners.data.config import KINDS
 
 # Resident memory of a process before its model, measured on Linux with the pinned versions (GiB).
 BASE_GIB = {"driver": 0.9, "ray": 0.9, "learner": 0.75, "rollout": 1.0, "scoring": 0.6}
@@ -79,17 +79,37 @@ def placement(config: RunConfig) -> list[Placed]:
     state = width / (ranks if stage >= 2 else 1) + optimizer / (ranks if stage >= 1 else 1)
     per_rank = models * count * (width / (ranks if stage >= 3 else 1) + trained * state)
     vocabulary = config.model.entries
-    activations = learners.micro_batch_tokens * (vocabulary * 12 + config.model.width * config.model.layers * 100)
+    activations = learners.micro_batch_tokens * (
+        vocabulary * 12 + config.model.width * config.model.layers * 100
+    )
     gib, judged = 2.0**30, config.rewards.from_model
     return [
-        Placed("learner", ranks, learners.threads, learners.gpus, BASE_GIB["learner"] + (per_rank + activations) / gib,
-               f"policy{' and critic' if ppo.needs.critic else ''}, ZeRO-{stage}, {ppo.dtype}"),
-        Placed("rollout", config.rollout.actors, config.rollout.threads, config.rollout.gpus * config.rollout.tensor_parallel,
-               BASE_GIB["rollout"] + count * width / gib + config.rollout.kv_cache_gib, f"vLLM engine, {ppo.dtype}"),
-        Placed("scoring", config.scoring.actors, config.scoring.threads, config.scoring.gpus,
-               BASE_GIB["scoring"] + ((1 + judged) * count * BYTES[config.scoring.dtype] + activations / 3) / gib,
-               f"{'reward model and ' if judged else ''}reference policy, {config.scoring.dtype}"),
-    ]  # fmt: skip
+        Placed(
+            "learner",
+            ranks,
+            learners.threads,
+            learners.gpus,
+            BASE_GIB["learner"] + (per_rank + activations) / gib,
+            f"policy{' and critic' if ppo.needs.critic else ''}, ZeRO-{stage}, {ppo.dtype}",
+        ),
+        Placed(
+            "rollout",
+            config.rollout.actors,
+            config.rollout.threads,
+            config.rollout.gpus * config.rollout.tensor_parallel,
+            BASE_GIB["rollout"] + count * width / gib + config.rollout.kv_cache_gib,
+            f"vLLM engine, {ppo.dtype}",
+        ),
+        Placed(
+            "scoring",
+            config.scoring.actors,
+            config.scoring.threads,
+            config.scoring.gpus,
+            BASE_GIB["scoring"]
+            + ((1 + judged) * count * BYTES[config.scoring.dtype] + activations / 3) / gib,
+            f"{'reward model and ' if judged else ''}reference policy, {config.scoring.dtype}",
+        ),
+    ]
 
 
 def total_memory(config: RunConfig) -> float:
@@ -109,9 +129,13 @@ def refuse_impossible(config: RunConfig) -> None:
         load_object(function)
     if "ppo" in config.stages and "reward" not in config.stages and config.rewards.from_model:
         Run(config).model("reward")
-    nothing_to_rank = "reward" in config.stages and "collect" not in config.stages and not config.data.rankings
+    nothing_to_rank = (
+        "reward" in config.stages and "collect" not in config.stages and not config.data.rankings
+    )
     if nothing_to_rank and not (Run(config).root / "collect" / "rankings.jsonl").exists():
-        raise UserError("stages has reward but not collect, and data.rankings is empty: there is nothing to learn from")
+        raise UserError(
+            "stages has reward but not collect, and data.rankings is empty: there is nothing to learn from"
+        )
     ours, theirs = _vocabulary(config.model.path), _vocabulary(config.reward.path)
     if ours and theirs and ours != theirs:
         raise UserError(
@@ -139,7 +163,9 @@ def refuse_impossible(config: RunConfig) -> None:
                 f"{placed.fleet} asks for {placed.gpus:g} GPUs but cluster.device is cpu; set cluster.device=cuda"
             )
         if not placed.gpus and config.cluster.device == "cuda":
-            raise UserError(f"cluster.device is cuda but the {placed.fleet} fleet asks for no GPU; set its gpus")
+            raise UserError(
+                f"cluster.device is cuda but the {placed.fleet} fleet asks for no GPU; set its gpus"
+            )
     free = psutil.virtual_memory().available / 2**30
     if total_memory(config) > free:
         raise UserError(
@@ -168,7 +194,10 @@ def batch_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
         ),
         ("PPO batch", f"{ppo.prompts} prompts x {ppo.responses} responses = {batch} sequences"),
         ("  tokens at most", f"{batch} x {config.model.context} context = {longest:,}"),
-        ("  minibatch", f"{batch} / {ppo.minibatches} = {batch // ppo.minibatches} sequences, {share:g} a rank"),
+        (
+            "  minibatch",
+            f"{batch} / {ppo.minibatches} = {batch // ppo.minibatches} sequences, {share:g} a rank",
+        ),
         ("  micro-batches a rank and minibatch, at most", f"{micro} of {learners.micro_batch_tokens} tokens"),
         ("PPO optimizer steps", f"{ppo.iterations} x {ppo.epochs} epochs x {ppo.minibatches} = {steps:,}"),
         ("PPO responses in all", f"{ppo.iterations} x {batch} = {ppo.iterations * batch:,}"),

@@ -6,43 +6,14 @@ field is its documentation: `hero plan` prints it beside an unknown key.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
-DType = Literal["float32", "bfloat16"]
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys and keys without effect are errors, field docstrings are the help."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    def without_effect(self) -> dict[str, str]:
-        """Keys that change nothing beside the values of the others, and the setting under which each would."""
-        return {}
-
-    @model_validator(mode="after")
-    def _no_idle_key(self) -> Self:
-        for key, wanted in self.without_effect().items():
-            if key in self.model_fields_set:
-                raise ValueError(
-                    f"{key} has no effect here, only with {wanted}; choose that or leave {key} out (the override …{key}= "
-                    "takes it back to its default)"
-                )
-        return self
-
-    @model_serializer(mode="wrap")
-    def _effective(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        idle = self.without_effect()
-        return {key: value for key, value in serialize(self).items() if key not in idle}
+from common.config import DType, Section
 
 
 class LoRAConfig(Section):
@@ -152,7 +123,9 @@ class LearnerConfig(Section):
 
     def without_effect(self) -> dict[str, str]:
         least = {"offload_optimizer": 1, "offload_parameters": 3}
-        return {key: f"learners.zero_stage of at least {n}" for key, n in least.items() if self.zero_stage < n}
+        return {
+            key: f"learners.zero_stage of at least {n}" for key, n in least.items() if self.zero_stage < n
+        }
 
 
 class PretrainConfig(Section):

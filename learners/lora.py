@@ -15,8 +15,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from common.errors import UserError
 from learners.config import LoRAConfig
-from learners.errors import UserError
 
 Gather = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
 
@@ -26,10 +26,14 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, head: nn.Module | N
     targets: list[str] | str = config.targets
     if targets == "all-linear":
         skipped = {id(head), id(model.get_output_embeddings())}
-        linear = (name for name, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) not in skipped)
+        linear = (
+            name for name, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) not in skipped
+        )
         targets = sorted({name.rpartition(".")[2] for name in linear})
     try:
-        inject_adapter_in_model(LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets), model)
+        inject_adapter_in_model(
+            LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets), model
+        )
     except ValueError as fault:
         raise UserError(f"model.lora.targets={config.targets}: {str(fault).splitlines()[0]}") from None
     if head is not None:

@@ -22,11 +22,11 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from common.errors import UserError
 from learners.config import ModelConfig
-from learners.errors import UserError
+from learners.data.tokenizer import document_separator, end_token
+from learners.logprobs import token_logprobs
 from learners.lora import add_adapters
-from learners.objectives import token_logprobs
-from learners.tokenizer import document_separator, end_token
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -58,7 +58,9 @@ def build_policy(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: 
 
 def load_policy(path: str | Path, dtype: str = "float32", attention: str | None = None) -> PreTrainedModel:
     """A causal language model from a folder or hub name; `attention` is an implementation that transformers knows."""
-    return AutoModelForCausalLM.from_pretrained(checked(path), dtype=DTYPES[dtype], attn_implementation=attention)
+    return AutoModelForCausalLM.from_pretrained(
+        checked(path), dtype=DTYPES[dtype], attn_implementation=attention
+    )
 
 
 def load_scalar(path: str | Path, dtype: str = "float32", attention: str | None = None) -> PreTrainedModel:
@@ -88,10 +90,14 @@ def trainable(model: PreTrainedModel, config: ModelConfig, seed: int) -> PreTrai
     """The model with the config's adapters, drawn by the seed, and gradient checkpointing."""
     if config.lora:
         torch.manual_seed(seed)
-        add_adapters(model, config.lora, None if model.get_output_embeddings() is not None else scalar_head(model))
+        add_adapters(
+            model, config.lora, None if model.get_output_embeddings() is not None else scalar_head(model)
+        )
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        for layer in model.modules():  # these look at their own mode alone; what is inside stays free of dropout
+        for (
+            layer
+        ) in model.modules():  # these look at their own mode alone; what is inside stays free of dropout
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = True
     return model
@@ -102,7 +108,9 @@ def load_tokenizer(path: str | Path, config: ModelConfig | None = None) -> PreTr
     tokenizer = AutoTokenizer.from_pretrained(checked(path))
     if config and config.chat_template:
         if not Path(config.chat_template).is_file():
-            raise UserError(f"model.chat_template={config.chat_template}: no such file; it should hold a Jinja template")
+            raise UserError(
+                f"model.chat_template={config.chat_template}: no such file; it should hold a Jinja template"
+            )
         tokenizer.chat_template = Path(config.chat_template).read_text(encoding="utf-8")
     for key, token in (("end", config.end_token), ("pad", config.pad_token)) if config else ():
         if token is not None and token not in tokenizer.get_vocab():
@@ -110,7 +118,9 @@ def load_tokenizer(path: str | Path, config: ModelConfig | None = None) -> PreTr
         if token is not None:
             setattr(tokenizer, {"end": "eos_token", "pad": "pad_token"}[key], token)
     if tokenizer.chat_template is None:
-        raise UserError(f"tokenizer of {path}: it has no chat template; set model.chat_template to a Jinja file")
+        raise UserError(
+            f"tokenizer of {path}: it has no chat template; set model.chat_template to a Jinja file"
+        )
     if tokenizer.pad_token_id is None:
         raise UserError(
             f"tokenizer of {path}: it has no pad token; set model.pad_token to one that is not the end token"
@@ -127,7 +137,9 @@ def checked(path: str | Path) -> str:
                 f"{path}: not a Hugging Face model folder (it has neither config.json nor tokenizer_config.json)"
             )
     elif looks_local:
-        raise UserError(f"{path}: no such model folder; give a Hugging Face folder or a hub name like 'owner/model'")
+        raise UserError(
+            f"{path}: no such model folder; give a Hugging Face folder or a hub name like 'owner/model'"
+        )
     return str(path)
 
 
@@ -137,7 +149,9 @@ def scalar_head(model: PreTrainedModel) -> nn.Linear:
         head = getattr(model, name, None)
         if isinstance(head, nn.Linear):
             return head
-    raise UserError(f"{type(model).__name__}: no linear head named score or classifier; use another reward model")
+    raise UserError(
+        f"{type(model).__name__}: no linear head named score or classifier; use another reward model"
+    )
 
 
 def last_hidden(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
@@ -154,7 +168,9 @@ def last_hidden(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor 
 def refuse_leaks(model: PreTrainedModel) -> None:
     """Raises UserError if a sequence in a packed row sees the one before it: some architectures ignore position ids."""
     positions_BT = torch.tensor([[0, 1, 0, 1]])
-    one, other = (last_hidden(model, torch.tensor([[*first, 3, 4]]), positions_BT) for first in ((1, 2), (5, 6)))
+    one, other = (
+        last_hidden(model, torch.tensor([[*first, 3, 4]]), positions_BT) for first in ((1, 2), (5, 6))
+    )
     if not torch.equal(one[:, 2:], other[:, 2:]):
         raise UserError(
             f"{type(model).__name__}: sequences packed into one row are not kept apart in this architecture; set "
@@ -170,9 +186,13 @@ class PolicyModule(nn.Module):
         self.model = model
 
     def forward(
-        self, tokens_BT: Tensor, chosen_BT: Tensor, positions_BT: Tensor | None = None, temperature: float = 1.0,
+        self,
+        tokens_BT: Tensor,
+        chosen_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        temperature: float = 1.0,
         with_entropy: bool = False,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:
         """(logprobs_N, entropy_N) of `tokens_BT[chosen_BT]`, row by row, each given the tokens before it.
 
         `chosen_BT` is bool (B, T) and never set on the first token of a sequence. The head runs on the chosen positions

@@ -16,18 +16,20 @@ import numpy as np
 from actors.config import RewardsConfig, ScoringConfig
 from actors.scoring import ScoringActor
 from learners.config import ModelConfig
-from learners.data_config import DataConfig, SourceConfig
+from learners.data.config import DataConfig, SourceConfig
+from learners.data.samples import Samples, offsets_of
+from learners.data.sources import Intake
+from learners.data.tokenizer import encode_prompt
 from learners.models import load_tokenizer
-from learners.ragged import Samples, offsets_of
-from learners.sources import Intake
-from learners.tokenizer import encode_prompt
 from serve.config import CanaryConfig, ServeConfig
 
 RUDE = re.compile(
-    r"\b(idiot|fool|stupid|moron|dumb|shut up|go away|wast(e|ing) my time|nobody asked|you people)\b|yourself\.$", re.I
+    r"\b(idiot|fool|stupid|moron|dumb|shut up|go away|wast(e|ing) my time|nobody asked|you people)\b|yourself\.$",
+    re.I,
 )
 REFUSAL = re.compile(
-    r"\b(i (can(no|')?t|am (not able|unable)|won't|will not|must decline)|i'm (sorry|unable|not able)|as an ai)\b", re.I
+    r"\b(i (can(no|')?t|am (not able|unable)|won't|will not|must decline)|i'm (sorry|unable|not able)|as an ai)\b",
+    re.I,
 )
 
 
@@ -77,10 +79,14 @@ def objection(before: dict[str, float], after: dict[str, float], config: ServeCo
     limits = config.canary
     bound = limits.max_logprob_error or (1e-5 if config.dtype == "float32" else 0.05)
     if not after["logprob_error"] <= bound:
-        return f"log-probabilities differ from the learner's by {after['logprob_error']:.1e}, over {bound:.0e}"
+        return (
+            f"log-probabilities differ from the learner's by {after['logprob_error']:.1e}, over {bound:.0e}"
+        )
     for key, most, sign in (
-        ("reward", limits.max_reward_drop, -1), ("rude", limits.max_rude_rise, 1), ("refusal", limits.max_refusal_rise, 1),
-    ):  # fmt: skip
+        ("reward", limits.max_reward_drop, -1),
+        ("rude", limits.max_rude_rise, 1),
+        ("refusal", limits.max_refusal_rise, 1),
+    ):
         if key in after and not sign * (after[key] - before[key]) <= most:
             return f"{key} went from {before[key]:.2f} to {after[key]:.2f}, a change of more than {most}"
     return None

@@ -10,7 +10,7 @@ from openai import APIConnectionError, APIStatusError, OpenAI
 from rich.console import Console
 from rich.prompt import Prompt
 
-from learners.errors import UserError
+from common.errors import UserError
 
 HELP = "/reset forgets the conversation, /quit leaves, Ctrl-C stops an answer"
 
@@ -39,7 +39,9 @@ def chat(url: str, model: str | None, system: str | None, temperature: float, co
             continue
         if said:
             messages.append({"role": "user", "content": said})
-            messages.append({"role": "assistant", "content": _answer(client, model, messages, temperature, console)})
+            messages.append(
+                {"role": "assistant", "content": _answer(client, model, messages, temperature, console)}
+            )
 
 
 def _read(console: Console, tty: bool) -> str | None:

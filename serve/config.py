@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from actors.config import Decoding
-from learners.config import DType, Section
+from common.config import DType, Section
 
 
 class OtherModel(Section):

@@ -24,9 +24,9 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from actors.config import Decoding
-from actors.weights import swap_weights, transfer_config
+from actors.weights.vllm import swap_weights, transfer_config
 from serve.config import ServeConfig
-from serve.gate import ROUTES, WRITTEN
+from serve.gateway import ROUTES, WRITTEN
 from serve.versions import Served
 
 
@@ -68,7 +68,9 @@ class ServedModel:
         tasks = await self.engine.get_supported_tasks()
         self.app = build_app(args, tasks, self.engine.model_config)
         await init_app_state(self.engine, self.app.state, args, tasks)
-        self.app.state.server = types.SimpleNamespace()  # vLLM's error handler looks for its uvicorn server here
+        self.app.state.server = (
+            types.SimpleNamespace()
+        )  # vLLM's error handler looks for its uvicorn server here
         # What else vLLM mounts is either ours to answer or nobody's business.
         self.app.router.routes[:] = [route for route in self.app.router.routes if route.path in ROUTES]
         for serving in (self.app.state.openai_serving_chat, self.app.state.openai_serving_completion):
@@ -88,16 +90,24 @@ class ServedModel:
 
     async def _answer(self, prompt: list[int], max_tokens: int, seed: int) -> RequestOutput:
         settings = SamplingParams(
-            temperature=1.0, seed=seed, max_tokens=max_tokens, logprobs=0, flat_logprobs=True,
+            temperature=1.0,
+            seed=seed,
+            max_tokens=max_tokens,
+            logprobs=0,
+            flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
-        )  # fmt: skip
+        )
         fitting = prompt[-(self.engine.model_config.max_model_len - max_tokens) :]
-        async for output in self.engine.generate({"prompt_token_ids": fitting}, settings, f"canary-{uuid.uuid4()}"):
+        async for output in self.engine.generate(
+            {"prompt_token_ids": fitting}, settings, f"canary-{uuid.uuid4()}"
+        ):
             last = output
         return last
 
 
-def engine_arguments(config: ServeConfig, model: Path, name: str, decoding: Decoding | None = None) -> list[str]:
+def engine_arguments(
+    config: ServeConfig, model: Path, name: str, decoding: Decoding | None = None
+) -> list[str]:
     """Command-line arguments of vLLM's server for a served model."""
     defaults = decoding.model_dump(exclude_unset=True) if decoding else {}
     if "max_tokens" in defaults:

@@ -1,7 +1,7 @@
 """What people think of answers: thumbs, comments and rankings, kept for the next round of training.
 
-    RUN/feedback/rankings.jsonl   rankings in the format of the collect stage, given with consent: point data.rankings at it
-    RUN/feedback/other.jsonl      everything else: thumbs and comments, conversations of several turns, no consent
+RUN/feedback/rankings.jsonl   rankings in the format of the collect stage, given with consent: point data.rankings at it
+RUN/feedback/other.jsonl      everything else: thumbs and comments, conversations of several turns, no consent
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from learners.rows import ranking
-from serve.files import append_row
+from common.files import append_row
+from learners.data.records import ranking
 
 
 class Message(BaseModel):

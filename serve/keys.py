@@ -11,7 +11,7 @@ import secrets
 import time
 from pathlib import Path
 
-from learners.errors import UserError
+from common.errors import UserError
 
 
 def digest(key: str) -> str:
@@ -23,7 +23,9 @@ def add_key(file: Path, name: str) -> str:
     if not name.isprintable() or not name or " " in name:
         raise UserError(f"key name {name!r}: expected a word without spaces")
     if file.exists() and name in ApiKeys(file).names.values():
-        raise UserError(f"{file}: has a key named {name} already; remove that line first or choose another name")
+        raise UserError(
+            f"{file}: has a key named {name} already; remove that line first or choose another name"
+        )
     key = f"hero-{secrets.token_urlsafe(32)}"
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a", encoding="utf-8") as keys:
@@ -41,14 +43,18 @@ class ApiKeys:
 
     def _load(self) -> None:
         if not self.file.is_file():
-            raise UserError(f"{self.file}: no such file of API keys; make one with `hero key {self.file} NAME`")
+            raise UserError(
+                f"{self.file}: no such file of API keys; make one with `hero key {self.file} NAME`"
+            )
         if (changed := self.file.stat().st_mtime_ns) == self._read:
             return
         found = {}
         for number, line in enumerate(self.file.read_text(encoding="utf-8").splitlines(), 1):
             name, _, hashed = line.partition(" ")
             if len(hashed) != 64:
-                raise UserError(f"{self.file}, line {number}: expected `NAME SHA256`; make keys with `hero key`")
+                raise UserError(
+                    f"{self.file}, line {number}: expected `NAME SHA256`; make keys with `hero key`"
+                )
             found[hashed] = name
         self.names, self._read = found, changed
 

@@ -20,11 +20,11 @@ from ray.serve.config import AutoscalingConfig
 from rich.console import Console
 from rich.syntax import Syntax
 
-from actors.ray_session import start_ray
-from learners.errors import FleetError, UserError
-from serve.app import APPLICATION, ChatEndpoint
+from common.errors import FleetError, UserError
+from common.files import write_json
+from common.ray_session import start_ray
 from serve.config import ServeConfig
-from serve.files import write_json
+from serve.deployment import APPLICATION, ChatEndpoint
 from serve.keys import digest
 from serve.versions import Served, resolve
 
@@ -49,15 +49,19 @@ def application(target: Path, config: ServeConfig) -> Any:
         write_json(target / "endpoint.json", found, mode=0o600)
     logs = target / "logs" if is_run else Path(tempfile.mkdtemp(prefix="hero-serve-"))
     env = {
-        "OMP_NUM_THREADS": str(config.threads), "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_MAX_N_SEQUENCES": str(config.max_choices), "VLLM_SERVER_DEV_MODE": "0",
-    }  # fmt: skip
+        "OMP_NUM_THREADS": str(config.threads),
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_MAX_N_SEQUENCES": str(config.max_choices),
+        "VLLM_SERVER_DEV_MODE": "0",
+    }
     scaling = config.autoscaling and AutoscalingConfig(**config.autoscaling.model_dump())
     deployment = ChatEndpoint.options(  # type: ignore[attr-defined]
         **({"autoscaling_config": scaling} if scaling else {"num_replicas": config.replicas}),
         ray_actor_options={"num_cpus": 0, "num_gpus": config.gpus, "runtime_env": {"env_vars": env}},
         logging_config=QUIET,
-        max_ongoing_requests=2 * config.max_ongoing,  # the gate limits answers; pages and promotions still get through
+        max_ongoing_requests=2
+        * config.max_ongoing,  # the gate limits answers; pages and promotions still get through
         health_check_period_s=5,
         health_check_timeout_s=120,
         graceful_shutdown_timeout_s=5,
@@ -92,7 +96,9 @@ def running(target: Path, config: ServeConfig, address: str | None = None) -> It
         try:
             serve.run(app, name=APPLICATION, route_prefix="/")
         except RuntimeError as fault:
-            raise FleetError(f"the endpoint did not start; see the serve-*.log files of the run ({fault})") from fault
+            raise FleetError(
+                f"the endpoint did not start; see the serve-*.log files of the run ({fault})"
+            ) from fault
         url = f"http://{config.host}:{config.port}"
         _wait_healthy(url)
         yield f"{url}/v1", served
@@ -113,11 +119,15 @@ def _own_proxy(folder: Path) -> None:
             probe.bind(("", 0))
         metrics, stats, fallback = (probe.getsockname()[1] for probe in held)
     for name, value in (
-        ("HAPROXY_CONFIG_FILE_LOC", folder / "haproxy.cfg"), ("HAPROXY_SOCKET_PATH", folder / "admin.sock"),
-        ("HAPROXY_SERVER_STATE_BASE", folder), ("HAPROXY_SERVER_STATE_FILE", folder / "server-state"),
-        ("HAPROXY_METRICS_SOCKET_PATH", folder / "metrics.sock"), ("HAPROXY_METRICS_PORT", metrics),
-        ("HAPROXY_STATS_PORT", stats), ("FALLBACK_PROXY_HTTP_PORT", fallback),
-    ):  # fmt: skip
+        ("HAPROXY_CONFIG_FILE_LOC", folder / "haproxy.cfg"),
+        ("HAPROXY_SOCKET_PATH", folder / "admin.sock"),
+        ("HAPROXY_SERVER_STATE_BASE", folder),
+        ("HAPROXY_SERVER_STATE_FILE", folder / "server-state"),
+        ("HAPROXY_METRICS_SOCKET_PATH", folder / "metrics.sock"),
+        ("HAPROXY_METRICS_PORT", metrics),
+        ("HAPROXY_STATS_PORT", stats),
+        ("FALLBACK_PROXY_HTTP_PORT", fallback),
+    ):
         os.environ[f"RAY_SERVE_{name}"] = str(value)
 
 
@@ -139,7 +149,9 @@ def serve_forever(target: Path, config: ServeConfig, console: Console) -> None:
     """Serves until Ctrl-C, after telling how to talk to it."""
     with console.status("starting the endpoint") as status, running(target, config) as (url, served):
         status.stop()
-        console.print(f"serving [bold]{served.version}[/] as model {config.name!r} at {url}  (Ctrl-C stops)\n")
+        console.print(
+            f"serving [bold]{served.version}[/] as model {config.name!r} at {url}  (Ctrl-C stops)\n"
+        )
         key = "-H 'Authorization: Bearer KEY' " if config.api_keys else ""
         body = f'{{"model": "{config.name}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
         curl = f"curl {url}/chat/completions {key}-H 'Content-Type: application/json' -d '{body}'"
@@ -155,7 +167,9 @@ reply = client.chat.completions.create(
 print(reply.choices[0].message.content)
 """
         console.print(Syntax(snippet, "python", background_color="default"))
-        console.print(f"in a browser: [bold]{url.removesuffix('/v1')}/[/]; in a terminal: [bold]hero chat {url}[/]")
+        console.print(
+            f"in a browser: [bold]{url.removesuffix('/v1')}/[/]; in a terminal: [bold]hero chat {url}[/]"
+        )
         try:
             while True:
                 time.sleep(1)

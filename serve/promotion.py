@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 
-from learners.errors import UserError
-from serve.files import exclusive
+from common.errors import UserError
+from common.files import exclusive
 from serve.versions import endpoint, find, kept, point, previous, verify
 
 SECONDS = 900
@@ -41,7 +41,13 @@ def _move(root: Path, what: str, body: dict[str, str], version: str) -> dict[str
         with exclusive(root / "promotions.lock", "another promotion is at work; wait until it has ended"):
             folder = find(root, version).model
             verify(folder, folder)
-            return point(root, version, who=body["who"], why=body["why"], **({"back": True} if what == "rollback" else {}))
+            return point(
+                root,
+                version,
+                who=body["who"],
+                why=body["why"],
+                **({"back": True} if what == "rollback" else {}),
+            )
     token = {"Authorization": f"Bearer {live['token']}"}
     answer = httpx.post(f"{live['url']}/admin/{what}", json=body, headers=token, timeout=SECONDS)
     if answer.status_code != 200:

@@ -22,8 +22,8 @@ from typing import Any
 import httpx
 from safetensors import safe_open
 
-from learners.errors import UserError
-from serve.files import append_row, read_json, read_jsonl, write_json
+from common.errors import UserError
+from common.files import append_row, read_json, read_jsonl, write_json
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ def find(target: Path, what: str) -> Served:
         if (folder / "config.json").exists():
             return Served(folder, Path(what).name)
     known = ", ".join(kept(target)) or "none"
-    raise UserError(f"{what}: neither a version of {target} ({known}) nor one of its stages nor a model folder")
+    raise UserError(
+        f"{what}: neither a version of {target} ({known}) nor one of its stages nor a model folder"
+    )
 
 
 def keep(root: Path, version: str, folder: Path, newest: int, pinned: Sequence[str] = ()) -> None:
@@ -103,7 +105,9 @@ def verify(folder: Path, like: Path) -> None:
     for name, told in (manifest["files"] if manifest else {}).items():
         file = folder / name
         if not file.is_file() or file.stat().st_size != told["size"] or _sha256(file) != told["sha256"]:
-            raise UserError(f"{file}: missing, or not as it was written; train this version again or choose another")
+            raise UserError(
+                f"{file}: missing, or not as it was written; train this version again or choose another"
+            )
     ours, theirs = _shapes(folder), _shapes(like)
     if ours != theirs:
         wrong = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))

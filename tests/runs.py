@@ -12,8 +12,15 @@ from pathlib import Path
 
 HERO = [sys.executable, "-m", "cluster.cli"]
 ITERATIONS = 7
-OVERRIDES = [f"ppo.iterations={ITERATIONS}", "ppo.kl_target=0.5", "ppo.kl_horizon=64", "ppo.best_of=4", "ppo.ema=0.9",
-             "evaluate.samples=2", "cluster.silence_s=8"]  # fmt: skip
+OVERRIDES = [
+    f"ppo.iterations={ITERATIONS}",
+    "ppo.kl_target=0.5",
+    "ppo.kl_horizon=64",
+    "ppo.best_of=4",
+    "ppo.ema=0.9",
+    "evaluate.samples=2",
+    "cluster.silence_s=8",
+]
 """Of the run that the tests share."""
 
 
@@ -35,8 +42,11 @@ def start(root: Path, *more: str) -> subprocess.Popen:
     with open(f"{root}.log", "a") as log:
         return subprocess.Popen(
             [*HERO, "run", "configs/tiny.yaml", f"run_dir={root}", *more],
-            stdout=log, stderr=log, env=environment(), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+            stdout=log,
+            stderr=log,
+            env=environment(),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
 
 def printed(root: Path) -> str:
@@ -52,7 +62,9 @@ def finished(process: subprocess.Popen, root: Path) -> Path:
 def rows(path: Path, stage: str) -> list[dict]:
     """The metrics of a stage so far; the last line may be half-written."""
     text = path.read_text() if path.exists() else ""
-    return [r for line in text[: text.rfind("\n") + 1].splitlines() if (r := json.loads(line))["stage"] == stage]
+    return [
+        r for line in text[: text.rfind("\n") + 1].splitlines() if (r := json.loads(line))["stage"] == stage
+    ]
 
 
 def reach(process: subprocess.Popen, root: Path, stage: str, step: int) -> float:

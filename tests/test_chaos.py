@@ -40,13 +40,18 @@ def same(one: Path, other: Path) -> None:
         assert first[name].equal(second[name]), name
     assert (one / "ppo" / "batches.jsonl").read_text() == (other / "ppo" / "batches.jsonl").read_text()
 
-    first_rows, second_rows = ([timeless(row) for row in rows(root / "metrics.jsonl", "ppo")] for root in (one, other))
+    first_rows, second_rows = (
+        [timeless(row) for row in rows(root / "metrics.jsonl", "ppo")] for root in (one, other)
+    )
     assert first_rows == second_rows
 
 
 def tear_the_next_weights(root: Path) -> None:
     """Cuts what learners send to engines, as soon as it is there, until an engine has met such a file."""
-    folder, faults = Path("/dev/shm") / f"zero2hero-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}", root / "faults.jsonl"
+    folder, faults = (
+        Path("/dev/shm") / f"zero2hero-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}",
+        root / "faults.jsonl",
+    )
     before = faults.read_text()
     seen, deadline = set(folder.glob("*.safetensors")), time.monotonic() + 120
     while faults.read_text() == before:
@@ -63,9 +68,11 @@ def test_whoever_dies_or_hangs_is_replaced_and_nothing_else_changes(run, tmp_pat
     process = start(root, *OVERRIDES, *UNTIL)
     table = []
     for step, name, how in (
-        (1, "rollout-0", signal.SIGKILL), (2, "scoring-0", signal.SIGKILL), (3, "learner-1", signal.SIGKILL),
+        (1, "rollout-0", signal.SIGKILL),
+        (2, "scoring-0", signal.SIGKILL),
+        (3, "learner-1", signal.SIGKILL),
         (4, "learner-0", signal.SIGSTOP),
-    ):  # fmt: skip
+    ):
         reach(process, root, "ppo", step)
         time.sleep(draw.uniform(0, 0.3))
         actor(process, name).send_signal(how)
@@ -98,7 +105,9 @@ def test_grpo_with_dynamic_sampling_stops_at_a_full_disk_and_goes_on_once_there_
     disk = root / "ppo" / "checkpoints"
     disk.mkdir(parents=True)
     given = [*OVERRIDES, "ppo.advantage=grpo", "ppo.dynamic_sampling=1", "ppo.correction=tis", *UNTIL]
-    mounted = not subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "none", disk], capture_output=True).returncode
+    mounted = not subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1g", "none", disk], capture_output=True
+    ).returncode
     try:
         process = start(root, *given)
         if mounted:
@@ -150,6 +159,10 @@ def test_rollouts_that_run_ahead_lose_and_double_nothing_when_one_dies(run, tmp_
     assert max(row["staleness/mean"] for row in found) > 0
     assert max(row["staleness/max"] for row in found) <= 2
     assert all(row["sync/mean_error"] < 1e-5 for row in found)
-    asked = [json.loads(line)["prompts"] for line in (root / "ppo" / "batches.jsonl").read_text().splitlines()]
+    asked = [
+        json.loads(line)["prompts"] for line in (root / "ppo" / "batches.jsonl").read_text().splitlines()
+    ]
     asked = [prompt for batch in asked for prompt in batch]
-    assert len(asked) == len(set(asked)) == 8 * ITERATIONS  # fewer than the 60 prompts there are: each at most once
+    assert (
+        len(asked) == len(set(asked)) == 8 * ITERATIONS
+    )  # fewer than the 60 prompts there are: each at most once

@@ -8,7 +8,7 @@ import pytest
 from openai import OpenAI
 
 from cluster.config import STAGES
-from learners.advantages import adapted_kl_coef
+from learners.rl.advantages import adapted_kl_coef
 from serve.config import ServeConfig
 from tests.runs import HERO, ITERATIONS, OVERRIDES, finished, rows, start
 
@@ -36,7 +36,9 @@ def test_the_kl_coefficient_adapts(run):
     ppo = rows(run / "metrics.jsonl", "ppo")
     assert ppo[0]["kl_coef"] == 0.35
     for before, after in itertools.pairwise(ppo):
-        expected = adapted_kl_coef(before["kl_coef"], before["objective/kl"], target=0.5, horizon=64, samples=16)
+        expected = adapted_kl_coef(
+            before["kl_coef"], before["objective/kl"], target=0.5, horizon=64, samples=16
+        )
         assert after["kl_coef"] == pytest.approx(expected)
 
 
@@ -95,7 +97,9 @@ def test_the_policy_answers_over_http(run):
         assert raw.parse().usage.completion_tokens <= 8
         greedy = {"model": "hero", "messages": messages, "max_tokens": 8, "temperature": 0}
         whole = client.chat.completions.create(**greedy).choices[0].message.content
-        pieces = [c.choices[0].delta.content or "" for c in client.chat.completions.create(**greedy, stream=True)]
+        pieces = [
+            c.choices[0].delta.content or "" for c in client.chat.completions.create(**greedy, stream=True)
+        ]
         assert "".join(pieces) == whole
         chat = [*HERO, "chat", url, "--temperature", "0"]
         said = subprocess.run(chat, input="Hello!\n/quit\n", capture_output=True, text=True, timeout=60)

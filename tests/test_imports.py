@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 BELOW = {
-    "learners": set(),
-    "actors": {"learners"},
-    "serve": {"actors", "learners"},
-    "cluster": {"serve", "actors", "learners"},
+    "common": set(),
+    "learners": {"common"},
+    "actors": {"learners", "common"},
+    "serve": {"actors", "learners", "common"},
+    "cluster": {"serve", "actors", "learners", "common"},
 }
 
 

@@ -28,9 +28,15 @@ class Nodes:
         number = len(self.processes) + 1
         where = ["--head", f"--port={self.port}", "--include-dashboard=false", f"--temp-dir={self.folder}"]
         command = [
-            RAY, "start", "--block", f"--num-cpus={cpus}", f"--node-ip-address=127.0.0.{number}", "--disable-usage-stats",
-            "--object-store-memory=100000000", *([f"--address=127.0.0.1:{self.port}"] if self.processes else where),
-        ]  # fmt: skip
+            RAY,
+            "start",
+            "--block",
+            f"--num-cpus={cpus}",
+            f"--node-ip-address=127.0.0.{number}",
+            "--disable-usage-stats",
+            "--object-store-memory=100000000",
+            *([f"--address=127.0.0.1:{self.port}"] if self.processes else where),
+        ]
         with open(f"{self.folder}.log", "a") as log:
             self.processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment()))
         deadline = time.monotonic() + 120
@@ -42,8 +48,14 @@ class Nodes:
     def alive(self) -> list[dict]:
         """The nodes that the head knows, asked for by a process of its own."""
         code = f"import ray, json; ray.init('127.0.0.1:{self.port}', logging_level='ERROR'); print(json.dumps(ray.nodes()))"
-        asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
-        return [node for node in json.loads(asked.stdout.splitlines()[-1]) if node["Alive"]] if not asked.returncode else []
+        asked = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment()
+        )
+        return (
+            [node for node in json.loads(asked.stdout.splitlines()[-1]) if node["Alive"]]
+            if not asked.returncode
+            else []
+        )
 
     def lose(self, node: subprocess.Popen) -> None:
         """SIGKILL for all of a node at once."""
@@ -80,7 +92,9 @@ def test_the_work_of_a_lost_node_goes_to_another(run, nodes, tmp_path):
     struck = time.monotonic()
     print(f"\nloss of a node: the next step was done after {reach(process, root, 'ppo', 4) - struck:.1f} s")
     finished(process, root)
-    lost = [name for line in (root / "faults.jsonl").read_text().splitlines() for name in json.loads(line)["lost"]]
+    lost = [
+        name for line in (root / "faults.jsonl").read_text().splitlines() for name in json.loads(line)["lost"]
+    ]
     assert "learner-0" in lost
     same(root, run)
 
@@ -91,4 +105,3 @@ def houses(node: subprocess.Popen, name: str) -> bool:
         return actor(node, name).is_running()
     except AssertionError:
         return False
-

@@ -28,7 +28,10 @@ def write_files(folder: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["prompt", "response", "user"])
         writer.writerows([f"What is {n} plus 1?", str(n + 1), f"user {n % 9}"] for n in range(40))
-    pairs = [{"prompt": f"q{n}", "chosen": "Yes.", "rejected": "word " * (1 + n % 4), "user": n % 9} for n in range(40)]
+    pairs = [
+        {"prompt": f"q{n}", "chosen": "Yes.", "rejected": "word " * (1 + n % 4), "user": n % 9}
+        for n in range(40)
+    ]
     lines = [json.dumps(pair) for pair in pairs]
     lines[4:4] = ['{"prompt": "q"', json.dumps({**pairs[0], "prompt": "long " * 200})]
     (folder / "rankings.jsonl").write_text("\n".join(lines))
@@ -39,13 +42,26 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     write_files(folder)
     overrides = [
-        f"run_dir={folder / 'run'}", "stages=[pretrain,sft,reward,ppo]", f"data.root={folder}", "data.prompts=prompts.jsonl",
-        "data.heldout=prompts.jsonl", "data.demonstrations=demonstrations.csv", "data.rankings=rankings.jsonl",
-        "data.split_by=user", "data.broken_rows=1", "data.overlong=drop", "reward.folds=2", "reward.batch_size=4",
+        f"run_dir={folder / 'run'}",
+        "stages=[pretrain,sft,reward,ppo]",
+        f"data.root={folder}",
+        "data.prompts=prompts.jsonl",
+        "data.heldout=prompts.jsonl",
+        "data.demonstrations=demonstrations.csv",
+        "data.rankings=rankings.jsonl",
+        "data.split_by=user",
+        "data.broken_rows=1",
+        "data.overlong=drop",
+        "reward.folds=2",
+        "reward.batch_size=4",
         "rewards={sources: [{kind: function, path: 'tests.test_own_data:short', normalize: true}], quarantine_share: 0.4}",
-        "model.lora={rank: 4}", "model.gradient_checkpointing=true", "sft.batch_size=8", "evaluate.judge=null",
-        "ppo.iterations=2", "ppo.best_of=1",
-    ]  # fmt: skip
+        "model.lora={rank: 4}",
+        "model.gradient_checkpointing=true",
+        "sft.batch_size=8",
+        "evaluate.judge=null",
+        "ppo.iterations=2",
+        "ppo.best_of=1",
+    ]
     return run_stages(load_config("configs/tiny.yaml", overrides)).root
 
 
@@ -74,13 +90,17 @@ def test_ppo_learns_from_the_function_alone_and_leaves_out_what_it_cannot_judge(
     assert [row["objective/responses"] for row in ppo] == [14, 14]
     assert [row["rewards/quarantined"] for row in ppo] == [2, 4]
     lost = [json.loads(line) for line in (run / "ppo" / "quarantine.jsonl").read_text().splitlines()]
-    assert {(row["prompt"], row["reason"]) for row in lost} >= {("What is 3 plus 3?", "LookupError: nobody knows")}
+    assert {(row["prompt"], row["reason"]) for row in lost} >= {
+        ("What is 3 plus 3?", "LookupError: nobody knows")
+    }
     assert all(row["sync/mean_error"] < 1e-5 for row in ppo)  # merged weights reached the engine
 
 
 def test_the_models_of_every_stage_are_plain_folders(run):
     tokens = torch.arange(8, 20)[None]
-    models = [AutoModelForCausalLM.from_pretrained(run / stage / "model") for stage in ("pretrain", "sft", "ppo")]
+    models = [
+        AutoModelForCausalLM.from_pretrained(run / stage / "model") for stage in ("pretrain", "sft", "ppo")
+    ]
     assert not any("lora" in name for model in models for name, _ in model.named_parameters())
     first, second, third = (model(tokens).logits.float() for model in models)
     assert not torch.allclose(first, second)

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from cluster.context import Context
-from cluster.fleets import generate
-from cluster.progress import progress
-from cluster.stages.rollouts import load_weights
-from cluster.world.labelers import Labeler, make_labelers
+from cluster.fleets.manager import generate
+from cluster.quickstart.labelers import Labeler, make_labelers
+from cluster.rl.weight_sync import load_weights
+from cluster.run.progress import progress
+from common.files import mend_jsonl
+from learners.data.tokenizer import end_token
 from learners.models import load_tokenizer
-from learners.objectives import ranking_pairs
-from learners.tokenizer import end_token
-from serve.files import mend_jsonl
+from learners.supervised.losses import ranking_pairs
 
 CHUNK = 128  # prompts between two writes: what an interruption can cost
 
@@ -38,10 +38,15 @@ def run(context: Context) -> dict[str, Any]:
     done = len(written.read_text(encoding="utf-8").splitlines()) if written.exists() else 0
     rollouts = context.fleets.rollouts(policy)
     version = load_weights(context, policy)
-    with open(written, "a", encoding="utf-8") as file, progress("collect", total=len(order), done=done) as bar:
+    with (
+        open(written, "a", encoding="utf-8") as file,
+        progress("collect", total=len(order), done=done) as bar,
+    ):
         while done < len(order):
             chosen = order[done : done + CHUNK]
-            seeds = [context.config.seed * 10**6 + int(i) * 10 + k for i in chosen for k in range(config.responses)]
+            seeds = [
+                context.config.seed * 10**6 + int(i) * 10 + k for i in chosen for k in range(config.responses)
+            ]
             refs = generate(
                 rollouts,
                 [tokens[i] for i in chosen],

@@ -7,10 +7,11 @@ import math
 from typing import Any
 
 from cluster.context import Context
-from cluster.progress import progress
-from cluster.stages.rollouts import judge_policy, load_weights
+from cluster.rl.evaluation import judge_policy
+from cluster.rl.weight_sync import load_weights
+from cluster.run.progress import progress
+from common.files import write_json, write_text
 from learners.models import load_tokenizer
-from serve.files import write_json, write_text
 
 MODELS = ("pretrain", "sft", "ppo")
 
@@ -33,7 +34,9 @@ def run(context: Context) -> dict[str, Any]:
         results: dict[str, Any] = {"stages": found}
         if context.judge() and {"sft", "ppo"} <= set(stages):
             results["win_rate"] = win_rate(answers["ppo"], answers["sft"], config.judge)
-        monitor.log(1, {f"{s}/{n}/{k}": v for s, by in found.items() for n, r in by.items() for k, v in r.items()})
+        monitor.log(
+            1, {f"{s}/{n}/{k}": v for s, by in found.items() for n, r in by.items() for k, v in r.items()}
+        )
     lines = [
         {"prompt": row["prompt"], "task": row.get("task"), "answers": {s: answers[s][i] for s in stages}}
         for i, row in enumerate(rows)
@@ -43,7 +46,9 @@ def run(context: Context) -> dict[str, Any]:
     return results
 
 
-def win_rate(challenger: list[dict[str, Any]], baseline: list[dict[str, Any]], judge: str | None) -> dict[str, Any]:
+def win_rate(
+    challenger: list[dict[str, Any]], baseline: list[dict[str, Any]], judge: str | None
+) -> dict[str, Any]:
     """Share of prompts where the judge scores the challenger higher, ties half, with a 95% normal interval over prompts."""
     pairs = [(ours["score"], theirs["score"]) for ours, theirs in zip(challenger, baseline, strict=True)]
     points = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs]
@@ -51,6 +56,11 @@ def win_rate(challenger: list[dict[str, Any]], baseline: list[dict[str, Any]], j
     variance = sum((p - rate) ** 2 for p in points) / max(1, len(points) - 1)
     margin = 1.96 * math.sqrt(variance / len(points))
     return {
-        "challenger": "ppo", "baseline": "sft", "rate": rate, "low": max(0.0, rate - margin),
-        "high": min(1.0, rate + margin), "count": len(points), "judge": judge,
-    }  # fmt: skip
+        "challenger": "ppo",
+        "baseline": "sft",
+        "rate": rate,
+        "low": max(0.0, rate - margin),
+        "high": min(1.0, rate + margin),
+        "count": len(points),
+        "judge": judge,
+    }

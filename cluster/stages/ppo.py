@@ -2,7 +2,7 @@
 
     prompts -> rollout actors (vLLM) -> scoring actors (reward, reference) -> learners (PPO) -> weights -> rollout actors
 
-The driver moves references: samples go from actor to actor through the object store (`cluster.flow`). Each iteration ends
+The driver moves references: samples go from actor to actor through the object store (`cluster.rl.rollout_scheduler`). Each iteration ends
 with new weights in the engines and a proof that they arrived.
 """
 
@@ -16,21 +16,23 @@ from typing import Any
 
 import numpy as np
 
-from cluster.alarms import Alarm, Alarms
 from cluster.context import Context
-from cluster.fleet import utilization
-from cluster.flow import Ask, Flow
-from cluster.monitor import Monitor
-from cluster.progress import Bar, progress
-from cluster.promotion import promote_served
-from cluster.rewards import Rewards
-from cluster.run import Checkpoints
-from cluster.stages.rollouts import best_of_sft, judge_policy, prove_sync
-from learners.advantages import adapted_kl_coef
-from learners.errors import UserError
+from cluster.fleets.fleet import utilization
+from cluster.rl.alarms import Alarm, Alarms
+from cluster.rl.evaluation import best_of_sft, judge_policy
+from cluster.rl.promotion import promote_served
+from cluster.rl.prompt_stream import prompts_of, sample_seeds
+from cluster.rl.reward_aggregator import Rewards
+from cluster.rl.rollout_scheduler import Ask, Flow
+from cluster.rl.weight_sync import prove_sync
+from cluster.run.checkpoints import Checkpoints
+from cluster.run.monitor import Monitor
+from cluster.run.progress import Bar, progress
+from common.errors import UserError
+from common.files import write_json
+from learners.data.tokenizer import end_token
 from learners.models import load_tokenizer
-from learners.tokenizer import end_token
-from serve.files import write_json
+from learners.rl.advantages import adapted_kl_coef
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -39,7 +41,9 @@ def run(context: Context) -> dict[str, Any]:
     reward = context.run.model("reward") if context.config.rewards.from_model else None
     tokenizer = load_tokenizer(policy)
     rows, tokens = context.prompts("prompts", tokenizer, config.max_response_tokens)
-    held_rows, held_tokens = context.prompts("heldout", tokenizer, context.config.evaluate.max_response_tokens)
+    held_rows, held_tokens = context.prompts(
+        "heldout", tokenizer, context.config.evaluate.max_response_tokens
+    )
     corpus = context.run.root / "pretrain" / "tokens.npz"
     if config.ptx_coef and not corpus.exists():
         raise UserError(
@@ -77,7 +81,9 @@ def run(context: Context) -> dict[str, Any]:
         number, offset = divmod(place, config.prompts)
         chosen, seeds = round_of(number)
         row = chosen[offset]
-        return Ask(row, rows[row], tokens[row], seeds[offset * config.responses : (offset + 1) * config.responses])
+        return Ask(
+            row, rows[row], tokens[row], seeds[offset * config.responses : (offset + 1) * config.responses]
+        )
 
     def sample(step: int) -> tuple[list[Any], list[int], dict[str, float], float]:
         """One iteration's prompts, answered and scored: (batch, prompts, metrics of the rewards, seconds that were waited for
@@ -123,22 +129,35 @@ def run(context: Context) -> dict[str, Any]:
                 bar.tell(told)
             synced = sync(step)
             seconds = time.perf_counter() - started
-            generating = seconds if config.staleness else generation  # engines that run ahead are waited for less than they work
+            generating = (
+                seconds if config.staleness else generation
+            )  # engines that run ahead are waited for less than they work
             learned_rate = config.epochs * metrics["tokens"] / (learned - judged)
             made = metrics["objective/responses"]
-            metrics |= rated | synced | {
-                "time/iteration": seconds,
-                "time/generation": generation,
-                "time/scoring": judged - started - generation,
-                "time/learning": learning,
-                "time/overhead": seconds - (judged - started) - learning - synced["time/sync"] - synced["time/probe"],
-                "perf/generated_tokens_per_second": metrics["response/length"] * made / generating,
-                "perf/learned_tokens_per_second": learned_rate,
-                "perf/samples_per_second": made / seconds,
-                **{f"idle/{name}": 1 - worked(busy[name], fleet.busy()) / seconds for name, fleet in fleets.items()},
-                **{f"actors/{name}": float(len(fleet)) for name, fleet in fleets.items()},
-                **utilization(learners, learned_rate),
-            }  # fmt: skip
+            metrics |= (
+                rated
+                | synced
+                | {
+                    "time/iteration": seconds,
+                    "time/generation": generation,
+                    "time/scoring": judged - started - generation,
+                    "time/learning": learning,
+                    "time/overhead": seconds
+                    - (judged - started)
+                    - learning
+                    - synced["time/sync"]
+                    - synced["time/probe"],
+                    "perf/generated_tokens_per_second": metrics["response/length"] * made / generating,
+                    "perf/learned_tokens_per_second": learned_rate,
+                    "perf/samples_per_second": made / seconds,
+                    **{
+                        f"idle/{name}": 1 - worked(busy[name], fleet.busy()) / seconds
+                        for name, fleet in fleets.items()
+                    },
+                    **{f"actors/{name}": float(len(fleet)) for name, fleet in fleets.items()},
+                    **utilization(learners, learned_rate),
+                }
+            )
             if step % config.evaluate_every == 0 or step == config.iterations:
                 rates, answers = judge_policy(context, held, [held_tokens[i] for i in picked], 1.0)
                 if corpus.exists():
@@ -190,16 +209,3 @@ def sound(alarms: Sequence[Alarm], step: int, context: Context, monitor: Monitor
 def worked(before: Sequence[float], now: Sequence[float]) -> float:
     """Mean seconds that the actors who were there then and are now have spent in calls between."""
     return float(np.mean([b - a for a, b in zip(before, now, strict=False)]))
-
-
-def prompts_of(rounds: int, available: int, count: int, seed: int) -> np.ndarray:
-    """The prompts after so many rounds of sampling: `count` consecutive ones of an endless row of permutations of all."""
-    places = np.arange(rounds * count, (rounds + 1) * count)
-    epochs = np.unique(places // available)
-    orders = {int(e): np.random.default_rng([seed, 3, int(e)]).permutation(available) for e in epochs}
-    return np.array([orders[int(p // available)][p % available] for p in places])
-
-
-def sample_seeds(seed: int, rounds: int, count: int) -> list[int]:
-    """One seed for each response of a round: it belongs to the sample, whichever engine draws it."""
-    return np.random.default_rng([seed, 4, rounds]).integers(0, 2**31, size=count).tolist()

@@ -6,9 +6,9 @@ from typing import Any
 
 from cluster.context import Context
 from cluster.stages.supervised import supervise
-from learners.encoding import pack_corpus
+from learners.data.encoding import pack_corpus
+from learners.data.tokenizer import train_tokenizer
 from learners.models import load_tokenizer
-from learners.tokenizer import train_tokenizer
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -21,8 +21,12 @@ def run(context: Context) -> dict[str, Any]:
             tokenizer = train_tokenizer(documents, config.model.vocab_size)
         tokenizer.save_pretrained(folder / "tokenizer")
         settings = config.pretrain
-        data = pack_corpus(documents, tokenizer, settings.sequence_length, settings.validation_share, config.seed)
+        data = pack_corpus(
+            documents, tokenizer, settings.sequence_length, settings.validation_share, config.seed
+        )
         data.save(folder / "tokens.npz")
     learners = context.fleets.learners()
     total = learners.all("start_pretrain", config.pretrain, folder, config.seed)[0]
-    return supervise(context, "pretrain", learners, total, config.pretrain.save_every, context.run.data("corpus"))
+    return supervise(
+        context, "pretrain", learners, total, config.pretrain.save_every, context.run.data("corpus")
+    )

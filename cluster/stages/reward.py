@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from cluster.context import Context
-from cluster.progress import progress
+from cluster.run.progress import progress
 from cluster.stages.supervised import supervise
-from learners.datasets import RankingData, hold_out
-from learners.encoding import encode_rankings
+from common.files import read_json, write_json
+from learners.data.datasets import RankingData, hold_out
+from learners.data.encoding import encode_rankings
+from learners.data.sources import Located
 from learners.models import load_tokenizer
-from learners.sources import Located
-from learners.supervised import agreement_rates
-from serve.files import read_json, write_json
+from learners.supervised.ranking import agreement_rates
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -33,7 +33,10 @@ def run(context: Context) -> dict[str, Any]:
     demonstrations = context.run.stage("sft") / "demonstrations.npz"
 
     def finish() -> dict[str, float]:
-        return {**folds, **({"bias": learners.all("center", demonstrations)[0]} if demonstrations.exists() else {})}
+        return {
+            **folds,
+            **({"bias": learners.all("center", demonstrations)[0]} if demonstrations.exists() else {}),
+        }
 
     consumed = [policy, *context.run.data("rankings")]
     return supervise(context, "reward", learners, total, config.reward.save_every, consumed, finish)

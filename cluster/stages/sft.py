@@ -6,7 +6,7 @@ from typing import Any
 
 from cluster.context import Context
 from cluster.stages.supervised import supervise
-from learners.encoding import encode_demonstrations
+from learners.data.encoding import encode_demonstrations
 from learners.models import load_tokenizer
 
 

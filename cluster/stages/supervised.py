@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster.context import Context
-from cluster.fleet import Fleet, utilization
-from cluster.progress import progress
-from cluster.run import Checkpoints
+from cluster.fleets.fleet import Fleet, utilization
+from cluster.run.checkpoints import Checkpoints
+from cluster.run.progress import progress
 
-STRIDE_SECONDS = 2.0  # how often the driver hears from the learners: long enough to cost nothing, short enough to watch
+STRIDE_SECONDS = (
+    2.0  # how often the driver hears from the learners: long enough to cost nothing, short enough to watch
+)
 
 
 def supervise(

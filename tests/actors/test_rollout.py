@@ -9,11 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from actors.config import Decoding, RolloutConfig
-from actors.weights import FileTransport
-from learners.errors import UserError
+from actors.weights.transport import FileTransport
+from common.errors import UserError
+from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy
-from learners.tokenizer import train_tokenizer
-from tests.learners.worlds import MODEL, TEXTS
+from tests.learners.fixtures import MODEL, TEXTS
 
 PROMPTS = [[10, 11, 12, 13], [40, 41, 42], [7, 8, 9, 10, 11, 12, 13, 14]]
 # One weight of every kind; tied models have no head of their own.
@@ -34,9 +34,16 @@ KINDS = (
 def untied() -> LlamaForCausalLM:
     torch.manual_seed(3)
     config = LlamaConfig(
-        vocab_size=320, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=32, max_position_embeddings=64, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+    )
     return LlamaForCausalLM(config)
 
 
@@ -58,15 +65,21 @@ def pumped(actor, model, transport, decoding, end, whole):
     found["first"] = (told, samples.prompt_ids_B.tolist())
     found["as generated"] = all(samples.response(b).tolist() == whole.response(b).tolist() for b in range(4))
     long = Decoding(max_tokens=40)
-    told, samples = actor.pump([(20, 7, [10, 11], [2]), (21, 8, [12, 13], [3])], long, end, most=2, oldest=0, seconds=0)
+    told, samples = actor.pump(
+        [(20, 7, [10, 11], [2]), (21, 8, [12, 13], [3])], long, end, most=2, oldest=0, seconds=0
+    )
     found["nothing yet"] = (told, samples)
     for _ in range(5):
         actor._step()
-    found["beside"] = actor.generate(PROMPTS[:1], [0], Decoding(max_tokens=2), end, seeds=[0]).response(0).tolist()
+    found["beside"] = (
+        actor.generate(PROMPTS[:1], [0], Decoding(max_tokens=2), end, seeds=[0]).response(0).tolist()
+    )
     actor.update_weights(transport.send(model.named_parameters(), 0, 6), 6)
     told, samples = actor.pump([(22, 9, [10, 11], [4])], long, end, most=1, oldest=0)
     found["across"] = (told, samples.versions_N[samples.response_mask_N].tolist())
-    expected = np.concatenate([[0.0, *reference(model, [samples.sequence(b).tolist()])] for b in range(samples.size)])
+    expected = np.concatenate(
+        [[0.0, *reference(model, [samples.sequence(b).tolist()])] for b in range(samples.size)]
+    )
     found["error"] = float(np.abs(expected - samples.logprobs_N)[samples.response_mask_N].max())
     actor.update_weights(transport.send(model.named_parameters(), 0, 7), 7, oldest=6)
     found["dropped"] = actor.pump([], long, end, most=9, oldest=0)
@@ -82,15 +95,18 @@ def exercise(folder, queue):
     actor = RolloutActor("rollout-0", str(folder / "model"), config, seed=0, version=5)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     decoding, end = Decoding(max_tokens=12), model.config.eos_token_id
-    stops = model.generation_config.eos_token_id  # the end of a turn, and for our own tokenizer the end of a text
+    stops = (
+        model.generation_config.eos_token_id
+    )  # the end of a turn, and for our own tokenizer the end of a text
     result = {"end": end, "stops": stops if isinstance(stops, list) else [stops]}
 
     seeds = list(range(6))
     first = actor.generate(PROMPTS, [0, 1, 2], decoding, end_token=end, n=2, seeds=seeds)
     alone = actor.generate(PROMPTS[1:2], [1], decoding, end_token=end, n=2, seeds=seeds[2:4])
     result["same alone"] = [first.response(2).tolist(), first.response(3).tolist()] == [
-        alone.response(0).tolist(), alone.response(1).tolist(),
-    ]  # fmt: skip
+        alone.response(0).tolist(),
+        alone.response(1).tolist(),
+    ]
     result["prompt ids"] = first.prompt_ids_B.tolist()
     result["versions"] = set(first.versions_N[first.response_mask_N].tolist())
     result["lengths"] = first.response_lengths_B.tolist()
@@ -101,7 +117,9 @@ def exercise(folder, queue):
     result["sampled error"] = float(np.abs(expected - first.logprobs_N)[first.response_mask_N].max())
 
     # More tokens than vLLM takes in one step (4,096): no seeded prompt may be taken in two parts.
-    crowd = actor.generate([list(range(8, 58))] * 128, range(128), Decoding(max_tokens=4), end, seeds=list(range(128)))
+    crowd = actor.generate(
+        [list(range(8, 58))] * 128, range(128), Decoding(max_tokens=4), end, seeds=list(range(128))
+    )
     result["crowd"] = crowd.size
 
     result["pump"] = pumped(actor, model, FileTransport(folder / "flow"), decoding, end, first)
@@ -117,8 +135,9 @@ def exercise(folder, queue):
         actor.update_weights(transport.send(model.named_parameters(), 0, version), version)
         after = np.concatenate(actor.prompt_logprobs(sequences))
         result["changes"][kind] = (
-            float(np.abs(after - before).max()), float(np.abs(after - reference(model, sequences)).mean()),
-        )  # fmt: skip
+            float(np.abs(after - before).max()),
+            float(np.abs(after - reference(model, sequences)).mean()),
+        )
         before = after
     again = actor.generate(PROMPTS, [0, 1, 2], decoding, end_token=end)
     result["new versions"] = (set(again.versions_N[again.response_mask_N].tolist()), version)
@@ -129,7 +148,11 @@ def exercise(folder, queue):
     with open(damaged, "r+b") as file:
         file.truncate(damaged.stat().st_size - 100)
     result["refused"] = []
-    for bad in ({**payload, "path": str(damaged)}, {**payload, "path": "/nowhere"}, {**payload, "header": "0"}):
+    for bad in (
+        {**payload, "path": str(damaged)},
+        {**payload, "path": "/nowhere"},
+        {**payload, "header": "0"},
+    ):
         try:
             actor.update_weights(bad, version + 1)
         except (UserError, SystemExit) as fault:

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from actors.config import FunctionReward, HTTPReward, RewardsConfig, ScoringConfig
-from actors.rewards import TextReward
 from actors.scoring import ScoringActor
-from learners.errors import UserError
+from actors.text_rewards import TextReward
+from common.errors import UserError
+from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy, load_policy, load_scalar, scalar_from_policy
-from learners.tokenizer import train_tokenizer
 from tests.learners import worlds
 
 
@@ -142,7 +142,9 @@ def endpoint():
 
 
 def test_an_endpoint_is_asked_again_within_timeout_and_concurrency(endpoint):
-    config = HTTPReward(url=f"http://127.0.0.1:{endpoint.server_port}", timeout_s=0.3, retries=1, concurrency=3)
+    config = HTTPReward(
+        url=f"http://127.0.0.1:{endpoint.server_port}", timeout_s=0.3, retries=1, concurrency=3
+    )
     rows = [{}, {"fails_once": True}, {"stall": True}, {"nonsense": True}, *({"n": n} for n in range(20))]
     found = [f.result() for f in TextReward(config).start([(row, "text", True) for row in rows])]
     assert [score for score, _ in found[:2]] == [4, 4]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cluster.alarms import Alarms, AlarmsConfig
+from cluster.config import AlarmsConfig
+from cluster.rl.alarms import Alarms
 
 HEALTHY = {"objective/kl": 1.0, "objective/entropy": 0.4, "response/ended": 0.99, "response/length": 10.0}
 

@@ -4,9 +4,9 @@ import pytest
 import yaml
 
 from cluster.config import all_keys, load_config
+from common.errors import UserError
 from learners import objectives
-from learners.errors import UserError
-from learners.ppo_config import ALGORITHMS
+from learners.rl.config import ALGORITHMS
 
 
 @pytest.fixture
@@ -41,7 +41,10 @@ def test_overrides_win_over_the_file_which_wins_over_the_defaults(path):
         (["ppo.correction=tis", "ppo.correction_low=0.1"], "only with ppo.correction: icepop"),
         (["ppo.correction=icepop", "ppo.correction_low=2"], "must be below correction_high 2.0"),
         (["ppo.ptx_tokens=512"], "only with ppo.ptx_coef over 0"),
-        (["sft.optimizer.schedule=constant", "sft.optimizer.final_ratio=0.1"], "only with schedule: linear, cosine"),
+        (
+            ["sft.optimizer.schedule=constant", "sft.optimizer.final_ratio=0.1"],
+            "only with schedule: linear, cosine",
+        ),
         (["evaluate.passes=score"], "only with evaluate.judge and evaluate.samples over 1"),
         (["ppo.overlong_buffer=40"], "must be below max_response_tokens 32"),
         (["pretrain.batch_tokens=1000"], "not a multiple of sequence_length 128; 896 or 1024 would work"),
@@ -54,7 +57,10 @@ def test_overrides_win_over_the_file_which_wins_over_the_defaults(path):
         (["rewards.sources=[{kind: model}, {kind: model}]"], "each may be there once"),
         (["rewards.sources=[{kind: function}]"], "rewards.sources.0.function.path: "),
         (["rewards.sources=[{kind: model, url: x}]"], "unknown key rewards.sources.0.model.url"),
-        (["learners.zero_stage=0", "learners.offload_optimizer=true"], "only with learners.zero_stage of at least 1"),
+        (
+            ["learners.zero_stage=0", "learners.offload_optimizer=true"],
+            "only with learners.zero_stage of at least 1",
+        ),
         (["model.path=some/model", "model.layers=3"], "layers has no effect here"),
         (["model.heads=7"], "each must divide the one before it"),
         (["ppo.max_response_tokens=256"], "leaves no room for a prompt"),

@@ -8,12 +8,12 @@ import psutil
 import pytest
 import ray
 
-from actors.ray_session import start_ray
 from cluster.config import ClusterConfig, RunConfig
-from cluster.fleet import Fleet
-from cluster.fleets import Fleets
-from learners.errors import FleetError, UserError
-from serve.files import write_json
+from cluster.fleets.fleet import Fleet
+from cluster.fleets.manager import Fleets
+from common.errors import FleetError, UserError
+from common.files import write_json
+from common.ray_session import start_ray
 
 
 class Worker:
@@ -53,7 +53,11 @@ def session():
 @pytest.fixture
 def fleet(session, tmp_path):
     made = Fleet(
-        "worker", "tests.cluster.test_fleet:Worker", [{"number": i} for i in (0, 1)], {"num_cpus": 0}, tmp_path
+        "worker",
+        "tests.cluster.test_fleet:Worker",
+        [{"number": i} for i in (0, 1)],
+        {"num_cpus": 0},
+        tmp_path,
     )
     yield made
     made.stop()
@@ -106,7 +110,14 @@ def test_a_fleet_that_would_wait_for_ever_is_refused(session, tmp_path, settings
 
 def test_an_actor_whose_process_stops_is_told_from_one_that_works_and_is_replaced(session, tmp_path):
     limits = ClusterConfig(silence_s=4)
-    made = Fleet("worker", "tests.cluster.test_fleet:Worker", [{"number": i} for i in (0, 1)], {"num_cpus": 0}, tmp_path, limits)
+    made = Fleet(
+        "worker",
+        "tests.cluster.test_fleet:Worker",
+        [{"number": i} for i in (0, 1)],
+        {"num_cpus": 0},
+        tmp_path,
+        limits,
+    )
     try:
         victim = made.all("pid")[1]
         at_work = made.submit(0, "sleep")
@@ -139,7 +150,9 @@ def test_a_call_that_takes_too_long_is_a_stall(session, tmp_path):
     limits = ClusterConfig(stall_s=4)
     made = Fleet("worker", "tests.cluster.test_fleet:Worker", [{}], {"num_cpus": 0}, tmp_path, limits)
     try:
-        with pytest.raises(FleetError, match=r"worker-0 hangs in sleep \(at work for . s, over cluster.stall_s=4"):
+        with pytest.raises(
+            FleetError, match=r"worker-0 hangs in sleep \(at work for . s, over cluster.stall_s=4"
+        ):
             made.all("sleep")
         assert made.lost(patience=1) == [0]
     finally:

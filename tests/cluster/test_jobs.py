@@ -24,10 +24,18 @@ def head():
     env = environment()
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
     command = [
-        *RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
-        f"--temp-dir={folder}", "--object-store-memory=200000000", "--disable-usage-stats",
+        *RAY,
+        "start",
+        "--head",
+        "--block",
+        f"--port={port}",
+        f"--dashboard-port={dashboard}",
+        "--num-cpus=2",
+        f"--temp-dir={folder}",
+        "--object-store-memory=200000000",
+        "--disable-usage-stats",
         f"--dashboard-agent-listen-port={free_port()}",
-    ]  # fmt: skip
+    ]
     log = open(f"{folder}.log", "w")  # noqa: SIM115
     process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{dashboard}"
@@ -90,7 +98,10 @@ def test_plain_ray_job_submit_works_too(head, tmp_path):
     command = [*RAY, "job", "submit", "--address", url, "--working-dir", str(source), "--"]
     done = subprocess.run(
         [*command, "hero", "run", *TINY, f"run_dir={tmp_path / 'run'}"],
-        env=env, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / "run" / "pretrain" / "done.json").exists()

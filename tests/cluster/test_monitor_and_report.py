@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from cluster.monitor import Monitor
-from cluster.report import write_report
-from cluster.run import write_json
-from learners.errors import UserError
+from cluster.run.directory import write_json
+from cluster.run.monitor import Monitor
+from cluster.run.report import write_report
+from common.errors import UserError
 
 
 @pytest.fixture

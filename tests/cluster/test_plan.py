@@ -8,9 +8,9 @@ from rich.console import Console
 
 from cluster.config import load_config
 from cluster.plan import batch_arithmetic, parameters, placement, print_plan, refuse_impossible, total_memory
-from learners.errors import UserError
+from common.errors import UserError
+from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy
-from learners.tokenizer import train_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,9 @@ def test_parameters_are_those_of_the_model(tied):
     tokenizer = train_tokenizer(["abc abd" * 50], 320)
     model = build_policy(config.model, tokenizer, seed=0)
     missing = config.model.vocab_size - len(tokenizer)  # a short text has fewer merges than asked for
-    assert parameters(config) == model.num_parameters() + missing * config.model.width * (1 if tied == "true" else 2)
+    assert parameters(config) == model.num_parameters() + missing * config.model.width * (
+        1 if tied == "true" else 2
+    )
 
 
 def test_the_arithmetic_is_right():
@@ -65,7 +67,7 @@ def test_without_a_critic_a_learner_holds_one_model():
         (["stages=[ppo]", "run_dir=/nowhere/at/all"], "no such model; run the reward stage first"),
         (["rewards.sources=[{kind: function, path: 'nowhere:f'}]"], "nowhere:f: cannot be loaded"),
         (["data.prompts={path: configs/tiny.yaml}"], "unknown kind of file"),
-        (["data.prompts=[{path: configs, convert: 'cluster.tasks.gsm8k:f'}]"], "has no attribute 'f'"),
+        (["data.prompts=[{path: configs, convert: 'cluster.recipes.gsm8k:f'}]"], "has no attribute 'f'"),
     ],
 )
 def test_what_cannot_work_is_refused(overrides, told):
@@ -77,7 +79,13 @@ def test_the_plan_shows_config_arithmetic_placement_and_memory():
     console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115
     print_plan(tiny(), console)
     text = console.export_text()
-    for part in ("kl_coef: 0.35", "PPO batch", "Placement", "policy and critic, ZeRO-2, float32", "memory over all"):
+    for part in (
+        "kl_coef: 0.35",
+        "PPO batch",
+        "Placement",
+        "policy and critic, ZeRO-2, float32",
+        "memory over all",
+    ):
         assert part in text
 
 
@@ -86,4 +94,6 @@ def test_another_vocabulary_of_the_reward_model_is_refused(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(f'{{"vocab_size": {size}}}')
     with pytest.raises(UserError, match="one tokenizer"):
-        refuse_impossible(tiny(f"model={{path: {tmp_path / 'policy'}, context: 128}}", f"reward.path={tmp_path / 'reward'}"))
+        refuse_impossible(
+            tiny(f"model={{path: {tmp_path / 'policy'}, context: 128}}", f"reward.path={tmp_path / 'reward'}")
+        )

@@ -6,10 +6,10 @@ import pytest
 
 from cluster.config import load_config
 from cluster.context import Context
-from cluster.run import Run
-from cluster.tasks import gsm8k
-from cluster.tasks.qa_feedback import answers, comparisons, weak_order
-from learners.errors import UserError
+from cluster.recipes import gsm8k
+from cluster.recipes.qa_feedback import answers, comparisons, weak_order
+from cluster.run.directory import Run
+from common.errors import UserError
 from learners.objectives import ranking_pairs
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -27,13 +27,21 @@ def test_a_weak_order_agrees_with_all_six_comparisons_or_there_is_none():
     assert weak_order([0, 2, 1, 2, 1, 1]) == [2, 2, 1, 4]
     assert weak_order([0] * 6) == [1, 1, 1, 1]
     assert weak_order([1, 2, 0, 1, 0, 0]) is None  # 1 over 2 over 3 over 1
-    row = {f"prediction {i}": str(i) for i in range(1, 5)} | {"question": "q", "passages": [], "preference": [1, 2, 0, 1, 0, 0]}
+    row = {f"prediction {i}": str(i) for i in range(1, 5)} | {
+        "question": "q",
+        "passages": [],
+        "preference": [1, 2, 0, 1, 0, 0],
+    }
     told = [(r["responses"], r["ranks"]) for r in comparisons(row)]
     assert told[:3] == [(["*1", "*2"], [1, 2]), (["*1", "*3"], [2, 1]), (["*1", "*4"], [1, 1])]
 
 
 def test_what_no_passage_says_is_marked():
-    row = {"passages": [["Moon", "The Moon is far.", "It is round."]], "prediction 1": "It is, round!", "prediction 2": "is far"}
+    row = {
+        "passages": [["Moon", "The Moon is far.", "It is round."]],
+        "prediction 1": "It is, round!",
+        "prediction 2": "is far",
+    }
     row |= {"prediction 3": "Round - It is far", "prediction 4": ""}
     assert answers(row) == ["It is, round!", "is far", "Round - *It is far", ""]
 
@@ -41,7 +49,12 @@ def test_what_no_passage_says_is_marked():
 def test_a_user_in_prompts_and_in_heldout_is_refused(tmp_path):
     for name, users in (("prompts", "abc"), ("heldout", "cde")):
         (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"prompt": "p", "user": "{u}"}}\n' for u in users))
-    files = [f"data.root={tmp_path}", "data.prompts=prompts.jsonl", "data.heldout=heldout.jsonl", "data.split_by=user"]
+    files = [
+        f"data.root={tmp_path}",
+        "data.prompts=prompts.jsonl",
+        "data.heldout=heldout.jsonl",
+        "data.split_by=user",
+    ]
     config = load_config("configs/tiny.yaml", [*files, f"run_dir={tmp_path}"])
     context = Context(config, Run(config), None)  # type: ignore[arg-type]
     context.read("prompts")
@@ -59,7 +72,13 @@ def test_qa_feedback_keeps_every_comparison(tmp_path):
 
 @pytest.mark.parametrize(
     ("solution", "answer"),
-    [("… #### 1,234", "1234"), ("#### 5.50 dollars", "5.5"), ("#### -3", "-3"), ("#### 1\n#### 2", "2"), ("12", None)],
+    [
+        ("… #### 1,234", "1234"),
+        ("#### 5.50 dollars", "5.5"),
+        ("#### -3", "-3"),
+        ("#### 1\n#### 2", "2"),
+        ("12", None),
+    ],
 )
 def test_the_final_answer_is_the_number_after_the_marks(solution, answer):
     assert gsm8k.final_answer(solution) == answer

@@ -7,8 +7,10 @@ import sys
 import pytest
 
 from cluster.config import RunConfig
-from cluster.run import Checkpoints, Run, ask_scale, read_json, write_json
-from learners.errors import UserError
+from cluster.fleets.scale import ask_scale
+from cluster.run.checkpoints import Checkpoints
+from cluster.run.directory import Run, read_json, write_json
+from common.errors import UserError
 
 
 @pytest.fixture
@@ -29,8 +31,8 @@ def finish(run, *stages):
 def test_a_second_driver_is_refused(run):
     run.open()
     code = (
-        "import sys; from cluster.config import RunConfig; from cluster.run import Run\n"
-        "from learners.errors import UserError\n"
+        "import sys; from cluster.config import RunConfig; from cluster.run.directory import Run\n"
+        "from common.errors import UserError\n"
         "try: Run(RunConfig(run_dir=sys.argv[1])).open()\n"
         "except UserError as fault: print(fault)"
     )
@@ -45,7 +47,9 @@ def test_a_finished_stage_of_another_config_is_refused_and_kept(run):
     finish(run, "pretrain", "sft")
     run.close()
     other = changed(run, sft=run.config.sft.model_copy(update={"batch_size": 1}))
-    with pytest.raises(UserError, match="stage sft was finished with another configuration of sft; add --from sft"):
+    with pytest.raises(
+        UserError, match="stage sft was finished with another configuration of sft; add --from sft"
+    ):
         other.open()
     with pytest.raises(UserError, match="stage sft"):
         other.open(redo="collect")
@@ -98,7 +102,11 @@ def test_a_checkpoint_that_is_not_whole_is_told_of_and_the_one_before_is_taken(t
     else:
         os.truncate(checkpoints.path(2) / "whole.json", 9)
     assert checkpoints.newest() == {"step": 1, "kl_coef": 0.1}
-    told = {"cut": "policy/shard.pt has 4 of 10 bytes", "gone": "has 0 of 10 bytes", "note cut": "was not finished"}
+    told = {
+        "cut": "policy/shard.pt has 4 of 10 bytes",
+        "gone": "has 0 of 10 bytes",
+        "note cut": "was not finished",
+    }
     assert told[how] in capsys.readouterr().err
 
 
@@ -109,7 +117,11 @@ def test_a_wish_for_other_fleets_reaches_a_run_at_work_and_bad_ones_are_refused(
     run.open()
     assert ask_scale(run.root, ["rollout=2"]) == {"rollout": 2}
     assert ask_scale(run.root, ["scoring=3"]) == {"rollout": 2, "scoring": 3}
-    for bad, why in (("learner=4", "set learners.ranks"), ("rollout=0", "1 or more"), ("actor=2", "expected rollout=N")):
+    for bad, why in (
+        ("learner=4", "set learners.ranks"),
+        ("rollout=0", "1 or more"),
+        ("actor=2", "expected rollout=N"),
+    ):
         with pytest.raises(UserError, match=why):
             ask_scale(run.root, [bad])
     run.close()

@@ -20,7 +20,9 @@ def rows(*values):
 
 def test_grpo_scales_by_the_deviation_of_the_group_and_gives_a_lone_response_nothing():
     half = 0.5**0.5  # (1 - 0.5) / (deviation of 1 and 0)
-    assert_close(objectives.grpo(REWARDS, MASK, GROUPS, 1.0), rows(half, -half, -half, half, 0.0), rtol=1e-5, atol=1e-6)
+    assert_close(
+        objectives.grpo(REWARDS, MASK, GROUPS, 1.0), rows(half, -half, -half, half, 0.0), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_dr_grpo_leaves_out_the_scale():
@@ -29,7 +31,9 @@ def test_dr_grpo_leaves_out_the_scale():
 
 def test_rloo_compares_with_the_mean_of_the_others():
     three = tensor([[2.0], [2.0], [5.0]])
-    assert_close(objectives.rloo(three, torch.ones(3, 1), tensor([0, 0, 0]), 1.0), tensor([[-1.5], [-1.5], [3.0]]))
+    assert_close(
+        objectives.rloo(three, torch.ones(3, 1), tensor([0, 0, 0]), 1.0), tensor([[-1.5], [-1.5], [3.0]])
+    )
     assert_close(objectives.rloo(REWARDS, MASK, GROUPS, 1.0), rows(1.0, -4.0, -1.0, 4.0, 0.0))
 
 
@@ -46,7 +50,9 @@ def test_reinforce_is_the_discounted_sum_of_what_follows_and_skips_masked_tokens
 
 def test_reinforce_pp_whitens_over_the_batch():
     found = objectives.reinforce_pp(REWARDS, MASK, GROUPS, 1.0)
-    assert_close(found, rows(*((SCORES - SCORES.mean()) / SCORES.std(correction=0)).tolist()), rtol=1e-5, atol=1e-5)
+    assert_close(
+        found, rows(*((SCORES - SCORES.mean()) / SCORES.std(correction=0)).tolist()), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_reinforce_pp_baseline_whitens_what_the_group_mean_leaves():
@@ -55,7 +61,9 @@ def test_reinforce_pp_baseline_whitens_what_the_group_mean_leaves():
     assert_close(found, rows(*(x / deviation for x in (0.5, -2.0, -0.5, 2.0, 0.0))), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp", "reinforce_pp_baseline"])
+@pytest.mark.parametrize(
+    "name", ["grpo", "dr_grpo", "rloo", "reinforce", "reinforce_pp", "reinforce_pp_baseline"]
+)
 def test_padding_gets_no_advantage_and_changes_none(name):
     advantage = getattr(objectives, name)
     padded = advantage(
@@ -75,7 +83,11 @@ def test_the_overlong_penalty_falls_linearly_over_the_buffer():
     assert found.tolist() == [0, 0, -0.5, -1, -1]
 
 
-@pytest.mark.parametrize(("kl", "expected"), [(6.0, 0.1), (6.6, 0.101), (100.0, 0.102), (0.0, 0.098), (5.4, 0.099)])
+@pytest.mark.parametrize(
+    ("kl", "expected"), [(6.0, 0.1), (6.6, 0.101), (100.0, 0.102), (0.0, 0.098), (5.4, 0.099)]
+)
 def test_the_kl_coefficient_follows_the_relative_error_up_to_a_fifth(kl, expected):
     # Ziegler et al. 2019: coef * (1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon), here n / horizon = 0.1
-    assert objectives.adapted_kl_coef(0.1, kl, target=6.0, horizon=2560, samples=256) == pytest.approx(expected)
+    assert objectives.adapted_kl_coef(0.1, kl, target=6.0, horizon=2560, samples=256) == pytest.approx(
+        expected
+    )

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.batching import in_rows, lay_out, pad, plan_micro_batches, position_ids
-from learners.errors import UserError
-from learners.ragged import Samples, offsets_of
+from common.errors import UserError
+from learners.data.batching import in_rows, lay_out, pad, plan_micro_batches, position_ids
+from learners.data.samples import Samples, offsets_of
 
 
 def padded_size(lengths, micro, packing):

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from learners.datasets import hold_out
-from learners.encoding import encode_demonstrations, encode_prompts, encode_rankings, pack_corpus
-from learners.errors import UserError
-from learners.rows import FORMS
-from learners.sources import Located
-from learners.tokenizer import document_separator, encode_prompt, end_token, train_tokenizer
-from tests.learners.worlds import intake, talk
+from common.errors import UserError
+from learners.data.datasets import hold_out
+from learners.data.encoding import encode_demonstrations, encode_prompts, encode_rankings, pack_corpus
+from learners.data.records import FORMS
+from learners.data.sources import Located
+from learners.data.tokenizer import document_separator, encode_prompt, end_token, train_tokenizer
+from tests.learners.fixtures import intake, talk
 
 TEXTS = ["The capital of France is Paris.", "What is 12 plus 7?"] * 10
 
@@ -75,7 +75,9 @@ def test_a_template_that_rewrites_what_came_before_is_refused(tokenizer):
 def test_a_prompt_ends_where_the_assistant_begins(tokenizer):
     assert tokenizer.decode(encode_prompt(tokenizer, "Hi")) == "<|user|>Hi<|end|><|assistant|>"
     talked = encode_prompt(tokenizer, talk("Hi", "Ho", "Why?")["messages"])
-    assert tokenizer.decode(talked) == "<|user|>Hi<|end|><|assistant|>Ho<|end|><|user|>Why?<|end|><|assistant|>"
+    assert (
+        tokenizer.decode(talked) == "<|user|>Hi<|end|><|assistant|>Ho<|end|><|user|>Why?<|end|><|assistant|>"
+    )
 
 
 def test_packing_keeps_every_token_but_the_last_rest(tokenizer):
@@ -103,7 +105,12 @@ def test_a_character_tokenizer_has_one_token_a_character_and_one_for_all_others(
 
 
 def test_all_rankings_and_pairs_of_a_prompt_are_one_group_whose_responses_run_once(tokenizer):
-    row = {"prompt": "p", "responses": ["a", "b", "c", "a"], "ranks": [1, 2, 2, 3], "ended": [True, True, False, True]}
+    row = {
+        "prompt": "p",
+        "responses": ["a", "b", "c", "a"],
+        "ranks": [1, 2, 2, 3],
+        "ended": [True, True, False, True],
+    }
     pair = {"prompt": "p", "chosen": "b", "rejected": "d"}
     data, _ = rankings(tokenizer, [row, {**row, "prompt": "q"}, {**row, "ranks": [2, 1, 1, 1]}, pair])
     assert data.rankings() == [
@@ -117,7 +124,9 @@ def test_all_rankings_and_pairs_of_a_prompt_are_one_group_whose_responses_run_on
 
 
 def test_a_prompt_answered_again_and_again_makes_elements_of_nine_responses_on_one_side(tokenizer):
-    often = [{"prompt": "q", "responses": [f"{i} {k}" for k in "abcd"], "ranks": [1, 2, 3, 3]} for i in range(5)]
+    often = [
+        {"prompt": "q", "responses": [f"{i} {k}" for k in "abcd"], "ranks": [1, 2, 3, 3]} for i in range(5)
+    ]
     rows = [*often, often[0], *({"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(4))]
     data, _ = rankings(tokenizer, rows)
     assert np.diff(data.groups).tolist() == [8, 8, 8, 2, 2, 2, 2]
@@ -127,7 +136,9 @@ def test_a_prompt_answered_again_and_again_makes_elements_of_nine_responses_on_o
 
 def test_rows_of_one_user_are_on_one_side_of_the_split(tokenizer):
     users = [f"u{i % 7}" for i in range(40)]
-    data, _ = demonstrations(tokenizer, [{**talk(f"q{i}", "a"), "user": u} for i, u in enumerate(users)], split_by="user")
+    data, _ = demonstrations(
+        tokenizer, [{**talk(f"q{i}", "a"), "user": u} for i, u in enumerate(users)], split_by="user"
+    )
     held = {u for u, h in zip(users, data.held_S, strict=True) if h}
     assert held
     assert not held & {u for u, h in zip(users, data.held_S, strict=True) if not h}
@@ -136,7 +147,9 @@ def test_rows_of_one_user_are_on_one_side_of_the_split(tokenizer):
     rows = [{"prompt": q, "chosen": "a", "rejected": "b", "user": u} for q, u in pairs]
     for seed in range(5):
         given = intake("rankings", split_by="user")
-        found = encode_rankings(located("rankings", *rows), tokenizer, 64, given, validation_share=0.3, seed=seed)
+        found = encode_rankings(
+            located("rankings", *rows), tokenizer, 64, given, validation_share=0.3, seed=seed
+        )
         assert len(set(found.held_G[:3].tolist())) == 1
 
 
@@ -166,7 +179,9 @@ def test_an_overlong_row_is_refused_left_out_or_cut_after_a_sentence(tokenizer):
     assert data.lengths_S.max() <= 40
 
     given = intake("prompts", overlong="truncate")
-    kept, tokens = encode_prompts(located("prompts", {"prompt": LONG}, {"prompt": "x" * 99}), tokenizer, 30, given)
+    kept, tokens = encode_prompts(
+        located("prompts", {"prompt": LONG}, {"prompt": "x" * 99}), tokenizer, 30, given
+    )
     assert [row["prompt"] for row in kept] == ["One two. Three four!"]
     assert len(tokens[0]) <= 30
 

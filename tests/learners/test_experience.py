@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from learners.errors import UserError
-from learners.experience import Experience
-from learners.ppo_config import PPOConfig
-from learners.ragged import Samples, offsets_of
+from common.errors import UserError
+from learners.data.samples import Samples, offsets_of
+from learners.rl.config import PPOConfig
+from learners.rl.experience import Experience
 
 
 def batch(responses, scores, prompts, ended=None):
@@ -15,14 +15,21 @@ def batch(responses, scores, prompts, ended=None):
     lengths = np.array(responses) + 1
     total = int(lengths.sum())
     samples = Samples(
-        np.arange(total, dtype=np.int32), offsets_of(lengths), np.ones(len(lengths), np.int32), np.full(total, -1, np.float32),
-        np.zeros(total, np.int32), np.array(prompts), np.array(ended or [True] * len(lengths)),
-    )  # fmt: skip
+        np.arange(total, dtype=np.int32),
+        offsets_of(lengths),
+        np.ones(len(lengths), np.int32),
+        np.full(total, -1, np.float32),
+        np.zeros(total, np.int32),
+        np.array(prompts),
+        np.array(ended or [True] * len(lengths)),
+    )
     return samples, (np.array(scores, dtype=np.float32), np.full(total, -2, np.float32))
 
 
 def config(**changes):
-    return PPOConfig(**{"advantage": "reinforce", "prompts": 2, "minibatches": 1, "missing_end_penalty": 0.0} | changes)
+    return PPOConfig(
+        **{"advantage": "reinforce", "prompts": 2, "minibatches": 1, "missing_end_penalty": 0.0} | changes
+    )
 
 
 def shaped(settings, *args, kl_coef=0.0):
@@ -59,7 +66,10 @@ def test_an_iteration_whose_samples_were_all_dropped_is_told():
     [
         ({}, [[5.0, 0, 0, 0], [1.0, 1, 1, 1]]),
         ({"missing_end_penalty": 3.0}, [[5.0, 0, 0, 0], [-2.0, -2, -2, -2]]),
-        ({"overlong_buffer": 2, "max_response_tokens": 5, "overlong_penalty": 4.0}, [[5.0, 0, 0, 0], [-1.0, -1, -1, -1]]),
+        (
+            {"overlong_buffer": 2, "max_response_tokens": 5, "overlong_penalty": 4.0},
+            [[5.0, 0, 0, 0], [-1.0, -1, -1, -1]],
+        ),
     ],
 )
 def test_scores_are_penalized_before_they_become_advantages(changes, expected):
@@ -67,7 +77,9 @@ def test_scores_are_penalized_before_they_become_advantages(changes, expected):
     torch.testing.assert_close(experience.advantages_BT, torch.tensor(expected))
 
 
-@pytest.mark.parametrize(("bootstrap", "returns"), [(False, [[2.0, 0.0], [1.0, 1.0]]), (True, [[2.0, 0.0], [8.0, 8.0]])])
+@pytest.mark.parametrize(
+    ("bootstrap", "returns"), [(False, [[2.0, 0.0], [1.0, 1.0]]), (True, [[2.0, 0.0], [8.0, 8.0]])]
+)
 def test_a_response_that_was_cut_may_be_worth_what_the_critic_expects_after_it(bootstrap, returns):
     settings = config(advantage="gae", lam=1.0, bootstrap_cut=bootstrap)
     samples, scored = batch([1, 2], [2.0, 1.0], [0, 1], [True, False])

@@ -12,7 +12,9 @@ from tests.learners import worlds
 
 # ZeRO stage, tokens of a micro-batch, packing
 VARIANTS = [(0, 4096, False), (0, 64, False), (0, 4096, True), (0, 128, True)]
-SHARDED = [(stage, tokens, packing) for stage in (0, 1, 2, 3) for tokens, packing in ((4096, False), (64, True))]
+SHARDED = [
+    (stage, tokens, packing) for stage in (0, 1, 2, 3) for tokens, packing in ((4096, False), (64, True))
+]
 PPO = {"minibatches": 2, "epochs": 1, "ptx_coef": 0.5, "ptx_tokens": 64}
 
 
@@ -25,9 +27,18 @@ def updates(actor, folder, variants):
         language = worlds.pretrain(actor, folder, steps=2)
         ranking = worlds.reward(actor, folder, steps=2)
         metrics, ppo = worlds.ppo(actor, folder, iterations=1, **PPO)
-        grouped = {"responses": 2, "prompts": 6, "aggregation": "seq_mean_token_mean", "ratio": "sequence", "ema": 0.5}
+        grouped = {
+            "responses": 2,
+            "prompts": 6,
+            "aggregation": "seq_mean_token_mean",
+            "ratio": "sequence",
+            "ema": 0.5,
+        }
         _, grpo = worlds.ppo(actor, folder, iterations=1, advantage="grpo", kl_in="loss", **(PPO | grouped))
-        found[stage, tokens, packing] = {"language": language[1], "ranking": ranking, "ppo": ppo, "grpo": grpo}, metrics[0]
+        found[stage, tokens, packing] = (
+            {"language": language[1], "ranking": ranking, "ppo": ppo, "grpo": grpo},
+            metrics[0],
+        )
     return found
 
 

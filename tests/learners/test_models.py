@@ -5,13 +5,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, LlamaConfig
 
+from common.errors import UserError
 from learners.config import LearnerConfig, LoRAConfig, ModelConfig
-from learners.encoding import encode_demonstrations
-from learners.errors import UserError
+from learners.data.encoding import encode_demonstrations
+from learners.data.records import FORMS
+from learners.data.sources import Intake, Located
+from learners.data.tokenizer import train_tokenizer
 from learners.models import load_policy, load_scalar, load_tokenizer, scalar_from_policy, trainable
-from learners.rows import FORMS
-from learners.sources import Intake, Located
-from learners.tokenizer import train_tokenizer
 from tests.learners import worlds
 
 
@@ -119,9 +119,13 @@ def test_the_exported_folder_is_the_plain_merged_model(folder, trained_adapters)
 
 
 def test_the_learner_state_holds_adapters_and_not_the_weights_under_them(folder, trained_adapters):
-    state = torch.load(folder / "lora-1" / "policy" / "state" / "mp_rank_00_model_states.pt", weights_only=False)
+    state = torch.load(
+        folder / "lora-1" / "policy" / "state" / "mp_rank_00_model_states.pt", weights_only=False
+    )
     plain = {name for name in state["module"] if "lora_" not in name}
-    assert len(state["module"]) == 2 * 2 * 7 + len(plain)  # two matrices for each of seven linear layers of two blocks
+    assert len(state["module"]) == 2 * 2 * 7 + len(
+        plain
+    )  # two matrices for each of seven linear layers of two blocks
     assert plain <= {"model.lm_head.weight"}  # the tied head, which DeepSpeed takes for a buffer
 
 
@@ -139,11 +143,18 @@ def test_adapters_on_layers_that_are_not_there_are_refused(folder):
 SIZES = {"vocab_size": 320, "max_position_embeddings": 64}
 ARCHITECTURES = {
     "llama": LlamaConfig(
-        **SIZES, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=False,
+        **SIZES,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=False,
         pad_token_id=0,
     ),
-    "gpt2": GPT2Config(**SIZES, n_embd=64, n_layer=1, n_head=2, pad_token_id=0, bos_token_id=None, eos_token_id=5),
-}  # fmt: skip
+    "gpt2": GPT2Config(
+        **SIZES, n_embd=64, n_layer=1, n_head=2, pad_token_id=0, bos_token_id=None, eos_token_id=5
+    ),
+}
 
 
 def fine_tuned(actor, folder, name):
@@ -168,7 +179,9 @@ def test_a_model_of_another_architecture_goes_through_sft_and_ppo(folder, name):
     rows = [FORMS["demonstrations"].read({"prompt": f"n{i}?", "response": f"It is {i}."}) for i in range(24)]
     located = [Located("here", row) for row in rows]
     given = Intake("demonstrations", worlds.DATA, 0)
-    encode_demonstrations(located, load_tokenizer(folder / name), 64, given).save(folder / "demonstrations.npz")
+    encode_demonstrations(located, load_tokenizer(folder / name), 64, given).save(
+        folder / "demonstrations.npz"
+    )
     model = ModelConfig(path=str(folder / name), context=64, attention="eager")
     losses, metrics = worlds.run_ranks(fine_tuned, folder, learner(2, 2), name, model=model)
     assert losses[-1] < 0.8 * losses[0]
@@ -182,7 +195,9 @@ def test_the_config_gives_a_tokenizer_the_template_and_tokens_that_it_lacks(fold
     with pytest.raises(UserError, match=r"set model.chat_template to a Jinja file"):
         load_tokenizer(tmp_path / "bare")
     (tmp_path / "chat.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    given = ModelConfig(path=str(tmp_path / "bare"), chat_template=str(tmp_path / "chat.jinja"), pad_token="<|endoftext|>")
+    given = ModelConfig(
+        path=str(tmp_path / "bare"), chat_template=str(tmp_path / "chat.jinja"), pad_token="<|endoftext|>"
+    )
     tokenizer = load_tokenizer(tmp_path / "bare", given)
     assert tokenizer.pad_token_id == tokenizer.convert_tokens_to_ids("<|endoftext|>")
     assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == "x"

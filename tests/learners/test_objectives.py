@@ -38,7 +38,9 @@ def test_gae_equals_the_sum_of_discounted_errors():
     gamma, lam = 0.9, 0.8
     after = torch.cat([values[:, 1:], torch.zeros(3, 1, dtype=torch.float64)], 1)
     errors = rewards + gamma * after - values
-    expected = torch.stack([sum((gamma * lam) ** k * errors[:, t + k] for k in range(7 - t)) for t in range(7)], 1)
+    expected = torch.stack(
+        [sum((gamma * lam) ** k * errors[:, t + k] for k in range(7 - t)) for t in range(7)], 1
+    )
     found, returns = objectives.gae(rewards, values, torch.ones(3, 7, dtype=torch.float64), gamma, lam)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(returns, expected + values)
@@ -55,7 +57,9 @@ def test_gae_skips_tokens_of_the_environment():
 
 def test_gae_bootstraps_a_truncated_response():
     zero, values = torch.zeros(1, 1), torch.tensor([[0.5]])
-    advantages, _ = objectives.gae(zero, values, torch.ones(1, 1), gamma=0.9, lam=0.95, bootstrap_B=torch.tensor([2.0]))
+    advantages, _ = objectives.gae(
+        zero, values, torch.ones(1, 1), gamma=0.9, lam=0.95, bootstrap_B=torch.tensor([2.0])
+    )
     torch.testing.assert_close(advantages, torch.tensor([[0.9 * 2.0 - 0.5]]))
 
 
@@ -82,7 +86,9 @@ def test_gae_padding_does_not_change_a_row():
     torch.testing.assert_close(padded[:, :2], plain)
 
 
-@pytest.mark.parametrize(("estimator", "expected"), [("k1", 0.5), ("k2", 0.125), ("k3", math.exp(-0.5) - 0.5)])
+@pytest.mark.parametrize(
+    ("estimator", "expected"), [("k1", 0.5), ("k2", 0.125), ("k3", math.exp(-0.5) - 0.5)]
+)
 def test_kl_estimators(estimator, expected):
     found = objectives.kl_estimate(torch.tensor(-1.0), torch.tensor(-1.5), estimator)
     torch.testing.assert_close(found, torch.tensor(expected))
@@ -113,14 +119,18 @@ def test_clip_higher_lets_the_ratio_rise_further():
 
 def test_dual_clip_bounds_the_loss_of_a_bad_token_that_became_likely():
     ratio, advantages = torch.tensor([[10.0, 10.0, 2.0]]), torch.tensor([[-1.0, 1.0, -1.0]])
-    loss, _ = objectives.policy_loss(ratio.log(), torch.zeros(1, 3), advantages, torch.ones(1, 3), 0.2, 0.2, dual_clip=3.0)
+    loss, _ = objectives.policy_loss(
+        ratio.log(), torch.zeros(1, 3), advantages, torch.ones(1, 3), 0.2, 0.2, dual_clip=3.0
+    )
     torch.testing.assert_close(loss, torch.tensor((3.0 - 1.2 + 2.0) / 3))
 
 
 AGGREGATED = {
-    "token_mean": (1 + 2 + 3 + 10) / 4, "seq_mean_token_mean": (2 + 10) / 2, "seq_mean_token_sum": (6 + 10) / 2,
+    "token_mean": (1 + 2 + 3 + 10) / 4,
+    "seq_mean_token_mean": (2 + 10) / 2,
+    "seq_mean_token_sum": (6 + 10) / 2,
     "fixed_length": (6 + 10) / (2 * 4),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("aggregation", "expected"), AGGREGATED.items())
@@ -140,7 +150,17 @@ def test_gradients_add_up_over_micro_batches_given_the_global_size(aggregation, 
     def gradient(rows, denominator=None):
         part = new[rows].clone().requires_grad_()
         loss, _ = objectives.policy_loss(
-            part, old[rows], advantages[rows], mask[rows], 0.2, 0.3, 3.0, weights[rows].abs(), aggregation, ratio, denominator
+            part,
+            old[rows],
+            advantages[rows],
+            mask[rows],
+            0.2,
+            0.3,
+            3.0,
+            weights[rows].abs(),
+            aggregation,
+            ratio,
+            denominator,
         )
         loss.backward()
         return part.grad
@@ -154,7 +174,14 @@ def test_the_sequence_ratio_is_the_geometric_mean_and_shares_its_gradient_evenly
     logprobs = torch.tensor([[0.2, 0.1, 9.0]]).requires_grad_()
     mask, advantages = torch.tensor([[1.0, 1.0, 0.0]]), torch.ones(1, 3)
     loss, _ = objectives.policy_loss(
-        logprobs, torch.zeros(1, 3), advantages, mask, 0.5, 0.5, aggregation="seq_mean_token_mean", ratio="sequence"
+        logprobs,
+        torch.zeros(1, 3),
+        advantages,
+        mask,
+        0.5,
+        0.5,
+        aggregation="seq_mean_token_mean",
+        ratio="sequence",
     )
     loss.backward()
     torch.testing.assert_close(loss.detach(), torch.tensor(-math.exp(0.15)))
@@ -182,7 +209,9 @@ RATIOS = torch.tensor([[0.25, 1.0, 4.0]])  # learner over engine, token by token
     ],
 )
 def test_importance_weights(correction, expected):
-    found = objectives.importance_weights(RATIOS.log(), torch.zeros(1, 3), torch.ones(1, 3), correction, 0.5, 2.0)
+    found = objectives.importance_weights(
+        RATIOS.log(), torch.zeros(1, 3), torch.ones(1, 3), correction, 0.5, 2.0
+    )
     torch.testing.assert_close(found, torch.tensor([expected]))
 
 
@@ -200,7 +229,11 @@ def test_no_correction_has_no_weights():
 
 def test_decoupled_ppo_is_ppo_on_the_behaviour_policy_while_nothing_is_clipped():
     # Hilton et al. 2021: (proximal / behaviour) * (new / proximal) * A = (new / behaviour) * A
-    behaviour, proximal, new = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, -1.8]]), torch.tensor([[-1.4, -1.9]])
+    behaviour, proximal, new = (
+        torch.tensor([[-1.0, -2.0]]),
+        torch.tensor([[-1.5, -1.8]]),
+        torch.tensor([[-1.4, -1.9]]),
+    )
     mask, advantages = torch.ones(1, 2), torch.tensor([[1.0, -2.0]])
     weights = objectives.importance_weights(proximal, behaviour, mask, "decoupled")
     loss, _ = objectives.policy_loss(new, proximal, advantages, mask, 0.2, 0.2, weights_BT=weights)
@@ -240,7 +273,9 @@ def test_losses_add_up_over_micro_batches_given_the_global_count():
     mask = (torch.rand(6, 5) > 0.3).float()
     whole, _ = objectives.policy_loss(new, old, advantages, mask, 0.2, 0.2)
     parts = [
-        objectives.policy_loss(new[s], old[s], advantages[s], mask[s], 0.2, 0.2, denominator=float(mask.sum()))[0]
+        objectives.policy_loss(
+            new[s], old[s], advantages[s], mask[s], 0.2, 0.2, denominator=float(mask.sum())
+        )[0]
         for s in (slice(0, 1), slice(1, 4), slice(4, 6))
     ]
     torch.testing.assert_close(sum(parts), whole)

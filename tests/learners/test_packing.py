@@ -5,8 +5,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from learners.batching import lay_out, position_ids
-from learners.errors import UserError
+from common.errors import UserError
+from learners.data.batching import lay_out, position_ids
+from learners.data.tokenizer import train_tokenizer
 from learners.models import (
     PolicyModule,
     ScalarModule,
@@ -16,7 +17,6 @@ from learners.models import (
     refuse_leaks,
     scalar_from_policy,
 )
-from learners.tokenizer import train_tokenizer
 from tests.learners import worlds
 
 
@@ -44,7 +44,10 @@ def by_sequence(rows, flat):
 
 
 def test_packed_logprobs_and_scalars_are_those_of_padded_rows(folder):
-    policy, scalar = PolicyModule(load_policy(folder / "policy")), ScalarModule(load_scalar(folder / "reward"))
+    policy, scalar = (
+        PolicyModule(load_policy(folder / "policy")),
+        ScalarModule(load_scalar(folder / "reward")),
+    )
     found = []
     for packing in (False, True):
         rows = laid_out(packing)
@@ -71,6 +74,8 @@ def test_a_model_that_lets_packed_sequences_see_each_other_is_refused():
     model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=32, n_layer=1, n_head=2)).eval()
     refuse_leaks(model)
     forward = model.transformer.forward
-    model.transformer.forward = lambda input_ids, position_ids, use_cache: forward(input_ids, use_cache=use_cache)
+    model.transformer.forward = lambda input_ids, position_ids, use_cache: forward(
+        input_ids, use_cache=use_cache
+    )
     with pytest.raises(UserError, match=r"learners\.packing=false"):
         refuse_leaks(model)

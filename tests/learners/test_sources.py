@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from learners.data_config import DataConfig, SourceConfig
-from learners.errors import UserError
-from learners.rows import FORMS, BrokenRow
-from tests.learners.worlds import intake, talk
+from common.errors import UserError
+from learners.data.config import DataConfig, SourceConfig
+from learners.data.records import FORMS, BrokenRow
+from tests.learners.fixtures import intake, talk
 
 
 def read(kind, sources, **config):
@@ -21,7 +21,11 @@ def read(kind, sources, **config):
     [
         ("prompts", {"prompt": " "}, "key 'prompt'"),
         ("prompts", [1], "expected a JSON object"),
-        ("prompts", {"messages": [{"role": "assistant", "content": "x"}]}, "the last message must be the user's"),
+        (
+            "prompts",
+            {"messages": [{"role": "assistant", "content": "x"}]},
+            "the last message must be the user's",
+        ),
         ("demonstrations", {"messages": []}, "key 'messages'"),
         ("demonstrations", {"prompt": "p", "response": ""}, "key 'response'"),
         ("demonstrations", talk("a"), "the last message must be the assistant's"),
@@ -31,12 +35,22 @@ def read(kind, sources, **config):
         ("rankings", {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 0]}, "expected 2 whole numbers"),
         ("rankings", {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 2], "ended": [1]}, "key 'ended'"),
         ("rankings", {"prompt": "p", "chosen": "a"}, "key 'rejected'"),
-        ("rankings", {"chosen": talk("a", "b")["messages"], "rejected": talk("c", "b")["messages"]}, "differ in the last"),
+        (
+            "rankings",
+            {"chosen": talk("a", "b")["messages"], "rejected": talk("c", "b")["messages"]},
+            "differ in the last",
+        ),
         ("corpus", {"txt": "a"}, "key 'text'"),
     ],
 )
 def test_a_wrong_row_is_told_with_file_and_line_or_skipped_and_counted(tmp_path, kind, row, told):
-    good = {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 1], **({} if kind == "prompts" else talk("a", "b")), "text": "t"}
+    good = {
+        "prompt": "p",
+        "responses": ["a", "b"],
+        "ranks": [1, 1],
+        **({} if kind == "prompts" else talk("a", "b")),
+        "text": "t",
+    }
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(good) + "\n\n" + json.dumps(row) + "\n")
     with pytest.raises(UserError, match=r"rows.jsonl, line 3: ") as fault:
@@ -90,7 +104,10 @@ def test_a_missing_file_is_told_with_the_key_that_moves_it(tmp_path):
 def test_every_format_gives_the_same_rows(tmp_path):
     from datasets import Dataset
 
-    rows = [{"prompt": "NA", "response": "12", "user": "u1"}, {"prompt": "two\nlines, \"q\"", "response": "b", "user": "u2"}]
+    rows = [
+        {"prompt": "NA", "response": "12", "user": "u1"},
+        {"prompt": 'two\nlines, "q"', "response": "b", "user": "u2"},
+    ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (tmp_path / "a.json").write_text(json.dumps(rows))
     Dataset.from_list(rows).to_csv(tmp_path / "a.csv")
@@ -104,7 +121,9 @@ def test_every_format_gives_the_same_rows(tmp_path):
 
 def test_sources_are_mixed_by_weight_without_repeating_a_row(tmp_path):
     for name, count in (("a", 60), ("b", 100)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": f"{name}{i}"}) + "\n" for i in range(count)))
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"prompt": f"{name}{i}"}) + "\n" for i in range(count))
+        )
     sources = [{"path": "a.jsonl", "weight": 3}, {"path": "b.jsonl", "weight": 1}]
     rows, given = read("prompts", sources, root=str(tmp_path))
     drawn = [row["prompt"] for row in rows]
@@ -118,7 +137,11 @@ def test_sources_are_mixed_by_weight_without_repeating_a_row(tmp_path):
 
 def test_duplicates_but_for_case_and_space_are_left_out(tmp_path):
     file = tmp_path / "a.jsonl"
-    file.write_text("".join(json.dumps({"prompt": p, "id": i}) + "\n" for i, p in enumerate(["Hi  there\n", "hi there", "Ho"])))
+    file.write_text(
+        "".join(
+            json.dumps({"prompt": p, "id": i}) + "\n" for i, p in enumerate(["Hi  there\n", "hi there", "Ho"])
+        )
+    )
     rows, given = read("prompts", [file], deduplicate=True)
     assert [row["id"] for row in rows] == [0, 2]
     assert given.counts["duplicate"] == 1
@@ -126,11 +149,16 @@ def test_duplicates_but_for_case_and_space_are_left_out(tmp_path):
 
 def test_rows_of_another_form_are_converted_by_a_function_of_the_users(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"q": "p", "n": 2}\n{"q": "r", "n": 0}\n')
-    rows, _ = read("prompts", [{"path": str(tmp_path / "a.jsonl"), "convert": "tests.learners.test_sources:repeated"}])
+    rows, _ = read(
+        "prompts", [{"path": str(tmp_path / "a.jsonl"), "convert": "tests.learners.test_sources:repeated"}]
+    )
     assert [row["prompt"] for row in rows] == ["p", "p"]
     (tmp_path / "b.jsonl").write_text('{"q": "p"}\n')
     with pytest.raises(UserError, match=r"b.jsonl, line 1: .*:repeated: KeyError: 'n'"):
-        read("prompts", [{"path": str(tmp_path / "b.jsonl"), "convert": "tests.learners.test_sources:repeated"}])
+        read(
+            "prompts",
+            [{"path": str(tmp_path / "b.jsonl"), "convert": "tests.learners.test_sources:repeated"}],
+        )
     with pytest.raises(UserError, match="nowhere:f: cannot be loaded"):
         read("prompts", [{"path": str(tmp_path / "a.jsonl"), "convert": "nowhere:f"}])
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from common.errors import UserError
 from learners.config import LearnerConfig
-from learners.datasets import RankingData, TokenData
-from learners.engine import scheduled_lr
-from learners.errors import UserError
-from learners.experience import Experience
+from learners.data.datasets import RankingData, TokenData
+from learners.data.samples import offsets_of
+from learners.deepspeed_engine import scheduled_lr
 from learners.models import load_scalar
-from learners.ragged import offsets_of
+from learners.rl.experience import Experience
 from tests.learners import worlds
 
 ONE = LearnerConfig(ranks=1, zero_stage=0, micro_batch_tokens=512, dtype="float32")
@@ -83,7 +83,10 @@ def after(actor, folder):
     experience = Experience.gather([samples, scored], 1, actor.task.config)
     actor.task._evaluate(experience)
     with torch.no_grad():
-        alone = [actor.task.critic(torch.tensor(samples.sequence(b)[None]).long())[0, -1] for b in range(samples.size)]
+        alone = [
+            actor.task.critic(torch.tensor(samples.sequence(b)[None]).long())[0, -1]
+            for b in range(samples.size)
+        ]
     return experience.after_B.numpy(), torch.stack(alone).numpy()
 
 
@@ -125,11 +128,17 @@ def ranking(actor, folder):
         ranks += [{3: 1, 1: 2, 0: 3}[int(c)] for c in counts]
     tokens, offsets = np.concatenate(sequences), offsets_of([len(s) for s in sequences])
     data = RankingData(
-        tokens, offsets, offsets_of([4] * 60), members_M=np.tile(np.arange(4, dtype=np.int32), 60),
-        ranks_M=np.array(ranks, dtype=np.int32), ranking_offsets=offsets_of([4] * 60),
-        ranking_groups_R=np.arange(60, dtype=np.int32), truth=np.array(ranks, dtype=np.int32),
-        owner_G=np.arange(60, dtype=np.int32), held_G=np.arange(60) < 12,
-    )  # fmt: skip
+        tokens,
+        offsets,
+        offsets_of([4] * 60),
+        members_M=np.tile(np.arange(4, dtype=np.int32), 60),
+        ranks_M=np.array(ranks, dtype=np.int32),
+        ranking_offsets=offsets_of([4] * 60),
+        ranking_groups_R=np.arange(60, dtype=np.int32),
+        truth=np.array(ranks, dtype=np.int32),
+        owner_G=np.arange(60, dtype=np.int32),
+        held_G=np.arange(60) < 12,
+    )
     demos = TokenData(tokens, offsets, np.ones(len(tokens), bool), np.arange(240) < 24)
     if actor.rank == 0:
         data.save(folder / "rankings.npz")

@@ -20,15 +20,17 @@ import yaml
 from openai import OpenAI
 
 from cluster.config import RunConfig
-from cluster.run import Run
+from cluster.run.directory import Run
 from learners.config import ModelConfig
+from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy, scalar_from_policy
-from learners.tokenizer import train_tokenizer
 from serve.keys import add_key
 from serve.versions import point
-from tests.learners.worlds import TEXTS
+from tests.learners.fixtures import TEXTS
 
-MODEL = ModelConfig(layers=2, width=64, heads=2, kv_heads=1, vocab_size=400, context=512, tie_embeddings=False)
+MODEL = ModelConfig(
+    layers=2, width=64, heads=2, kv_heads=1, vocab_size=400, context=512, tie_embeddings=False
+)
 
 
 def make_run(root: Path, **settings) -> Run:
@@ -44,7 +46,13 @@ def make_run(root: Path, **settings) -> Run:
     with torch.no_grad():
         policy.lm_head.weight[: len(tokenizer.all_special_ids)] = 0  # so that what it says is text
     wide = build_policy(MODEL.model_copy(update={"width": 128}), tokenizer, seed=1)
-    for version, noise in (("wide-1", 0.0), ("sft-0", 0.0), ("ppo-1", 0.02), ("ppo-2", 0.02), ("nan-1", float("nan"))):
+    for version, noise in (
+        ("wide-1", 0.0),
+        ("sft-0", 0.0),
+        ("ppo-1", 0.02),
+        ("ppo-2", 0.02),
+        ("nan-1", float("nan")),
+    ):
         stage, _, number = version.partition("-")
         folder = run.stage(stage) / ("model" if number == "0" else f"model-{number}")
         model = wide if stage == "wide" else policy
@@ -129,7 +137,16 @@ def start(root: Path, *arguments: str) -> Endpoint:
     keys = root.parent / "keys"
     keys.unlink(missing_ok=True)
     key = add_key(keys, "tester")
-    command = [sys.executable, "-m", "cluster.cli", "serve", str(root), f"--port={port}", f"--api-keys={keys}", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "cluster.cli",
+        "serve",
+        str(root),
+        f"--port={port}",
+        f"--api-keys={keys}",
+        *arguments,
+    ]
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     log = open(root.parent / "serve.log", "w")  # noqa: SIM115
     process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
@@ -162,6 +179,8 @@ def endpoint(tmp_path_factory):
         shutil.copytree(trained, root, ignore=shutil.ignore_patterns("wandb", "feedback"))
     else:
         make_run(root)
-    found = start(root, "--replicas=2", "serve.also.sft.path=sft", "serve.max_body_kib=64", "serve.max_choices=4")
+    found = start(
+        root, "--replicas=2", "serve.also.sft.path=sft", "serve.max_body_kib=64", "serve.max_choices=4"
+    )
     yield found
     stop(found)

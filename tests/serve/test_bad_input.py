@@ -20,15 +20,42 @@ ASK = {"model": "hero", "messages": [{"role": "user", "content": "Hi"}], "max_to
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=10,
 )
 FIELDS = (
-    "messages", "max_tokens", "temperature", "top_p", "top_k", "min_p", "n", "seed", "stop", "logprobs", "top_logprobs",
-    "presence_penalty", "repetition_penalty", "logit_bias", "response_format", "stream", "stream_options", "model",
-    "tools", "stop_token_ids", "ignore_eos", "min_tokens", "prompt_logprobs", "allowed_token_ids", "bad_words", "user",
-)  # fmt: skip
+    "messages",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "n",
+    "seed",
+    "stop",
+    "logprobs",
+    "top_logprobs",
+    "presence_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "response_format",
+    "stream",
+    "stream_options",
+    "model",
+    "tools",
+    "stop_token_ids",
+    "ignore_eos",
+    "min_tokens",
+    "prompt_logprobs",
+    "allowed_token_ids",
+    "bad_words",
+    "user",
+)
 
 
 def fine(answer: httpx.Response) -> None:
@@ -46,7 +73,13 @@ def client(endpoint):
 
 def test_every_route_of_the_schema_survives_what_schemathesis_makes_up(endpoint, client):
     document = client.get("/openapi.json").json()
-    assert {"/v1/chat/completions", "/v1/completions", "/feedback", "/v1/models", "/admin/promote"} <= document["paths"].keys()
+    assert {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/feedback",
+        "/v1/models",
+        "/admin/promote",
+    } <= document["paths"].keys()
     schema = schemathesis.openapi.from_dict(document)
     counts: dict[int, int] = {}
     for result in schema.get_all_operations():
@@ -144,7 +177,9 @@ def footprint(endpoint) -> list[tuple[float, int]]:
     for replica in sorted(endpoint.status()["replicas"], key=lambda r: r["pid"]):
         process = psutil.Process(replica["pid"])
         family = [process, *process.children(recursive=True)]
-        found.append((sum(p.memory_full_info().uss for p in family) / 2**20, sum(p.num_fds() for p in family)))
+        found.append(
+            (sum(p.memory_full_info().uss for p in family) / 2**20, sum(p.num_fds() for p in family))
+        )
     return found
 
 

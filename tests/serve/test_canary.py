@@ -30,7 +30,19 @@ def test_a_version_is_refused_for_what_became_worse(change, told):
 
 def test_word_lists_know_rude_answers_and_refusals():
     rude = ("What a stupid question.", "Find out yourself.", "You are an idiot.", "Nobody asked you.")
-    refusals = ("I can't help with that.", "I'm sorry, but no.", "As an AI, I have no opinion.", "I am not able to do so.")
-    good = ("The capital of France is Paris.", "Happy to help. The answer is 7.", "I can help you with that.", "Good day!")
+    refusals = (
+        "I can't help with that.",
+        "I'm sorry, but no.",
+        "As an AI, I have no opinion.",
+        "I am not able to do so.",
+    )
+    good = (
+        "The capital of France is Paris.",
+        "Happy to help. The answer is 7.",
+        "I can help you with that.",
+        "Good day!",
+    )
     assert [bool(RUDE.search(t)) for t in (*rude, *refusals, *good)] == [True] * 4 + [False] * 8
-    assert [bool(REFUSAL.search(t)) for t in (*rude, *refusals, *good)] == [False] * 4 + [True] * 4 + [False] * 4
+    assert [bool(REFUSAL.search(t)) for t in (*rude, *refusals, *good)] == [False] * 4 + [True] * 4 + [
+        False
+    ] * 4

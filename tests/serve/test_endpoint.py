@@ -12,7 +12,11 @@ from pydantic import BaseModel
 
 from learners.models import load_tokenizer
 
-ASK = {"model": "hero", "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 12}
+ASK = {
+    "model": "hero",
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "max_tokens": 12,
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +29,12 @@ def test_streamed_and_whole_answers_are_the_same_and_name_their_version(client):
     answer = whole.parse()
     chunks = list(client.chat.completions.create(**ASK, temperature=0, stream=True))
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == answer.choices[0].message.content
-    assert whole.headers["x-weight-version"] == answer.system_fingerprint == chunks[-1].system_fingerprint == "sft-0"
+    assert (
+        whole.headers["x-weight-version"]
+        == answer.system_fingerprint
+        == chunks[-1].system_fingerprint
+        == "sft-0"
+    )
     assert answer.usage.completion_tokens <= 12
     assert client.completions.create(model="hero", prompt="The", max_tokens=3).system_fingerprint == "sft-0"
 
@@ -38,7 +47,11 @@ def test_seeds_choices_penalties_and_strategies(client):
     assert len(set(texts(seed=5, n=3))) == 3
     greedy = texts(temperature=0)
     assert texts(temperature=0) == greedy == texts(extra_body={"top_k": 1})
-    for settings in ({"top_p": 0.5}, {"extra_body": {"top_k": 5}}, {"extra_body": {"min_p": 0.2, "top_k": 50}, "top_p": 0.9}):
+    for settings in (
+        {"top_p": 0.5},
+        {"extra_body": {"top_k": 5}},
+        {"extra_body": {"min_p": 0.2, "top_k": 50}, "top_p": 0.9},
+    ):
         assert texts(seed=1, **settings) == texts(seed=1, **settings)
     assert texts(temperature=0, frequency_penalty=2, presence_penalty=2) != greedy
 
@@ -92,7 +105,16 @@ def test_a_wrong_key_is_refused_and_health_is_open(endpoint, client):
 
 
 def test_nothing_else_of_vllm_and_no_other_origin_is_served(endpoint):
-    for path in ("/tokenize", "/load", "/version", "/docs", "/collective_rpc", "/pause", "/v1/responses", "/invocations"):
+    for path in (
+        "/tokenize",
+        "/load",
+        "/version",
+        "/docs",
+        "/collective_rpc",
+        "/pause",
+        "/v1/responses",
+        "/invocations",
+    ):
         assert endpoint.post(path, {}).status_code in (404, 405)
     answer = endpoint.post("/v1/chat/completions", ASK)
     assert "access-control-allow-origin" not in answer.headers
@@ -103,7 +125,10 @@ def test_nothing_else_of_vllm_and_no_other_origin_is_served(endpoint):
 def test_metrics_and_status_cover_both_replicas(endpoint):
     text = endpoint.get("/metrics").text
     assert "vllm:time_to_first_token_seconds_bucket" in text
-    assert len({line.split('replica="')[1].split('"')[0] for line in text.splitlines() if 'replica="' in line}) == 2
+    assert (
+        len({line.split('replica="')[1].split('"')[0] for line in text.splitlines() if 'replica="' in line})
+        == 2
+    )
     status = endpoint.status()
     assert len(status["replicas"]) == 2
     assert sum(r["requests"] for r in status["replicas"]) > 0
@@ -112,13 +137,22 @@ def test_metrics_and_status_cover_both_replicas(endpoint):
 def test_the_terminal_chat_talks_to_it(endpoint):
     command = [sys.executable, "-m", "cluster.cli", "chat", f"{endpoint.url}/v1", "--temperature", "0"]
     env = {**os.environ, "OPENAI_API_KEY": endpoint.key}
-    said = subprocess.run(command, input="Hello!\n/quit\n", capture_output=True, text=True, timeout=100, env=env)
+    said = subprocess.run(
+        command, input="Hello!\n/quit\n", capture_output=True, text=True, timeout=100, env=env
+    )
     assert (said.returncode, bool(said.stdout.strip())) == (0, True), said.stderr
 
 
 def test_an_evaluation_harness_that_speaks_the_protocol_gets_what_it_sends_for(endpoint):
     """The request of lm-eval's chat-completions model, word for word as it posts it."""
-    body = {"messages": ASK["messages"], "model": "hero", "max_tokens": 8, "temperature": 0, "stop": ["\n\n"], "seed": 1234}
+    body = {
+        "messages": ASK["messages"],
+        "model": "hero",
+        "max_tokens": 8,
+        "temperature": 0,
+        "stop": ["\n\n"],
+        "seed": 1234,
+    }
     answer = endpoint.post("/v1/chat/completions", body)
     assert answer.status_code == 200
     assert isinstance(json.loads(answer.text)["choices"][0]["message"]["content"], str)

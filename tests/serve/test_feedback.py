@@ -5,19 +5,23 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from learners.data_config import DataConfig, SourceConfig
-from learners.encoding import encode_rankings
+from learners.data.config import DataConfig, SourceConfig
+from learners.data.encoding import encode_rankings
+from learners.data.sources import Intake
 from learners.models import load_tokenizer
-from learners.sources import Intake
 from serve.feedback import Feedback, store
 
 ANSWERS = [
-    {"text": text, "version": "ppo-1", "model": "hero", "decoding": {"temperature": 0.7, "stop": ["x"]}} for text in "abc"
+    {"text": text, "version": "ppo-1", "model": "hero", "decoding": {"temperature": 0.7, "stop": ["x"]}}
+    for text in "abc"
 ]
 RANKING = {
-    "messages": [{"role": "user", "content": "What is it?"}], "answers": ANSWERS, "ranks": [2, 1, 2], "consent": True,
+    "messages": [{"role": "user", "content": "What is it?"}],
+    "answers": ANSWERS,
+    "ranks": [2, 1, 2],
+    "consent": True,
     "labeler": "ann",
-}  # fmt: skip
+}
 
 
 def test_a_ranking_with_consent_is_next_rounds_data(tmp_path, files):
@@ -28,7 +32,9 @@ def test_a_ranking_with_consent_is_next_rounds_data(tmp_path, files):
     located = intake.read([SourceConfig(path=str(tmp_path / "rankings.jsonl"))])
     rows = [row for _, row in located]
     assert len(rows) == 3
-    assert {"prompt", "responses", "ranks", "labeler", "time", "policy", "decoding", "consent"} <= rows[0].keys()
+    assert {"prompt", "responses", "ranks", "labeler", "time", "policy", "decoding", "consent"} <= rows[
+        0
+    ].keys()
     assert rows[0]["policy"][0] == {"model": "hero", "version": "ppo-1"}
     tokenizer = load_tokenizer(files.root / "sft" / "model")
     assert encode_rankings(located, tokenizer, 128, intake).ranks_M.tolist() == [2, 1, 2] * 3

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from serve.files import read_jsonl
+from common.files import read_jsonl
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH; install it with `apt-get install chromium`")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium on the PATH; install it with `apt-get install chromium`"
+)
 SHOTS = os.environ.get("HERO_SCREENSHOTS")  # a folder: screenshots for the documentation
 
 
@@ -69,7 +71,7 @@ def test_chat_streams_stops_regenerates_edits_and_remembers(page):
     assert page.locator(".turn").count() == 0
     page.get_by_label("Message", exact=True).fill("Count without end")
     page.evaluate("document.querySelector('#send').click(); document.querySelector('#stop').click()")
-    page.wait_for_selector('#send:enabled')
+    page.wait_for_selector("#send:enabled")
     page.get_by_role("button", name="New conversation").click()
     assert page.locator(".turn").count() == 0
     assert page.locator("#history button").count() >= 1
@@ -172,7 +174,9 @@ def test_it_works_on_a_phone_and_by_keyboard_alone(browser, endpoint):
     for path in ("/", "/playground", "/status"):
         page.goto(path)
         page.wait_for_timeout(300)
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{path} is wider than a phone"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+            f"{path} is wider than a phone"
+        )
     page.goto("/")
     page.wait_for_selector("#model option", state="attached")
     page.keyboard.type("Hi there")  # the message has the focus

@@ -13,13 +13,18 @@ import httpx
 import psutil
 import pytest
 
-from learners.errors import UserError
+from common.errors import UserError
 from serve import promotion
 from serve.versions import promotions, resolve
 from tests.serve.conftest import wait_for
 
-LONG = {"model": "hero", "messages": [{"role": "user", "content": "Tell me all."}], "max_tokens": 200, "stream": True,
-        "extra_body": {"ignore_eos": True}}  # fmt: skip
+LONG = {
+    "model": "hero",
+    "messages": [{"role": "user", "content": "Tell me all."}],
+    "max_tokens": 200,
+    "stream": True,
+    "extra_body": {"ignore_eos": True},
+}
 
 
 class Clients:
@@ -92,8 +97,14 @@ def test_fifty_promotions_under_load_drop_nothing(endpoint):
 
 
 def test_an_answer_is_the_one_that_the_new_weights_give(endpoint):
-    ask = {"model": "hero", "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 1, "logprobs": True,
-           "top_logprobs": 5, "temperature": 0}  # fmt: skip
+    ask = {
+        "model": "hero",
+        "messages": [{"role": "user", "content": "Who?"}],
+        "max_tokens": 1,
+        "logprobs": True,
+        "top_logprobs": 5,
+        "temperature": 0,
+    }
     client = endpoint.client()
 
     def likeliest(model="hero"):
@@ -131,7 +142,12 @@ def test_a_version_whose_answers_are_no_numbers_goes_back_by_itself(endpoint):
     assert row["outcome"] == "rolled back"
     assert resolve(endpoint.root).version == before
     assert served(endpoint) == {before}
-    assert endpoint.client().chat.completions.create(**{**LONG, "stream": False, "max_tokens": 4}).system_fingerprint == before
+    assert (
+        endpoint.client()
+        .chat.completions.create(**{**LONG, "stream": False, "max_tokens": 4})
+        .system_fingerprint
+        == before
+    )
 
 
 def test_what_does_not_fit_or_was_changed_is_refused_before_anything_is_touched(endpoint):
@@ -179,7 +195,9 @@ def test_a_killed_replica_takes_only_its_own_streams_and_comes_back_with_the_cur
         f"failed, {answered} short requests answered meanwhile, {len(failed)} failed, two replicas again after {recovered:.1f} s"
     )
     assert len(busy.faults) <= victim["ongoing"] + 2  # two may have begun since it was asked
-    assert sum(began > killed for began in busy.failed_began) <= 1  # the other replica answers, but for a rare race
+    assert (
+        sum(began > killed for began in busy.failed_began) <= 1
+    )  # the other replica answers, but for a rare race
     assert not failed
     assert answered > 5
     assert not [e for e in engines if e.is_running() and e.status() != psutil.STATUS_ZOMBIE]
@@ -191,6 +209,13 @@ def test_an_engine_whose_update_failed_is_replaced_and_never_used_again(endpoint
     with pytest.raises(UserError, match="failed half-way; this engine must be replaced"):
         promotion.promote(endpoint.root, "half-1", "try", who="test")
     assert (promotions(endpoint.root)[-1]["outcome"], resolve(endpoint.root).version) == ("failed", before)
-    victim = wait_for(lambda: pids - {r["pid"] for r in endpoint.status()["replicas"]}, 60, "end of the broken replica").pop()
-    assert endpoint.client().chat.completions.create(**{**LONG, "stream": False, "max_tokens": 4}).system_fingerprint == before
+    victim = wait_for(
+        lambda: pids - {r["pid"] for r in endpoint.status()["replicas"]}, 60, "end of the broken replica"
+    ).pop()
+    assert (
+        endpoint.client()
+        .chat.completions.create(**{**LONG, "stream": False, "max_tokens": 4})
+        .system_fingerprint
+        == before
+    )
     wait_for(lambda: lives(endpoint, 2, before, victim), 300, "two good replicas")

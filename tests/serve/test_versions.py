@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from learners.errors import UserError
+from common.errors import UserError
 from serve import promotion
 from serve.versions import find, keep, kept, point, promotions, resolve, verify
 
@@ -85,8 +85,10 @@ def test_promotion_and_rollback_move_the_pointer_and_are_logged(copy):
     assert promotion.rollback(copy, "nor was that")["to"] == "sft-0"  # not ppo-1, which was left for good
     rows = [(p["from"], p["to"], p["why"]) for p in promotions(copy)[1:]]
     assert rows == [
-        ("sft-0", "ppo-2", "better"), ("ppo-2", "ppo-1", "even better"), ("ppo-1", "ppo-2", "it was not"),
+        ("sft-0", "ppo-2", "better"),
+        ("ppo-2", "ppo-1", "even better"),
+        ("ppo-1", "ppo-2", "it was not"),
         ("ppo-2", "sft-0", "nor was that"),
-    ]  # fmt: skip
+    ]
     with pytest.raises(UserError, match=r"has no version ppo-9 \(there are: "):
         promotion.promote(copy, "ppo-9", "")

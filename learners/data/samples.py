@@ -1,0 +1,94 @@
+"""A batch of sampled responses as flat arrays with offsets: what travels between actors.
+
+Rollout actors make it, scoring actors and learners read it. Nothing is padded: N is the number of tokens over
+all B sequences, and sequence b is `tokens_N[offsets[b]:offsets[b + 1]]`, prompt first, response after it.
+numpy arrays come out of Ray's object store without a copy, so every reader on a node shares one memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Samples:
+    """B sampled sequences of N tokens in all."""
+
+    tokens_N: np.ndarray
+    """int32. Prompt tokens, then response tokens (with the end token if it was written), sequence by sequence."""
+    offsets: np.ndarray
+    """int64 (B + 1). Where each sequence starts; the last entry is N."""
+    prompt_lengths_B: np.ndarray
+    """int32. How many of a sequence's tokens are its prompt."""
+    logprobs_N: np.ndarray
+    """float32. The engine's log-probability (natural log, at the sampling temperature) of each response token; 0 on prompts."""
+    versions_N: np.ndarray
+    """int32. The weight version that wrote each response token; -1 on prompts."""
+    prompt_ids_B: np.ndarray
+    """int64. Which row of the prompt file each sequence answers."""
+    ended_B: np.ndarray
+    """bool. Whether the response closed with the end-of-turn token (False: cut at the length limit)."""
+
+    @property
+    def size(self) -> int:
+        """B, the number of sequences."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths_B(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    @property
+    def response_lengths_B(self) -> np.ndarray:
+        return self.lengths_B - self.prompt_lengths_B
+
+    @property
+    def response_mask_N(self) -> np.ndarray:
+        """bool (N,): True on response tokens."""
+        position_N = np.arange(self.offsets[-1]) - np.repeat(self.offsets[:-1], self.lengths_B)
+        return position_N >= np.repeat(self.prompt_lengths_B, self.lengths_B)
+
+    def sequence(self, b: int) -> np.ndarray:
+        return self.tokens_N[self.offsets[b] : self.offsets[b + 1]]
+
+    def response(self, b: int) -> np.ndarray:
+        return self.tokens_N[self.offsets[b] + self.prompt_lengths_B[b] : self.offsets[b + 1]]
+
+    def select(self, indices: Sequence[int]) -> Samples:
+        """The chosen sequences, in the order given."""
+        where = concat_ranges(self.offsets, indices)
+        return Samples(
+            tokens_N=self.tokens_N[where],
+            offsets=offsets_of(self.lengths_B[list(indices)]),
+            prompt_lengths_B=self.prompt_lengths_B[list(indices)],
+            logprobs_N=self.logprobs_N[where],
+            versions_N=self.versions_N[where],
+            prompt_ids_B=self.prompt_ids_B[list(indices)],
+            ended_B=self.ended_B[list(indices)],
+        )
+
+    @staticmethod
+    def concat(parts: Sequence[Samples]) -> Samples:
+        joined = {
+            f.name: np.concatenate([getattr(p, f.name) for p in parts])
+            for f in fields(Samples)
+            if f.name != "offsets"
+        }
+        return Samples(offsets=offsets_of(np.concatenate([p.lengths_B for p in parts])), **joined)
+
+
+def offsets_of(lengths_B: Sequence[int] | np.ndarray) -> np.ndarray:
+    """int64 (B + 1): running sum of lengths, starting at 0."""
+    return np.concatenate([[0], np.cumsum(lengths_B)]).astype(np.int64)
+
+
+def concat_ranges(offsets: np.ndarray, indices: Sequence[int]) -> np.ndarray:
+    """Flat positions of the chosen sequences, one after the other."""
+    return (
+        np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in indices])
+        if len(indices)
+        else np.zeros(0, np.int64)
+    )

@@ -1,0 +1,191 @@
+"""Small inputs for learner tests, and a way to run a LearnerActor on several ranks without Ray."""
+
+import multiprocessing
+import socket
+from pathlib import Path
+from queue import Empty
+
+import numpy as np
+
+from learners.config import (
+    LearnerConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    RewardConfig,
+    SFTConfig,
+)
+from learners.data.config import DataConfig
+from learners.data.datasets import RankingData
+from learners.data.encoding import pack_corpus
+from learners.data.samples import Samples, offsets_of
+from learners.data.sources import Intake
+from learners.data.tokenizer import train_tokenizer
+from learners.models import build_policy, scalar_from_policy
+from learners.rl.config import PPOConfig
+
+TEXTS = [
+    f"The capital of {a} is {b}."
+    for a in ["France", "Spain", "Peru", "Chad", "Iran"]
+    for b in ["Paris", "Lima", "Oslo"]
+]
+DATA = DataConfig()
+MODEL = ModelConfig(layers=2, width=64, heads=2, kv_heads=1, vocab_size=320, context=64)
+
+
+def make_files(folder: Path) -> None:
+    """tokenizer, tokens.npz, policy and reward model folders."""
+    tokenizer = train_tokenizer(TEXTS, MODEL.vocab_size)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    pack_corpus(TEXTS * 4, tokenizer, 16).save(folder / "tokens.npz")
+    for name, model in (("policy", build_policy(MODEL, tokenizer, seed=1)),):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    scalar_from_policy(folder / "policy", seed=2).save_pretrained(folder / "reward")
+    make_rankings(folder)
+
+
+def make_batch(
+    size: int = 12, seed: int = 0, responses: int = 1
+) -> tuple[Samples, tuple[np.ndarray, np.ndarray]]:
+    """Random samples with scores and reference log-probabilities."""
+    rng = np.random.default_rng(seed)
+    prompts, lengths = rng.integers(2, 9, size), rng.integers(3, 20, size)
+    total = int((prompts + lengths).sum())
+    samples = Samples(
+        tokens_N=rng.integers(8, 300, total).astype(np.int32),
+        offsets=offsets_of(prompts + lengths),
+        prompt_lengths_B=prompts.astype(np.int32),
+        logprobs_N=rng.normal(-5, 1, total).astype(np.float32),
+        versions_N=np.zeros(total, dtype=np.int32),
+        prompt_ids_B=np.arange(size) // responses,
+        ended_B=rng.random(size) > 0.3,
+    )
+    mask_N = samples.response_mask_N
+    return samples, (
+        rng.normal(size=size).astype(np.float32),
+        (mask_N * rng.normal(-5, 0.5, total)).astype(np.float32),
+    )
+
+
+def optimizer() -> OptimizerConfig:
+    # A large epsilon keeps Adam's first steps from turning rounding noise into whole steps.
+    return OptimizerConfig(lr=1e-3, warmup_steps=0, schedule="constant", eps=1e-3)
+
+
+def run_ranks(scenario, folder: Path, config: LearnerConfig, *args, model: ModelConfig = MODEL):
+    """Runs scenario(actor, folder, *args) on every rank in a process of its own; returns rank 0's result."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    ranks = [
+        context.Process(target=_rank, args=(queue, scenario, folder, config, model, rank, port, args))
+        for rank in range(config.ranks)
+    ]
+    for process in ranks:
+        process.start()
+    while True:
+        try:
+            result = queue.get(timeout=1)
+            break
+        except Empty:
+            assert all(p.is_alive() or p.exitcode == 0 for p in ranks), "a rank died"
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+    return result
+
+
+def _rank(queue, scenario, folder, config, model, rank, port, args):
+    from actors.learner import LearnerActor
+
+    actor = LearnerActor(rank, config, model)
+    actor.join("127.0.0.1", port)
+    result = scenario(actor, folder, *args)
+    if rank == 0:
+        queue.put(result)
+
+
+def weights(actor) -> dict[str, np.ndarray]:
+    task = actor.task
+    engines = task.engines if hasattr(task, "engines") else [task.engine]
+    return {f"{i}.{n}": p.float().numpy().copy() for i, e in enumerate(engines) for n, p in e.named_weights()}
+
+
+def pretrain(actor, folder, steps=2):
+    config = PretrainConfig(steps=8, batch_tokens=160, sequence_length=16, optimizer=optimizer())
+    actor.start_pretrain(config, folder, 0)
+    metrics = actor.train(steps)
+    return metrics, weights(actor), actor.validate()
+
+
+def make_rankings(folder: Path, seed: int = 0) -> None:
+    """rankings.npz: ten prompts with four random responses each, one of them there twice, some tied."""
+    rng = np.random.default_rng(seed)
+    sequences = [rng.integers(8, 300, rng.integers(3, 13)).astype(np.int32) for _ in range(40)]
+    members = np.tile(np.arange(4, dtype=np.int32), 10)
+    members[1] = 0
+    RankingData(
+        np.concatenate(sequences),
+        offsets_of([len(s) for s in sequences]),
+        offsets_of([4] * 10),
+        members_M=members,
+        ranks_M=rng.integers(1, 5, 40).astype(np.int32),
+        ranking_offsets=offsets_of([4] * 10),
+        ranking_groups_R=np.arange(10, dtype=np.int32),
+        truth=np.zeros(0, dtype=np.int32),
+        owner_G=np.arange(10, dtype=np.int32),
+        held_G=np.arange(10) < 1,
+    ).save(folder / "rankings.npz")
+
+
+def reward(actor, folder, steps=2):
+    actor.start_reward(folder / "policy", reward_config(), folder, 0)
+    actor.train(steps)
+    return weights(actor)
+
+
+def ppo_config(**changes) -> PPOConfig:
+    plain = {"prompts": 12, "responses": 1, "minibatches": 3, "epochs": 2, "optimizer": optimizer()}
+    critic = {} if changes.get("advantage", "gae") != "gae" else {"critic_optimizer": optimizer()}
+    return PPOConfig(**(plain | critic | changes))
+
+
+def ppo(actor, folder, iterations=2, **changes):
+    config = ppo_config(**changes)
+    corpus = folder / "tokens.npz" if config.ptx_coef else None
+    actor.start_ppo(folder / "policy", folder / "reward", config, corpus, 0)
+    metrics = []
+    for iteration in range(iterations):
+        samples, scored = make_batch(seed=iteration, responses=config.responses)
+        metrics.append(actor.iterate(iteration, 0.05, samples, *scored)[0])
+    return metrics, weights(actor)
+
+
+def sft_config() -> SFTConfig:
+    return SFTConfig(epochs=6, batch_size=4, optimizer=optimizer())
+
+
+def reward_config() -> RewardConfig:
+    return RewardConfig(batch_size=4, optimizer=optimizer())
+
+
+def load(folder: Path):
+    """Named tensors of an exported policy."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def intake(kind, **config):
+    return Intake(kind, DataConfig(**config), seed=0)
+
+
+def talk(*turns):
+    return {
+        "messages": [
+            {"role": "user" if i % 2 == 0 else "assistant", "content": t} for i, t in enumerate(turns)
+        ]
+    }
