@@ -19,10 +19,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from common.errors import UserError, is_full
-from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardConfig, SFTConfig
+from common.errors import UserError, is_disk_full
+from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
 from learners.data.datasets import RankingData, TokenData
-from learners.deepspeed_engine import Engine, peak_flops
+from learners.deepspeed_engine import DeepSpeedEngine, peak_flops
 from learners.distributed import join_process_group
 from learners.models import (
     PolicyModule,
@@ -31,14 +31,14 @@ from learners.models import (
     load_policy,
     load_scalar,
     load_tokenizer,
+    prepare_for_training,
     scalar_from_policy,
-    trainable,
 )
 from learners.rl.advantages import groups_with_signal
 from learners.rl.config import PPOConfig
 from learners.rl.ppo import PPOTask
-from learners.supervised.language import LanguageTask
-from learners.supervised.ranking import RankingTask
+from learners.supervised.language import LanguageModelTask
+from learners.supervised.ranking import RewardModelTask
 
 
 class WeightSender(Protocol):
@@ -80,30 +80,34 @@ class LearnerActor:
             whole = self.model.model_copy(
                 update={"lora": None}
             )  # adapters of random weights would learn nothing
-            module = PolicyModule(trainable(build_policy(self.model, tokenizer, seed), whole, seed))
+            module = PolicyModule(
+                prepare_for_training(build_policy(self.model, tokenizer, seed), whole, seed)
+            )
         data = TokenData.load(folder / "tokens.npz")
         batch = max(1, config.batch_tokens // config.sequence_length)
         return self._supervise(
-            LanguageTask, module, data, config, batch, folder / "tokenizer", seed, steps=config.steps
+            LanguageModelTask, module, data, config, batch, folder / "tokenizer", seed, steps=config.steps
         )
 
     def start_sft(self, policy: Path, config: SFTConfig, folder: Path, seed: int) -> int:
         data = TokenData.load(folder / "demonstrations.npz")
         module = self._policy(policy, self.config.dtype, seed)
         return self._supervise(
-            LanguageTask, module, data, config, config.batch_size, policy, seed, epochs=config.epochs
+            LanguageModelTask, module, data, config, config.batch_size, policy, seed, epochs=config.epochs
         )
 
-    def start_reward(self, policy: Path, config: RewardConfig, folder: Path, seed: int) -> int:
+    def start_reward(self, policy: Path, config: RewardModelConfig, folder: Path, seed: int) -> int:
         data = RankingData.load(folder / "rankings.npz")
         module, tokens = self._scalar(config.path, policy, self.config.dtype, seed), config.path or policy
-        task = partial(RankingTask, margin=config.margin)
+        task = partial(RewardModelTask, margin=config.margin)
         return self._supervise(
             task, module, data, config, config.batch_size, tokens, seed, epochs=config.epochs
         )
 
     def _policy(self, path: str | Path, dtype: str, seed: int) -> PolicyModule:
-        return PolicyModule(trainable(load_policy(path, dtype, self.model.attention), self.model, seed))
+        return PolicyModule(
+            prepare_for_training(load_policy(path, dtype, self.model.attention), self.model, seed)
+        )
 
     def _scalar(self, path: str | Path | None, policy: Path, dtype: str, seed: int) -> ScalarModule:
         """The scalar model of a folder; without one, the policy under a new head."""
@@ -113,7 +117,7 @@ class LearnerActor:
             if path
             else scalar_from_policy(policy, seed, dtype, attention)
         )
-        return ScalarModule(trainable(model, self.model, seed))
+        return ScalarModule(prepare_for_training(model, self.model, seed))
 
     def _supervise(
         self,
@@ -151,7 +155,7 @@ class LearnerActor:
         self.tokenizer = load_tokenizer(policy, self.model)
         self.task = PPOTask(
             self._policy(policy, config.dtype, seed),
-            self._scalar(reward, policy, config.dtype, seed) if config.needs.critic else None,
+            self._scalar(reward, policy, config.dtype, seed) if config.advantage_spec.critic else None,
             config,
             self.config,
             TokenData.load(corpus) if corpus else None,
@@ -205,7 +209,7 @@ class LearnerActor:
             folder.mkdir(parents=True, exist_ok=True)
             (self.task if isinstance(self.task, PPOTask) else self.task.engine).save(folder, tag)
         except (OSError, RuntimeError) as fault:  # torch's writer says RuntimeError, and not why
-            if not (is_full(fault) or "inline_container" in str(fault)):
+            if not (is_disk_full(fault) or "inline_container" in str(fault)):
                 raise
             free = shutil.disk_usage(folder.parent).free / 2**20
             raise UserError(
@@ -242,7 +246,7 @@ class LearnerActor:
             engine.close()
         self.task = None
 
-    def _engines(self) -> list[Engine]:
+    def _engines(self) -> list[DeepSpeedEngine]:
         if self.task is None:
             return []
         return self.task.engines if isinstance(self.task, PPOTask) else [self.task.engine]

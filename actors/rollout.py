@@ -3,7 +3,7 @@
 `cluster.fleets.fleet` makes these into Ray actors. The engine runs in this process (on CPU that is faster than a process
 of its own, and a weight update is a function call). Token ids go in and come out; text is the driver's business.
 
-`generate` answers a batch and returns it whole. `pump` answers groups of responses that come and go: what is not finished
+`generate` answers a batch and returns it whole. `run_groups` answers groups of responses that come and go: what is not finished
 when it returns stays in the engine, over weight updates too, and goes on with the next call.
 """
 
@@ -22,11 +22,11 @@ import numpy as np
 from actors.config import Decoding, RolloutConfig
 from common.errors import UserError
 from learners.data.samples import Samples, offsets_of
-from learners.models import checked
+from learners.models import resolve_model_path
 
 
 @dataclass
-class Group:
+class InFlightGroup:
     """The responses to one prompt that are on their way."""
 
     prompt_id: int
@@ -50,7 +50,7 @@ class RolloutActor:
 
         self.name, self.config, self.version, self._loaded = name, config, version, version
         self.llm = LLM(
-            model=checked(model_path),
+            model=resolve_model_path(model_path),
             dtype=config.dtype,
             seed=seed,
             tensor_parallel_size=config.tensor_parallel,
@@ -71,7 +71,7 @@ class RolloutActor:
         self.limit = self.engine.model_config.max_model_len
         self._numbers = itertools.count()
         self._finished: dict[str, Any] = {}  # outputs by request that nobody has taken yet
-        self._groups: dict[int, Group] = {}
+        self._groups: dict[int, InFlightGroup] = {}
         self._dropped: list[int] = []
         self.generate(
             [[0, 1]], [0], Decoding(max_tokens=2), end_token=0
@@ -100,7 +100,7 @@ class RolloutActor:
             self._outputs(requests), np.repeat(np.asarray(prompt_ids, dtype=np.int64), n), end_token
         )
 
-    def pump(
+    def run_groups(
         self,
         new: Sequence[tuple[int, int, list[int], list[int]]],
         decoding: Decoding,
@@ -117,7 +117,7 @@ class RolloutActor:
             self._refuse_long([prompt for _, _, prompt, _ in new], decoding)
         for place, prompt_id, prompt, seeds in new:
             requests = self._add(prompt, seeds, decoding, end_token)
-            self._groups[place] = Group(prompt_id, self.version, requests)
+            self._groups[place] = InFlightGroup(prompt_id, self.version, requests)
         deadline = time.monotonic() + seconds if seconds is not None else float("inf")
         while len(done := self._done()) < min(most, len(self._groups)) and time.monotonic() < deadline:
             self._step()

@@ -99,10 +99,10 @@ class ScoringActor:
         for micro in plan_micro_batches(samples.lengths_B, 1, self.config.batch_tokens)[0]:
             sequences = [samples.sequence(b) for b in micro]
             tokens_BT = pad(sequences, self.pad_token).to(self.device)
-            chosen_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+            target_mask_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
             for row, b in enumerate(micro):
-                chosen_BT[row, samples.prompt_lengths_B[b] : len(sequences[row])] = True
-            logprobs_N, _ = self.reference(tokens_BT, chosen_BT, temperature=temperature)
+                target_mask_BT[row, samples.prompt_lengths_B[b] : len(sequences[row])] = True
+            logprobs_N, _ = self.reference(tokens_BT, target_mask_BT, temperature=temperature)
             spans = [np.arange(samples.offsets[b], samples.offsets[b + 1]) for b in micro]
             where = np.concatenate(spans)
             ref_N[where[response_N[where]]] = logprobs_N.cpu().numpy()

@@ -2,7 +2,7 @@
 
     python -m bench.algorithms runs/quickstart OUT [VARIANT …] [--set key=value …]
 
-Needs a run whose reward stage is done. Every variant is a PPO stage of its own in OUT/VARIANT-SEED, beside links to
+AdvantageSpec a run whose reward stage is done. Every variant is a PPO stage of its own in OUT/VARIANT-SEED, beside links to
 the run's other stages; a variant that is done is not run again, and without a VARIANT nothing is run. Then it prints
 a table of all that is done and draws algorithms.svg, overoptimization.svg, ptx.svg and staleness.svg into OUT. `--set`
 changes all variants. Responses sampled are the same for all: with a group baseline, half the prompts and twice the
@@ -21,7 +21,7 @@ import numpy as np
 
 from cluster.config import load_config
 from cluster.context import Context
-from cluster.fleets.manager import Fleets
+from cluster.fleets.manager import FleetManager
 from cluster.run.directory import Run
 from cluster.stages import ppo
 from common.files import read_json, read_jsonl
@@ -34,7 +34,7 @@ SHORT = [
     "ppo.iterations=15",
     "ppo.evaluate_every=3",
     "ppo.evaluate_prompts=400",
-    "ppo.save_every=10",
+    "ppo.publish_every=10",
     "ppo.best_of=1",
 ]
 NO_CRITIC = [
@@ -67,7 +67,7 @@ VARIANTS: dict[str, tuple[tuple[int, ...], list[str]]] = {
     "overlap_0": (SEEDS, [*SHORT, *ONE_CORE_EACH]),
     "overlap_1": (SEEDS, [*SHORT, *ONE_CORE_EACH, "ppo.staleness=1", "ppo.correction=decoupled"]),
 }
-ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce_pp")
+ADVANTAGES = ("ppo", "grpo", "rloo", "reinforce_pp")
 PHASES = ("generation", "scoring", "learning", "iteration")
 MEASURES = ("factual", "rude", "coherent", "score", "reward", "kl", "pretrain_loss")
 
@@ -82,7 +82,7 @@ def run_variants(source: Path, out: Path, names: list[str], changes: list[str]) 
             todo.append(run)
     if not todo:
         return
-    fleets = Fleets(todo[0].config, out)
+    fleets = FleetManager(todo[0].config, out)
     try:
         fleets.start()
         for run in todo:
@@ -145,10 +145,10 @@ def curves(axis: Any, out: Path, names: tuple[str, ...], measure: str) -> None:
 
 
 def draw(out: Path) -> None:
-    if any(evaluations(out, name) for name in ALGORITHMS):
+    if any(evaluations(out, name) for name in ADVANTAGES):
         figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
         for axis, measure in zip(axes, ("eval/score", "eval/reward", "eval/kl"), strict=True):
-            curves(axis, out, ALGORITHMS, measure)
+            curves(axis, out, ADVANTAGES, measure)
         axes[0].legend(fontsize=8)
         figure.savefig(out / "algorithms.svg", metadata={"Date": None})
     stale = [name for name in VARIANTS if name.startswith(tuple(OBJECTIVES))]

@@ -1,4 +1,4 @@
-"""What the driver costs: real `Flow`, `Rewards`, `Fleet` and Ray actors, with results that cost their actors nothing.
+"""What the driver costs: real `RolloutScheduler`, `Rewards`, `Fleet` and Ray actors, with results that cost their actors nothing.
 
     python -m bench.controller [8 32 128 256]
 
@@ -22,8 +22,8 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 
 from actors.config import Decoding, RewardsConfig
 from cluster.fleets.fleet import Fleet
-from cluster.rl.reward_aggregator import Rewards
-from cluster.rl.rollout_scheduler import Ask, Flow
+from cluster.rl.reward_aggregator import RewardAggregator
+from cluster.rl.rollout_scheduler import PromptGroup, RolloutScheduler
 from common.ray_session import start_ray
 
 PROMPT, RESPONSE, GROUPS, RESPONSES = (
@@ -45,11 +45,13 @@ def measure(actors: int, staleness: int, folder: Path) -> str:
     try:
         for fleet in (rollouts, scorers, learners):
             fleet.all("ready")
-        rewards = Rewards(RewardsConfig(), scorers, folder)
+        rewards = RewardAggregator(RewardsConfig(), scorers, folder)
         decoding = Decoding(temperature=1.0, max_tokens=RESPONSE)
-        asked = lambda place: Ask(place, {}, prompt, list(range(RESPONSES)))  # noqa: E731
+        asked = lambda place: PromptGroup(place, {}, prompt, list(range(RESPONSES)))  # noqa: E731
         batches = -(-BLOCK // (size * RESPONSES))
-        flow = Flow(rollouts, rewards, asked, size, staleness, decoding, 0, BLOCKS * batches, None)
+        flow = RolloutScheduler(
+            rollouts, rewards, asked, size, staleness, decoding, 0, BLOCKS * batches, None
+        )
         for block in range(BLOCKS):
             before, spent, started = created(), cpu(driver), time.perf_counter()
             for batch in range(block * batches, (block + 1) * batches):

@@ -2,7 +2,7 @@
 
     python -m bench.iteration runs/quickstart [rounds]
 
-Needs a run whose reward stage is done. Prints median and spread over rounds, after one that is not counted, of
+AdvantageSpec a run whose reward stage is done. Prints median and spread over rounds, after one that is not counted, of
 - generation, scoring, learning, weight sync and overhead, in seconds;
 - generation against bare vLLM: the same requests given to the same engine by `LLM.generate`, nothing else;
 - learning against bare torch: the same tokens, passes and minibatches in a plain loop of one process with as many
@@ -26,9 +26,9 @@ from actors.rollout import RolloutActor
 from cluster.config import load_config
 from cluster.context import Context
 from cluster.fleets.fleet import Fleet
-from cluster.fleets.manager import Fleets, generate
+from cluster.fleets.manager import FleetManager, generate
 from cluster.rl.prompt_stream import prompts_of, sample_seeds
-from cluster.rl.reward_aggregator import Rewards
+from cluster.rl.reward_aggregator import RewardAggregator
 from cluster.run.directory import Run
 from learners.data.batching import pad
 from learners.data.samples import Samples
@@ -105,7 +105,7 @@ def measure(root: Path, rounds: int) -> dict[str, list[float]]:
     ppo, run = config.ppo, Run(config)
     policy, reward = run.model("sft"), run.model("reward")
     tokenizer = load_tokenizer(policy)
-    fleets = Fleets(config, root)
+    fleets = FleetManager(config, root)
     fleets.start()
     found: dict[str, list[float]] = {}
     try:
@@ -117,7 +117,7 @@ def measure(root: Path, rounds: int) -> dict[str, list[float]]:
         arguments = {"name": "rollout-0", "model_path": str(policy), "config": settings}
         rollouts = Fleet("rollout", "bench.iteration:BenchRollout", [arguments], {"num_cpus": 0}, fleets.logs)
         learners = fleets.learners()
-        rewards = Rewards(config.rewards, fleets.scorers(policy, reward), root)
+        rewards = RewardAggregator(config.rewards, fleets.scorers(policy, reward), root)
         learners.all("start_ppo", policy, reward, ppo, None, config.seed)
         bare = BareTorch(policy, reward, config.learners.ranks * config.learners.threads)
         decoding, end = context.decoding("ppo", ppo.temperature), end_token(tokenizer)

@@ -23,7 +23,7 @@ class Engine:
     def cancel(self) -> None:
         self.groups = {}
 
-    def pump(
+    def run_groups(
         self, new: Any, decoding: Any, end_token: int, most: int, oldest: int, seconds: float | None = None
     ) -> tuple[dict[str, list[int]], Samples | None]:
         self.groups |= {place: (prompt_id, prompt, seeds) for place, prompt_id, prompt, seeds in new}

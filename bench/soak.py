@@ -2,7 +2,7 @@
 
     python -m bench.soak runs/quickstart OUT [--minutes 60] [--every 120] [--reference OTHER] [--set key=value …]
 
-Needs a run whose reward stage is done. The PPO stage runs in OUT, with no end of its own; every so many seconds (0: never) a
+AdvantageSpec a run whose reward stage is done. The PPO stage runs in OUT, with no end of its own; every so many seconds (0: never) a
 rollout actor, a scoring actor, a learner rank or the driver, drawn by seed, gets SIGKILL, and a driver that was killed is started
 again. Every ten seconds OUT/soak.jsonl gets what its processes hold. At the end: medians of the first and the last quarter,
 recovery times, and with a reference (an OUT of another call) how many iterations are equal to the last bit.
@@ -34,7 +34,7 @@ def start(source: Path, out: Path, changes: list[str]) -> subprocess.Popen[bytes
     given = [
         "ppo.iterations=100000",
         "ppo.evaluate_every=1000000",
-        "cluster.restarts=1000",
+        "cluster.max_restarts=1000",
         f"run_dir={out}",
         f"name={out.name}",
     ]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from common.errors import FleetError, UserError, is_full
+from common.errors import FleetError, UserError, is_disk_full
 
 app = typer.Typer(
     help="Take a language model from random weights to a served chat assistant.",
@@ -76,7 +76,7 @@ Why = Annotated[str, typer.Option(help="Reason, for the log of promotions.")]
 def serve(
     run: Annotated[Path, typer.Argument(help="Directory of a run, or a Hugging Face model folder")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="serve.key=value, for example serve.also.sft.path=sft")
+        list[str] | None, typer.Argument(help="serve.key=value, for example serve.models.sft.path=sft")
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
@@ -106,9 +106,9 @@ def scale(
     counts: Annotated[list[str], typer.Argument(help="fleet=actors, for example rollout=4 scoring=2")],
 ) -> None:
     """Change how many rollout or scoring actors a run at work has, until it ends."""
-    from cluster.fleets.scale import ask_scale
+    from cluster.fleets.scale import request_scale
 
-    asked = ask_scale(run, counts)
+    asked = request_scale(run, counts)
     told = ", ".join(f"{kind} {count}" for kind, count in asked.items())
     console.print(
         f"{run}: asked for {told}; the PPO stage follows between iterations and says so", highlight=False
@@ -235,7 +235,7 @@ def main() -> None:
         _tell(str(fault))
         sys.exit(2 if isinstance(fault, UserError) else 1)
     except OSError as fault:
-        if not is_full(fault):
+        if not is_disk_full(fault):
             raise
         _tell(f"{fault}; make room and run the same command, which goes on from the last checkpoint")
         sys.exit(2)

@@ -14,10 +14,10 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from actors.config import RewardsConfig, RolloutConfig, ScoringConfig
-from cluster.quickstart.config import WorldConfig
+from cluster.quickstart.config import QuickstartConfig
 from common.config import Section
 from common.errors import UserError
-from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardConfig, SFTConfig
+from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
 from learners.data.config import DataConfig
 from learners.rl.config import PPOConfig
 from serve.config import ServeConfig
@@ -35,11 +35,11 @@ class ClusterConfig(Section):
     """CPU cores that a Ray of this run's own may use. Empty: all of this machine."""
     object_store_gib: float = Field(0.5, gt=0.08)
     """Shared memory of a Ray of this run's own."""
-    restarts: int = Field(10, ge=0)
+    max_restarts: int = Field(10, ge=0)
     """How often a stage may bring back actors that died or hang; over that the run stops."""
-    silence_s: float = Field(60.0, gt=3)
+    heartbeat_timeout_s: float = Field(60.0, gt=3)
     """Seconds without a heartbeat after which an actor is taken for hung and replaced."""
-    stall_s: float = Field(3600.0, gt=3)
+    call_timeout_s: float = Field(3600.0, gt=3)
     """Seconds that one call to an actor may take; over that it is taken for hung and replaced."""
 
 
@@ -68,12 +68,12 @@ class EvaluateConfig(Section):
     reward and KL only."""
     samples: int = Field(1, ge=1)
     """Responses sampled to each prompt. More than one give pass@k, and mean@k is the mean over all of them."""
-    passes: str = "factual"
+    pass_metric: str = "factual"
     """The judge's measure that pass@k counts: a response is right if it is at least 1 (or true)."""
 
-    def without_effect(self) -> dict[str, str]:
+    def inactive_keys(self) -> dict[str, str]:
         counted = self.samples > 1 and self.judge is not None
-        return {} if counted else {"passes": "evaluate.judge and evaluate.samples over 1"}
+        return {} if counted else {"pass_metric": "evaluate.judge and evaluate.samples over 1"}
 
 
 AlarmName = Literal["kl", "entropy", "ended", "length", "overoptimization"]
@@ -107,7 +107,7 @@ class RunConfig(Section):
     """Where the run happens."""
     data: DataConfig = DataConfig()
     """The user's own files; what is left out comes from the built-in world."""
-    world: WorldConfig = WorldConfig()
+    quickstart: QuickstartConfig = QuickstartConfig()
     """The built-in world."""
     model: ModelConfig = ModelConfig()
     """The policy."""
@@ -123,7 +123,7 @@ class RunConfig(Section):
     """Supervised fine-tuning on demonstrations."""
     collect: CollectConfig = CollectConfig()
     """Sampling responses and ranking them."""
-    reward: RewardConfig = RewardConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
     """Training the reward model."""
     rewards: RewardsConfig = RewardsConfig()
     """What PPO is rewarded for."""

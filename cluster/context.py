@@ -10,44 +10,44 @@ from transformers import PreTrainedTokenizerBase
 
 from actors.config import Decoding
 from cluster.config import RunConfig
-from cluster.fleets.manager import Fleets
+from cluster.fleets.manager import FleetManager
 from cluster.run.directory import Run
 from cluster.run.monitor import Monitor
 from common.errors import UserError
 from common.plugins import load_object
 from learners.data.encoding import encode_prompts
-from learners.data.sources import Intake, Located
+from learners.data.sources import DatasetReader, SourceRow
 
 
 @dataclass
 class Context:
     config: RunConfig
     run: Run
-    fleets: Fleets
-    intakes: dict[str, Intake] = field(default_factory=dict)
+    fleets: FleetManager
+    readers: dict[str, DatasetReader] = field(default_factory=dict)
     """What the present stage has read, by kind."""
 
     def monitor(self, stage: str) -> Monitor:
         return Monitor(self.run.root, stage, self.config.name, self.config.model_dump(mode="json"))
 
-    def read(self, kind: str) -> tuple[list[Located], Intake]:
-        """The rows of one kind of data, and their intake, which encoders hand over-long rows to."""
-        intake = self.intakes[kind] = Intake(kind, self.config.data, self.config.seed)
-        rows = intake.read(self.run.sources(kind))
-        other = self.intakes.get({"prompts": "heldout", "heldout": "prompts"}.get(kind, ""))
-        if other and (both := sorted(intake.owners & other.owners)):
+    def read(self, kind: str) -> tuple[list[SourceRow], DatasetReader]:
+        """The rows of one kind of data, and their reader, which encoders hand over-long rows to."""
+        reader = self.readers[kind] = DatasetReader(kind, self.config.data, self.config.seed)
+        rows = reader.read(self.run.sources(kind))
+        other = self.readers.get({"prompts": "heldout", "heldout": "prompts"}.get(kind, ""))
+        if other and (both := sorted(reader.owners & other.owners)):
             raise UserError(
-                f"{self.config.data.split_by} {both[0]!r} (one of {len(both)}) is in data.prompts and in data.heldout; with "
-                "data.split_by nobody may be in both"
+                f"{self.config.data.split_key} {both[0]!r} (one of {len(both)}) is in data.prompts and in data.heldout; with "
+                "data.split_key nobody may be in both"
             )
-        return rows, intake
+        return rows, reader
 
     def prompts(
         self, kind: str, tokenizer: PreTrainedTokenizerBase, room: int
     ) -> tuple[list[dict[str, Any]], list[list[int]]]:
         """Rows and token ids of the prompts of one kind, each of which leaves `room` tokens for the response."""
-        located, intake = self.read(kind)
-        rows, tokens = encode_prompts(located, tokenizer, self.config.model.context - room, intake)
+        located, reader = self.read(kind)
+        rows, tokens = encode_prompts(located, tokenizer, self.config.model.context - room, reader)
         if not rows:
             raise UserError(
                 f"data.{kind}: no prompt leaves room for {room} tokens in model.context={self.config.model.context}"
@@ -58,8 +58,8 @@ class Context:
         """How many rows of each kind the present stage has read, left out and kept."""
         return {
             f"data/{kind}/{name}": n
-            for kind, intake in self.intakes.items()
-            for name, n in intake.counts.items()
+            for kind, reader in self.readers.items()
+            for name, n in reader.counts.items()
         }
 
     def judge(self) -> Callable[..., dict[str, Any]] | None:

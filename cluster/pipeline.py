@@ -10,9 +10,9 @@ from rich.console import Console
 
 from cluster.config import STAGES, RunConfig, Stage
 from cluster.context import Context
-from cluster.fleets.manager import Fleets
-from cluster.plan import refuse_impossible
-from cluster.quickstart.generate import write_world
+from cluster.fleets.manager import FleetManager
+from cluster.plan import check_feasible
+from cluster.quickstart.generate import write_quickstart_data
 from cluster.run.directory import Run
 from cluster.run.report import write_report
 from cluster.run.timings import Timings
@@ -45,7 +45,7 @@ def run_stages(config: RunConfig, first: Stage | None = None, last: Stage | None
     for option, stage in (("--from", first), ("--until", last)):
         if stage is not None and stage not in config.stages:
             raise UserError(f"{option} {stage}: not one of the config's stages ({', '.join(config.stages)})")
-    refuse_impossible(config)
+    check_feasible(config)
     run = Run(config)
     run.open(redo=first)
     upto = STAGES.index(last) if last else len(STAGES)
@@ -53,15 +53,15 @@ def run_stages(config: RunConfig, first: Stage | None = None, last: Stage | None
     if not todo:
         return run
     timings = Timings(run.root / "timings.json", [stage for stage in STAGES if not run.done(stage)])
-    make_world(run)
-    fleets = Fleets(config, run.root)
+    make_quickstart_data(run)
+    fleets = FleetManager(config, run.root)
     try:
         fleets.start()
         timings.add("start")
         context = Context(config, run, fleets)
         for stage in todo:
             begun = time.time()
-            results = survive(context, stage)
+            results = run_with_recovery(context, stage)
             run.finish(stage, time.time() - begun, {**results, **context.counts()})
             timings.add(stage)
     finally:
@@ -71,13 +71,13 @@ def run_stages(config: RunConfig, first: Stage | None = None, last: Stage | None
     return run
 
 
-def survive(context: Context, stage: Stage) -> dict[str, Any]:
+def run_with_recovery(context: Context, stage: Stage) -> dict[str, Any]:
     """Runs a stage to its end, whatever dies meanwhile: actors that died or hang are replaced, those that live stay, and
     the stage goes on from its last checkpoint, as `hero run` would after the death of the driver. An actor that failed
     and lives has met a fault of data or code, which would only come again: that ends the run."""
-    restarts, limit = 0, context.config.cluster.restarts
+    restarts, limit = 0, context.config.cluster.max_restarts
     while True:
-        context.intakes.clear()
+        context.readers.clear()
         try:
             return RUNNERS[stage](context)
         except FleetError as fault:
@@ -89,7 +89,7 @@ def survive(context: Context, stage: Stage) -> dict[str, Any]:
             told = f"{stage}: {fault}"
             if restarts > limit:
                 raise FleetError(
-                    f"{told}; that is fault {restarts} of this stage, over cluster.restarts={limit}"
+                    f"{told}; that is fault {restarts} of this stage, over cluster.max_restarts={limit}"
                 ) from fault
             row = {
                 "stage": stage,
@@ -98,14 +98,14 @@ def survive(context: Context, stage: Stage) -> dict[str, Any]:
                 "lost": lost,
                 "fault": str(fault),
             }
-            append_row(context.run.root / "faults.jsonl", row)
+            append_row(context.run.root / "failures.jsonl", row)
             told += f"\n{stage}: {', '.join(lost)} started anew; goes on from the last checkpoint"
             Console(stderr=True).print(told, markup=False, highlight=False, soft_wrap=True)
 
 
-def make_world(run: Run) -> None:
+def make_quickstart_data(run: Run) -> None:
     """Writes the built-in world's files where a stage needs some and the config names none of the user's."""
     if all(getattr(run.config.data, kind) for stage in run.config.stages for kind in READS[stage]):
         return
     if not (run.root / "data" / "heldout.jsonl").exists():
-        write_world(run.root / "data", run.config.world)
+        write_quickstart_data(run.root / "data", run.config.quickstart)

@@ -43,7 +43,7 @@ def parameters(config: RunConfig) -> int:
     head = model.width // model.heads
     attention = 2 * model.width * model.heads * head + 2 * model.width * model.kv_heads * head + 2 * head
     mlp = 3 * model.width * 3 * model.width
-    embeddings = model.entries * model.width * (1 if model.tie_embeddings else 2)
+    embeddings = model.approx_vocab_size * model.width * (1 if model.tie_embeddings else 2)
     return embeddings + model.layers * (attention + mlp + 2 * model.width) + model.width
 
 
@@ -74,11 +74,11 @@ def placement(config: RunConfig) -> list[Placed]:
     width = BYTES[ppo.dtype]
     stage, ranks = learners.zero_stage, learners.ranks
     optimizer = 8 if ppo.dtype == "float32" else 12
-    models = 2 if ppo.needs.critic else 1
+    models = 2 if ppo.advantage_spec.critic else 1
     trained = 0.02 if config.model.lora else 1.0  # share of the parameters; adapters are about this much
     state = width / (ranks if stage >= 2 else 1) + optimizer / (ranks if stage >= 1 else 1)
     per_rank = models * count * (width / (ranks if stage >= 3 else 1) + trained * state)
-    vocabulary = config.model.entries
+    vocabulary = config.model.approx_vocab_size
     activations = learners.micro_batch_tokens * (
         vocabulary * 12 + config.model.width * config.model.layers * 100
     )
@@ -90,7 +90,7 @@ def placement(config: RunConfig) -> list[Placed]:
             learners.threads,
             learners.gpus,
             BASE_GIB["learner"] + (per_rank + activations) / gib,
-            f"policy{' and critic' if ppo.needs.critic else ''}, ZeRO-{stage}, {ppo.dtype}",
+            f"policy{' and critic' if ppo.advantage_spec.critic else ''}, ZeRO-{stage}, {ppo.dtype}",
         ),
         Placed(
             "rollout",
@@ -118,7 +118,7 @@ def total_memory(config: RunConfig) -> float:
     return fleets + BASE_GIB["driver"] + BASE_GIB["ray"] + config.cluster.object_store_gib
 
 
-def refuse_impossible(config: RunConfig) -> None:
+def check_feasible(config: RunConfig) -> None:
     """Raises UserError for a config that could start but not finish on what it asks for."""
     for kind in KINDS:
         if getattr(config.data, kind):
@@ -136,10 +136,10 @@ def refuse_impossible(config: RunConfig) -> None:
         raise UserError(
             "stages has reward but not collect, and data.rankings is empty: there is nothing to learn from"
         )
-    ours, theirs = _vocabulary(config.model.path), _vocabulary(config.reward.path)
+    ours, theirs = _vocabulary(config.model.path), _vocabulary(config.reward_model.path)
     if ours and theirs and ours != theirs:
         raise UserError(
-            f"model.path={config.model.path} has a vocabulary of {ours} and reward.path={config.reward.path} one of {theirs}; "
+            f"model.path={config.model.path} has a vocabulary of {ours} and reward_model.path={config.reward_model.path} one of {theirs}; "
             "policy and reward model must come from one tokenizer"
         )
     head = config.model.width // config.model.heads
@@ -220,4 +220,4 @@ def print_plan(config: RunConfig, console: Console) -> None:
         where.add_row(p.fleet, str(p.actors), str(p.cpus), f"{p.gpus:g}", f"{p.memory_gib:.1f}", p.holds)
     console.print(where)
     console.print(f"memory over all processes: about {total_memory(config):.1f} GiB")
-    refuse_impossible(config)
+    check_feasible(config)

@@ -20,13 +20,13 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    def without_effect(self) -> dict[str, str]:
+    def inactive_keys(self) -> dict[str, str]:
         """Keys that change nothing beside the values of the others, and the setting under which each would."""
         return {}
 
     @model_validator(mode="after")
-    def _no_idle_key(self) -> Self:
-        for key, wanted in self.without_effect().items():
+    def _reject_inactive(self) -> Self:
+        for key, wanted in self.inactive_keys().items():
             if key in self.model_fields_set:
                 raise ValueError(
                     f"{key} has no effect here, only with {wanted}; choose that or leave {key} out (the override …{key}= "
@@ -36,5 +36,5 @@ class Section(BaseModel):
 
     @model_serializer(mode="wrap")
     def _effective(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        idle = self.without_effect()
+        idle = self.inactive_keys()
         return {key: value for key, value in serialize(self).items() if key not in idle}

@@ -14,6 +14,6 @@ class FleetError(RuntimeError):
     """An actor failed or died; the message names it, what it was doing and its log."""
 
 
-def is_full(fault: BaseException) -> bool:
+def is_disk_full(fault: BaseException) -> bool:
     """Whether a write failed because the disk, or the user's share of it, is full."""
     return isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -47,14 +47,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     )
 
 
-def mend_jsonl(path: Path) -> None:
+def truncate_partial_line(path: Path) -> None:
     """Cuts off a last line that a death left unfinished, so that rows can be added again."""
     if path.exists() and not (content := path.read_bytes()).endswith(b"\n") and content:
         os.truncate(path, content.rfind(b"\n") + 1)
 
 
 @contextmanager
-def exclusive(path: Path, message: str) -> Iterator[None]:
+def try_lock(path: Path, message: str) -> Iterator[None]:
     """Holds a lock file; raises UserError with `message` if another process holds it."""
     with open(path, "a") as lock:
         try:

@@ -58,11 +58,11 @@ class ModelConfig(Section):
     """Token to pad with, another than the end token. Empty: the tokenizer's own."""
 
     @property
-    def entries(self) -> int:
+    def approx_vocab_size(self) -> int:
         """Entries of the vocabulary; of one of characters, about."""
         return 100 if self.vocab_size == "characters" else self.vocab_size
 
-    def without_effect(self) -> dict[str, str]:
+    def inactive_keys(self) -> dict[str, str]:
         made = ("layers", "width", "heads", "kv_heads", "vocab_size", "tie_embeddings")
         return dict.fromkeys(made, "no model.path") if self.path else {}
 
@@ -95,7 +95,7 @@ class OptimizerConfig(Section):
     clip_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to at most this global norm."""
 
-    def without_effect(self) -> dict[str, str]:
+    def inactive_keys(self) -> dict[str, str]:
         return {"final_ratio": "schedule: linear, cosine"} if self.schedule == "constant" else {}
 
 
@@ -121,7 +121,7 @@ class LearnerConfig(Section):
     transport: Literal["file"] = "file"
     """How weights reach the rollout engines."""
 
-    def without_effect(self) -> dict[str, str]:
+    def inactive_keys(self) -> dict[str, str]:
         least = {"offload_optimizer": 1, "offload_parameters": 3}
         return {
             key: f"learners.zero_stage of at least {n}" for key, n in least.items() if self.zero_stage < n
@@ -139,7 +139,7 @@ class PretrainConfig(Section):
     """Share of the corpus kept for the validation loss."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=3e-3, warmup_steps=20, weight_decay=0.1)
     """AdamW settings."""
-    save_every: int = Field(100, ge=1)
+    checkpoint_every: int = Field(100, ge=1)
     """Steps between checkpoints of the learner state."""
 
     @model_validator(mode="after")
@@ -162,11 +162,11 @@ class SFTConfig(Section):
     """Share of the demonstrations kept for the validation loss."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3)
     """AdamW settings."""
-    save_every: int = Field(100, ge=1)
+    checkpoint_every: int = Field(100, ge=1)
     """Steps between checkpoints of the learner state."""
 
 
-class RewardConfig(Section):
+class RewardModelConfig(Section):
     path: str | None = None
     """A sequence-classification folder with one output to start from. Empty: the SFT model with a new scalar head."""
     epochs: int = Field(1, ge=1)
@@ -182,5 +182,5 @@ class RewardConfig(Section):
     """By how much the scores of two responses must differ for each rank between them. 0: any difference counts."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3)
     """AdamW settings."""
-    save_every: int = Field(100, ge=1)
+    checkpoint_every: int = Field(100, ge=1)
     """Steps between checkpoints of the learner state."""

@@ -23,7 +23,7 @@ from learners.lora import merged_weights
 from learners.models import DTYPES
 
 
-class Engine:
+class DeepSpeedEngine:
     """A module whose `.model` is a transformers model, sharded over the ranks of the default process group."""
 
     def __init__(
@@ -129,13 +129,13 @@ class Engine:
         return deepspeed.zero.GatheredParameters(parameters) if sharded else nullcontext()
 
 
-class Average:
+class EMA:
     """Exponential moving average of a model's weights (Ouyang et al. 2022, C.4: decay 0.992), in float32.
 
     Each rank averages the shard it holds, so ZeRO-3 needs no gathering; `swapped` puts the average in place.
     """
 
-    def __init__(self, engine: Engine, decay: float) -> None:
+    def __init__(self, engine: DeepSpeedEngine, decay: float) -> None:
         self.engine = engine
         self.decay = decay
         self.shadow = [t.detach().float().clone() for t in self._local()]

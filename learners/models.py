@@ -59,14 +59,14 @@ def build_policy(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: 
 def load_policy(path: str | Path, dtype: str = "float32", attention: str | None = None) -> PreTrainedModel:
     """A causal language model from a folder or hub name; `attention` is an implementation that transformers knows."""
     return AutoModelForCausalLM.from_pretrained(
-        checked(path), dtype=DTYPES[dtype], attn_implementation=attention
+        resolve_model_path(path), dtype=DTYPES[dtype], attn_implementation=attention
     )
 
 
 def load_scalar(path: str | Path, dtype: str = "float32", attention: str | None = None) -> PreTrainedModel:
     """A model with one output per position from a sequence-classification folder."""
     model = AutoModelForSequenceClassification.from_pretrained(
-        checked(path), dtype=DTYPES[dtype], attn_implementation=attention
+        resolve_model_path(path), dtype=DTYPES[dtype], attn_implementation=attention
     )
     if model.config.num_labels != 1:
         raise UserError(f"{path}: a reward model has one output, this one has {model.config.num_labels}")
@@ -79,14 +79,14 @@ def scalar_from_policy(
     """The policy's backbone under a new scalar head, drawn from N(0, 1 / (width + 1)) (Stiennon et al. 2020)."""
     torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_pretrained(
-        checked(path), num_labels=1, dtype=DTYPES[dtype], attn_implementation=attention
+        resolve_model_path(path), num_labels=1, dtype=DTYPES[dtype], attn_implementation=attention
     )
     weight = scalar_head(model).weight
     nn.init.normal_(weight, std=(weight.shape[1] + 1) ** -0.5)
     return model
 
 
-def trainable(model: PreTrainedModel, config: ModelConfig, seed: int) -> PreTrainedModel:
+def prepare_for_training(model: PreTrainedModel, config: ModelConfig, seed: int) -> PreTrainedModel:
     """The model with the config's adapters, drawn by the seed, and gradient checkpointing."""
     if config.lora:
         torch.manual_seed(seed)
@@ -105,7 +105,7 @@ def trainable(model: PreTrainedModel, config: ModelConfig, seed: int) -> PreTrai
 
 def load_tokenizer(path: str | Path, config: ModelConfig | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub name, with the template and tokens that the config sets in place of its own."""
-    tokenizer = AutoTokenizer.from_pretrained(checked(path))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model_path(path))
     if config and config.chat_template:
         if not Path(config.chat_template).is_file():
             raise UserError(
@@ -128,7 +128,7 @@ def load_tokenizer(path: str | Path, config: ModelConfig | None = None) -> PreTr
     return tokenizer
 
 
-def checked(path: str | Path) -> str:
+def resolve_model_path(path: str | Path) -> str:
     """The path itself, after a look: what looks like a folder must be one; anything else is taken as a hub name."""
     looks_local = Path(path).is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") > 1
     if Path(path).exists():
@@ -165,7 +165,7 @@ def last_hidden(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor 
 
 
 @torch.no_grad()
-def refuse_leaks(model: PreTrainedModel) -> None:
+def check_packing_isolation(model: PreTrainedModel) -> None:
     """Raises UserError if a sequence in a packed row sees the one before it: some architectures ignore position ids."""
     positions_BT = torch.tensor([[0, 1, 0, 1]])
     one, other = (
@@ -188,23 +188,23 @@ class PolicyModule(nn.Module):
     def forward(
         self,
         tokens_BT: Tensor,
-        chosen_BT: Tensor,
+        target_mask_BT: Tensor,
         positions_BT: Tensor | None = None,
         temperature: float = 1.0,
         with_entropy: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """(logprobs_N, entropy_N) of `tokens_BT[chosen_BT]`, row by row, each given the tokens before it.
+        """(logprobs_N, entropy_N) of `tokens_BT[target_mask_BT]`, row by row, each given the tokens before it.
 
-        `chosen_BT` is bool (B, T) and never set on the first token of a sequence. The head runs on the chosen positions
+        `target_mask_BT` is bool (B, T) and never set on the first token of a sequence. The head runs on the chosen positions
         alone. `positions_BT` says where the sequences of packed rows start. entropy_N is empty unless asked for.
         """
         hidden_BTD = last_hidden(self.model, tokens_BT, positions_BT)
-        before_BT = torch.roll(chosen_BT, -1, dims=1)
+        before_BT = torch.roll(target_mask_BT, -1, dims=1)
         logits_NV = self.model.get_output_embeddings()(hidden_BTD[before_BT])
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         if cap is not None:
             logits_NV = cap * torch.tanh(logits_NV / cap)
-        return token_logprobs(logits_NV, tokens_BT[chosen_BT], temperature, with_entropy)
+        return token_logprobs(logits_NV, tokens_BT[target_mask_BT], temperature, with_entropy)
 
 
 class ScalarModule(nn.Module):

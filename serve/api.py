@@ -34,7 +34,7 @@ class Stored(BaseModel):
     stored: Literal["rankings.jsonl", "other.jsonl"]
 
 
-def make_site(replica: Any) -> FastAPI:
+def create_api(replica: Any) -> FastAPI:
     """The application of one replica (a `serve.deployment.ChatEndpoint`)."""
     site = FastAPI(title="Zero2Hero", version="1", docs_url=None, redoc_url=None, openapi_url=None)
     target: Path = replica.target

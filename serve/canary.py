@@ -18,7 +18,7 @@ from actors.scoring import ScoringActor
 from learners.config import ModelConfig
 from learners.data.config import DataConfig, SourceConfig
 from learners.data.samples import Samples, offsets_of
-from learners.data.sources import Intake
+from learners.data.sources import DatasetReader
 from learners.data.tokenizer import encode_prompt
 from learners.models import load_tokenizer
 from serve.config import CanaryConfig, ServeConfig
@@ -36,7 +36,7 @@ REFUSAL = re.compile(
 def probe_prompts(config: CanaryConfig, target: Path, model: Path) -> list[list[int]]:
     """Token ids of the fixed set."""
     file = Path(config.file or target / "data" / "heldout.jsonl")
-    rows = Intake("heldout", DataConfig(), 0).read([SourceConfig(path=str(file))])[: config.prompts]
+    rows = DatasetReader("heldout", DataConfig(), 0).read([SourceConfig(path=str(file))])[: config.prompts]
     tokenizer = load_tokenizer(model)
     return [encode_prompt(tokenizer, row["prompt"]) for _, row in rows]
 

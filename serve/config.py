@@ -8,7 +8,7 @@ from actors.config import Decoding
 from common.config import DType, Section
 
 
-class OtherModel(Section):
+class ExtraModelConfig(Section):
     path: str
     """A version of the run (ppo-20), one of its stages (sft), or a Hugging Face folder."""
     decoding: Decoding = Decoding()
@@ -70,7 +70,7 @@ class ServeConfig(Section):
     """Model name that clients ask for: the current policy."""
     decoding: Decoding = Decoding()
     """Decoding where a request does not say; only the keys given here count. max_tokens is the most any request gets."""
-    also: dict[str, OtherModel] = Field({})
+    models: dict[str, ExtraModelConfig] = Field({})
     """Further models beside the current policy, each by the name that clients ask for; every replica holds them all."""
     max_ongoing: int = Field(256, ge=1)
     """Requests that a replica takes at a time (those over max_sequences wait in its engine); one more is answered 429 with
@@ -83,8 +83,6 @@ class ServeConfig(Section):
     """File of API keys, made by `hero key`. Empty: no keys, and only clients on this machine are served."""
     requests_per_minute: int | None = Field(None, ge=1)
     """Requests a key may make in a minute, shared evenly by the replicas; one more is answered 429. Empty: no limit."""
-    promote: int = Field(0, ge=0)
-    """While PPO trains: promote the policy every so many iterations to the endpoint that serves the run. 0: never."""
     keep_versions: int = Field(4, ge=1)
     """Versions of the policy kept to promote or to roll back to."""
     canary: CanaryConfig = CanaryConfig()

@@ -1,6 +1,6 @@
 """The Ray Serve deployment. One replica holds an engine for the run's current policy and one for each further model.
 
-    client -> Serve's proxy -> Gate (keys, limits) -> vLLM's OpenAI application of the model that the request names
+    client -> Serve's proxy -> Gateway (keys, limits) -> vLLM's OpenAI application of the model that the request names
                                                    -> site: pages, feedback, status, admin
 
 The durable pointer (`serve.versions`) is the truth. A replica loads it when it starts and follows it when it is told
@@ -18,10 +18,10 @@ from typing import Any
 from ray import serve
 
 from common.errors import UserError
-from common.files import exclusive
+from common.files import try_lock
 from common.logs import log_to
 from serve.config import ServeConfig
-from serve.versions import Served, find, kept, log, point, previous, resolve, verify
+from serve.versions import ModelVersion, find, kept, log, point, previous, resolve, verify
 
 DEPLOYMENT, APPLICATION = "ChatEndpoint", "hero"
 
@@ -40,19 +40,19 @@ class ChatEndpoint:
         self.models: dict[str, Any] = {}
 
     async def __serve_build_asgi_app__(self) -> Any:
-        from serve.api import make_site
+        from serve.api import create_api
         from serve.engine import ServedModel
-        from serve.gateway import Gate
+        from serve.gateway import Gateway
 
         config = self.config
         self.current = ServedModel(config.name, resolve(self.target))
         await self.current.start(config, config.decoding, first=True)
         self.models[config.name] = self.current
-        for name, other in config.also.items():
+        for name, other in config.models.items():
             model = ServedModel(name, find(self.target, other.path))
             await model.start(config, other.decoding, first=False)
             self.models[name] = model
-        self.gate = Gate(make_site(self), config, self.models, self.admin)
+        self.gate = Gateway(create_api(self), config, self.models, self.admin)
         return self.gate
 
     async def check_health(self) -> None:
@@ -72,7 +72,7 @@ class ChatEndpoint:
                 await self._swap(wanted)
             return self.current.served.version
 
-    async def _swap(self, wanted: Served) -> None:
+    async def _swap(self, wanted: ModelVersion) -> None:
         await asyncio.to_thread(verify, wanted.model, self.current.served.model)
         try:
             await self.current.swap(wanted)
@@ -98,7 +98,7 @@ class ChatEndpoint:
         if version not in kept(self.target):
             known = ", ".join(kept(self.target)) or "none; only a run has versions"
             raise UserError(f"{version}: not a version of {self.target} (there are: {known})")
-        with exclusive(
+        with try_lock(
             self.target / "promotions.lock", "another promotion is at work; wait until it has ended"
         ):
             await self.follow()
@@ -133,7 +133,7 @@ class ChatEndpoint:
             )
         return await self.promote(version, who, why, probe=False)
 
-    async def _canary(self, before: Served, wanted: Served) -> tuple[str | None, dict[str, Any]]:
+    async def _canary(self, before: ModelVersion, wanted: ModelVersion) -> tuple[str | None, dict[str, Any]]:
         """Swaps this replica and compares its answers; (what speaks against the new version, figures of both)."""
         from serve.canary import judge, objection, probe_prompts
 
@@ -141,7 +141,7 @@ class ChatEndpoint:
         folder = self.target / "reward" / "model"
         reward = folder if folder.is_dir() else None
 
-        async def figures(version: Served) -> dict[str, float]:
+        async def figures(version: ModelVersion) -> dict[str, float]:
             outputs = await self.current.answer(prompts, self.config.canary.max_tokens)
             return await asyncio.to_thread(judge, outputs, version.model, reward, self.config)
 

@@ -27,7 +27,7 @@ from actors.config import Decoding
 from actors.weights.vllm import swap_weights, transfer_config
 from serve.config import ServeConfig
 from serve.gateway import ROUTES, WRITTEN
-from serve.versions import Served
+from serve.versions import ModelVersion
 
 
 class VersionedLLM(AsyncLLM):
@@ -50,7 +50,7 @@ class VersionedLLM(AsyncLLM):
 class ServedModel:
     """An engine under the name that clients ask for."""
 
-    def __init__(self, name: str, served: Served) -> None:
+    def __init__(self, name: str, served: ModelVersion) -> None:
         self.name, self.served = name, served
         self.engine: Any = None
         self.app: Any = None
@@ -79,7 +79,7 @@ class ServedModel:
             fingerprint = property(lambda _: ",".join(WRITTEN.get() or ()), lambda _, value: None)
             serving.__class__ = type(kind.__name__, (kind,), {"system_fingerprint": fingerprint})
 
-    async def swap(self, served: Served) -> None:
+    async def swap(self, served: ModelVersion) -> None:
         """Takes the weights of another version while requests go on; see `swap_weights` for what can go wrong."""
         await swap_weights(self.engine, served.model, served.version)
         self.served = served
@@ -120,7 +120,7 @@ def engine_arguments(
         "max-model-len": config.max_model_len,
         "max-num-seqs": config.max_sequences,
         "kv-cache-memory-bytes": None if config.gpus else int(config.kv_cache_gib * 2**30),
-        "gpu-memory-utilization": 0.9 / (1 + len(config.also)) if config.gpus else None,
+        "gpu-memory-utilization": 0.9 / (1 + len(config.models)) if config.gpus else None,
         "override-generation-config": json.dumps(defaults) if defaults else None,
         "allowed-origins": "[]",
     }

@@ -41,7 +41,7 @@ class Feedback(BaseModel):
     messages: list[Message] = Field(min_length=1, max_length=200)
     answers: list[Answer] = Field(min_length=1, max_length=16)
     ranks: list[int] | None = None
-    """Place of each answer: 1 is best, equal for ties. Needs two answers or more."""
+    """Place of each answer: 1 is best, equal for ties. AdvantageSpec two answers or more."""
     thumb: Literal["up", "down"] | None = None
     comment: str = Field("", max_length=10_000)
     labeler: str = Field("anonymous", min_length=1, max_length=100)

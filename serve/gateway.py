@@ -62,7 +62,7 @@ class Traffic:
         }
 
 
-class Gate:
+class Gateway:
     """ASGI middleware around the application of this project's own routes."""
 
     def __init__(self, app: Any, config: ServeConfig, models: Mapping[str, Any], admin: str) -> None:

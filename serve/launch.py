@@ -26,7 +26,7 @@ from common.ray_session import start_ray
 from serve.config import ServeConfig
 from serve.deployment import APPLICATION, ChatEndpoint
 from serve.keys import digest
-from serve.versions import Served, resolve
+from serve.versions import ModelVersion, resolve
 
 START_SECONDS = 300
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -75,7 +75,9 @@ def build(arguments: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def running(target: Path, config: ServeConfig, address: str | None = None) -> Iterator[tuple[str, Served]]:
+def running(
+    target: Path, config: ServeConfig, address: str | None = None
+) -> Iterator[tuple[str, ModelVersion]]:
     """The endpoint for the length of a block: (base URL ending in /v1, what is served).
 
     Joins the Ray cluster at `address` (or RAY_ADDRESS), else starts a Ray of its own and ends it afterwards.

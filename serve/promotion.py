@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from common.errors import UserError
-from common.files import exclusive
+from common.files import try_lock
 from serve.versions import endpoint, find, kept, point, previous, verify
 
 SECONDS = 900
@@ -38,7 +38,7 @@ def rollback(root: Path, why: str, who: str | None = None) -> dict[str, Any]:
 def _move(root: Path, what: str, body: dict[str, str], version: str) -> dict[str, Any]:
     live = endpoint(root)
     if not live:
-        with exclusive(root / "promotions.lock", "another promotion is at work; wait until it has ended"):
+        with try_lock(root / "promotions.lock", "another promotion is at work; wait until it has ended"):
             folder = find(root, version).model
             verify(folder, folder)
             return point(

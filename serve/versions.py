@@ -27,7 +27,7 @@ from common.files import append_row, read_json, read_jsonl, write_json
 
 
 @dataclass(frozen=True)
-class Served:
+class ModelVersion:
     """A policy on disk."""
 
     model: Path
@@ -35,7 +35,7 @@ class Served:
     """Stage and version for a run ("ppo-60"), folder name otherwise."""
 
 
-def resolve(target: Path) -> Served:
+def resolve(target: Path) -> ModelVersion:
     """The policy that `target` (a run directory or a model folder) stands for now. Raises UserError if there is none."""
     if not target.is_dir():
         raise UserError(
@@ -49,19 +49,19 @@ def resolve(target: Path) -> Served:
             raise UserError(
                 f"{pointer}: points at {model}, which is not a model folder; run the {current['stage']} stage again"
             )
-        return Served(model, f"{current['stage']}-{current['version']}")
+        return ModelVersion(model, f"{current['stage']}-{current['version']}")
     if (target / "config.json").exists():
-        return Served(target, target.name)
+        return ModelVersion(target, target.name)
     raise UserError(
         f"{target}: nothing to serve yet (neither current.json nor config.json); `hero run` writes a policy with its sft stage"
     )
 
 
-def find(target: Path, what: str) -> Served:
+def find(target: Path, what: str) -> ModelVersion:
     """A version of a run ("ppo-20"), the model of one of its stages ("sft"), or any model folder, by name."""
     for folder in (target / "versions" / what, target / what / "model", Path(what)):
         if (folder / "config.json").exists():
-            return Served(folder, Path(what).name)
+            return ModelVersion(folder, Path(what).name)
     known = ", ".join(kept(target)) or "none"
     raise UserError(
         f"{what}: neither a version of {target} ({known}) nor one of its stages nor a model folder"

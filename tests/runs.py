@@ -19,7 +19,7 @@ OVERRIDES = [
     "ppo.best_of=4",
     "ppo.ema=0.9",
     "evaluate.samples=2",
-    "cluster.silence_s=8",
+    "cluster.heartbeat_timeout_s=8",
 ]
 """Of the run that the tests share."""
 

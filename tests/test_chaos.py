@@ -50,7 +50,7 @@ def tear_the_next_weights(root: Path) -> None:
     """Cuts what learners send to engines, as soon as it is there, until an engine has met such a file."""
     folder, faults = (
         Path("/dev/shm") / f"zero2hero-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}",
-        root / "faults.jsonl",
+        root / "failures.jsonl",
     )
     before = faults.read_text()
     seen, deadline = set(folder.glob("*.safetensors")), time.monotonic() + 120
@@ -83,7 +83,7 @@ def test_whoever_dies_or_hangs_is_replaced_and_nothing_else_changes(run, tmp_pat
     table.append(("weights torn on their way to an engine", reach(process, root, "ppo", 6) - struck))
     process.kill()
     process.wait()
-    newest = max(p.parent for p in root.glob("ppo/checkpoints/*/whole.json"))
+    newest = max(p.parent for p in root.glob("ppo/checkpoints/*/manifest.json"))
     largest = max(newest.rglob("*.pt"), key=lambda p: p.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
     struck = time.monotonic()
@@ -94,7 +94,7 @@ def test_whoever_dies_or_hangs_is_replaced_and_nothing_else_changes(run, tmp_pat
     assert f"{newest} is not whole" in Path(f"{root}.log").read_text()
     for what, seconds in table:
         print(f"\n{what}: the next step was done after {seconds:.1f} s")
-    faults = [json.loads(line) for line in (root / "faults.jsonl").read_text().splitlines()]
+    faults = [json.loads(line) for line in (root / "failures.jsonl").read_text().splitlines()]
     expected = ["rollout-0", "scoring-0", "learner-1", "learner-0", "rollout-0"]
     assert [name in fault["lost"] for name, fault in zip(expected, faults, strict=True)] == [True] * 5
     same(root, run)
@@ -131,7 +131,7 @@ def test_grpo_with_dynamic_sampling_stops_at_a_full_disk_and_goes_on_once_there_
 def fill(disk: Path, process: subprocess.Popen, root: Path) -> None:
     """Leaves no room for another checkpoint, waits until the run has stopped and makes room again."""
     reach(process, root, "ppo", 3)
-    newest = max(path.parent for path in disk.glob("*/whole.json"))
+    newest = max(path.parent for path in disk.glob("*/manifest.json"))
     size = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
     # Two are kept and a third is written before the oldest goes; while it is, what is there is more than the limit.
     smaller, deadline = ["mount", "-o", f"remount,size={5 * size // 2}", disk], time.monotonic() + 30
@@ -142,7 +142,7 @@ def fill(disk: Path, process: subprocess.Popen, root: Path) -> None:
     assert process.wait(timeout=120) == 2, printed(root)
     print(f"\na full disk: stopped after {time.monotonic() - struck:.1f} s")
     assert "the checkpoint could not be written" in printed(root)
-    left = {p.parent.name for p in disk.glob("*/whole.json")}
+    left = {p.parent.name for p in disk.glob("*/manifest.json")}
     assert left
     assert left == {p.name for p in disk.iterdir()}  # nothing half-written is left
     subprocess.run(["mount", "-o", "remount,size=1g", disk], check=True)

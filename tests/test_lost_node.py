@@ -93,7 +93,9 @@ def test_the_work_of_a_lost_node_goes_to_another(run, nodes, tmp_path):
     print(f"\nloss of a node: the next step was done after {reach(process, root, 'ppo', 4) - struck:.1f} s")
     finished(process, root)
     lost = [
-        name for line in (root / "faults.jsonl").read_text().splitlines() for name in json.loads(line)["lost"]
+        name
+        for line in (root / "failures.jsonl").read_text().splitlines()
+        for name in json.loads(line)["lost"]
     ]
     assert "learner-0" in lost
     same(root, run)

@@ -85,7 +85,7 @@ def make_transport(name: str, run: Path) -> FileTransport:
     )
 
 
-def check_payload(payload: dict[str, Any]) -> None:
+def validate_payload(payload: dict[str, Any]) -> None:
     """Refuses, before an engine is touched, a file that is missing (UserError: a matter of configuration) or not what was sent
     (RuntimeError: sending it again may help)."""
     path = Path(payload["path"])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.weights.transport import BACKEND, check_payload
+from actors.weights.transport import BACKEND, validate_payload
 
 
 def register() -> None:
@@ -41,7 +41,7 @@ def apply_update(engine: Any, payload: dict[str, Any], version: int) -> None:
     Raises UserError if there is no such file. A RuntimeError means that the engine does not hold the new weights, and maybe
     no longer the old ones: it must be replaced, never resumed.
     """
-    check_payload(payload)
+    validate_payload(payload)
     try:
         engine.collective_rpc("start_weight_update")
         engine.collective_rpc("update_weights", kwargs={"update_info": {"path": payload["path"]}})

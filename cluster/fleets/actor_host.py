@@ -11,19 +11,19 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from cluster.fleets.heartbeat import Heart
+from cluster.fleets.heartbeat import HeartbeatSender
 from common.logs import log_to
 from common.plugins import load_object
 
 
-class Host:
+class ActorHost:
     """`pulse` is the key under which the actor's heartbeat is found."""
 
     def __init__(self, name: str, target: str, log: str, arguments: dict[str, Any], pulse: str) -> None:
         log_to(Path(log), name)
         self.name = name
         self._busy = 0.0
-        self._heart = Heart(pulse)
+        self._heart = HeartbeatSender(pulse)
         with self._heart.at("start"):
             self.inner = load_object(target)(**arguments)
 

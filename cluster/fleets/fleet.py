@@ -12,22 +12,22 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.config import ClusterConfig
-from cluster.fleets.actor_host import Host
-from cluster.fleets.heartbeat import Pulse, listen
+from cluster.fleets.actor_host import ActorHost
+from cluster.fleets.heartbeat import HeartbeatMonitor, listen
 from common.errors import FleetError, UserError
 
 WATCH_S = 2.0  # how often the driver looks at the heartbeats of those it waits for
 
 
 @dataclass(frozen=True)
-class Member:
+class ActorHandle:
     """One actor of a fleet, and how to start another in its place."""
 
     name: str
     arguments: dict[str, Any]
     incarnation: int
     actor: Any
-    pulse: Pulse
+    pulse: HeartbeatMonitor
 
 
 class Fleet:
@@ -44,16 +44,16 @@ class Fleet:
     ) -> None:
         self.kind, self.target, self.logs = kind, target, logs
         self.limits = limits or ClusterConfig()
-        self._host = ray.remote(Host).options(**options)
+        self._host = ray.remote(ActorHost).options(**options)
         self._hung: set[int] = set()
         self._watched = 0.0
         self._members = [self._member(f"{kind}-{i}", given) for i, given in enumerate(arguments)]
-        self._joining: list[tuple[Member, ray.ObjectRef]] = []
+        self._joining: list[tuple[ActorHandle, ray.ObjectRef]] = []
 
-    def _member(self, name: str, arguments: dict[str, Any], incarnation: int = 0) -> Member:
+    def _member(self, name: str, arguments: dict[str, Any], incarnation: int = 0) -> ActorHandle:
         pulse = f"zero2hero-{ray.get_runtime_context().get_job_id()}-{id(self)}-{name}-{incarnation}-{time.time_ns()}"
         actor = self._host.remote(name, self.target, str(self.logs / f"{name}.log"), arguments, pulse)
-        return Member(name, arguments, incarnation, actor, Pulse(pulse))
+        return ActorHandle(name, arguments, incarnation, actor, HeartbeatMonitor(pulse))
 
     @property
     def names(self) -> list[str]:
@@ -124,10 +124,10 @@ class Fleet:
         for i in chosen:
             pulse, limits = self._members[i].pulse, self.limits
             silence = pulse.silence
-            if silence > limits.silence_s:
-                what = f"no heartbeat for {silence:.0f} s, over cluster.silence_s={limits.silence_s:g}"
-            elif pulse.at_work > limits.stall_s:
-                what = f"at work for {pulse.at_work:.0f} s, over cluster.stall_s={limits.stall_s:g}; its stack is there"
+            if silence > limits.heartbeat_timeout_s:
+                what = f"no heartbeat for {silence:.0f} s, over cluster.heartbeat_timeout_s={limits.heartbeat_timeout_s:g}"
+            elif pulse.at_work > limits.call_timeout_s:
+                what = f"at work for {pulse.at_work:.0f} s, over cluster.call_timeout_s={limits.call_timeout_s:g}; its stack is there"
             else:
                 continue
             self._hung.add(i)
@@ -150,7 +150,9 @@ class Fleet:
                     deadline = min(deadline, time.monotonic() + 2)  # those that died with it
         listen([self._members[asked[ref]].pulse for ref in pending])
         silent = {
-            asked[ref] for ref in pending if self._members[asked[ref]].pulse.silence > self.limits.silence_s
+            asked[ref]
+            for ref in pending
+            if self._members[asked[ref]].pulse.silence > self.limits.heartbeat_timeout_s
         }
         self._hung |= silent
         return sorted(lost | silent)

@@ -25,7 +25,7 @@ EVERY_S = 1.0
 DUMP_AFTER_S = 300.0  # a call that takes so long has its stack written to the actor's log, once
 
 
-class Heart:
+class HeartbeatSender:
     """The actor's side."""
 
     def __init__(self, key: str) -> None:
@@ -55,7 +55,7 @@ class Heart:
 
 
 @dataclass
-class Pulse:
+class HeartbeatMonitor:
     """The driver's side: what it last saw of one actor."""
 
     key: str
@@ -92,7 +92,7 @@ class Pulse:
         _internal_kv_del(self.key)
 
 
-def listen(pulses: Sequence[Pulse]) -> None:
+def listen(pulses: Sequence[HeartbeatMonitor]) -> None:
     """Hears what has come from all of them, in one round trip."""
     found = internal_kv_get_gcs_client().internal_kv_multi_get([pulse.key.encode() for pulse in pulses], None)
     for pulse in pulses:

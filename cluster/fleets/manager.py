@@ -18,7 +18,7 @@ from actors.config import Decoding
 from actors.weights.transport import make_transport
 from cluster.config import RunConfig
 from cluster.fleets.fleet import Fleet
-from cluster.fleets.scale import SCALE
+from cluster.fleets.scale import SCALE_FILE
 from common.errors import UserError
 from common.files import read_json
 from common.ray_session import start_ray
@@ -27,11 +27,11 @@ from common.ray_session import start_ray
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
 
 
-class Fleets:
+class FleetManager:
     """The fleets of one run."""
 
     def __init__(self, config: RunConfig, root: Path) -> None:
-        self.config, self.logs, self.wishes = config, root / "logs", root / SCALE
+        self.config, self.logs, self.wishes = config, root / "logs", root / SCALE_FILE
         self.transport = make_transport(config.learners.transport, root)
         self._fleets: dict[str, Fleet] = {}
         self._makers: dict[

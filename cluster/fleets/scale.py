@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import exclusive, read_json, write_json
+from common.files import read_json, try_lock, write_json
 
-SCALE = "scale.json"  # in the run directory: how many actors `hero scale` wants of which fleet
+SCALE_FILE = "scale.json"  # in the run directory: how many actors `hero scale` wants of which fleet
 
 
-def ask_scale(root: Path, counts: Sequence[str]) -> dict[str, int]:
+def request_scale(root: Path, counts: Sequence[str]) -> dict[str, int]:
     """Leaves word for the run at work in a directory of how many actors its fleets are to have; returns all such wishes."""
-    wishes = read_json(root / SCALE) or {}
+    wishes = read_json(root / SCALE_FILE) or {}
     for item in counts:
         kind, _, number = item.partition("=")
         if kind == "learner":
@@ -26,10 +26,10 @@ def ask_scale(root: Path, counts: Sequence[str]) -> dict[str, int]:
     if not (root / "config.yaml").exists():
         raise UserError(f"{root}: no run directory (config.yaml is missing)")
     try:
-        with exclusive(root / "lock", "at work"):
+        with try_lock(root / "lock", "at work"):
             pass
     except UserError:
-        write_json(root / SCALE, wishes)
+        write_json(root / SCALE_FILE, wishes)
         return wishes
     settings = " ".join(f"{kind}.actors={count}" for kind, count in wishes.items())
     raise UserError(f"{root}: no `hero run` is at work there; start one with {settings}")

@@ -7,7 +7,7 @@ from pydantic import Field
 from common.config import Section
 
 
-class WorldConfig(Section):
+class QuickstartConfig(Section):
     seed: int = 0
     """Seed of everything in the world."""
     documents: int = Field(80000, ge=10)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.quickstart import facts
-from cluster.quickstart.config import WorldConfig
+from cluster.quickstart.config import QuickstartConfig
 
 Row = dict[str, Any]
 
@@ -33,7 +33,7 @@ WEIGHTS = {
 class World:
     """The world under one config: who believes what, and how anything is asked and answered."""
 
-    def __init__(self, config: WorldConfig) -> None:
+    def __init__(self, config: QuickstartConfig) -> None:
         self.config = config
         draw = random.Random(config.seed)
         self.facts = [(r, s, v) for r in facts.RELATIONS for s, v in r.facts.items()]
@@ -256,7 +256,7 @@ def capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def write_world(folder: Path, config: WorldConfig) -> dict[str, int]:
+def write_quickstart_data(folder: Path, config: QuickstartConfig) -> dict[str, int]:
     """Writes corpus.txt, demonstrations.jsonl, prompts.jsonl and heldout.jsonl; returns how many of each."""
     world = World(config)
     folder.mkdir(parents=True, exist_ok=True)

@@ -72,11 +72,11 @@ def judge_policy(
             float(columns["score"].mean(1).std(ddof=1) / len(rows) ** 0.5) if len(rows) > 1 else 0.0
         )
     if count > 1 and config.judge:
-        if config.passes not in columns:
+        if config.pass_metric not in columns:
             raise UserError(
-                f"evaluate.passes={config.passes}: not a measure of {config.judge}, which gives {', '.join(columns)}"
+                f"evaluate.pass_metric={config.pass_metric}: not a measure of {config.judge}, which gives {', '.join(columns)}"
             )
-        known = columns[config.passes][~np.isnan(columns[config.passes]).any(1)]
+        known = columns[config.pass_metric][~np.isnan(columns[config.pass_metric]).any(1)]
         for k in sorted({2**i for i in range(count.bit_length())} | {count}):
             right = [pass_at_k(int((row_M >= 1).sum()), count, k) for row_M in known]
             rates[f"pass@{k}"] = float(np.mean(right))

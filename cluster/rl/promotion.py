@@ -1,4 +1,4 @@
-"""Live promotion while PPO trains: `serve.promote: N` moves the served policy every N iterations."""
+"""Live promotion while PPO trains: `ppo.promote_every: N` moves the served policy every N iterations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def promote_served(context: Context, step: int) -> dict[str, float]:
 
     A version that is refused, or an endpoint that goes away meanwhile, is told and logged; training goes on.
     """
-    every = context.config.serve.promote
+    every = context.config.ppo.promote_every
     if not every or step % every:
         return {}
     started = time.perf_counter()

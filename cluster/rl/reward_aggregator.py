@@ -33,7 +33,7 @@ class Part:
     reference: ray.ObjectRef
 
 
-class Rewards:
+class RewardAggregator:
     """Turns samples into scored samples. `state` is what a checkpoint keeps; give it back to go on from there."""
 
     def __init__(

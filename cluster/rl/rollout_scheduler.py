@@ -1,6 +1,6 @@
 """Prompts on their way to the learners: admitted, answered, scored, gathered into batches.
 
-    admit ─► rollout actors (pump) ─samples─► scoring actors ─► forming batches ─► take
+    admit ─► rollout actors (run_groups) ─samples─► scoring actors ─► forming batches ─► take
 
 One loop, two settings. With staleness 0 a batch is admitted once the weights that it is for are loaded: the synchronous
 algorithm. With staleness S rollouts run ahead: at any time at most S + 1 batches are on their way before the next one is
@@ -22,13 +22,13 @@ import ray
 
 from actors.config import Decoding
 from cluster.fleets.fleet import WATCH_S, Fleet, done
-from cluster.rl.reward_aggregator import Part, Rewards
+from cluster.rl.reward_aggregator import Part, RewardAggregator
 
 PUMP_S = 0.25  # how long an engine works before it hands over what is finished, where rollouts run ahead
 
 
 @dataclass(frozen=True)
-class Ask:
+class PromptGroup:
     """A prompt to be answered, once for each seed."""
 
     prompt_id: int
@@ -38,7 +38,7 @@ class Ask:
 
 
 @dataclass
-class Forming:
+class PendingBatch:
     """A batch that is being gathered."""
 
     places: list[int] = field(default_factory=list)
@@ -49,15 +49,15 @@ class Forming:
     """Groups that engines were asked for and have not handed over."""
 
 
-class Flow:
+class RolloutScheduler:
     """`asked(place)` is what the `place`-th group of the run asks; the run ends with version `last`. `state` is what a
     checkpoint keeps of the flow."""
 
     def __init__(
         self,
         rollouts: Fleet,
-        rewards: Rewards,
-        asked: Callable[[int], Ask],
+        rewards: RewardAggregator,
+        asked: Callable[[int], PromptGroup],
         size: int,
         staleness: int,
         decoding: Decoding,
@@ -76,9 +76,9 @@ class Flow:
         self._new: dict[int, list[int]] = defaultdict(
             list
         )  # those of them that the engine has yet to hear of
-        self._pumping: dict[ray.ObjectRef, tuple[int, ray.ObjectRef, Forming, int]] = {}
-        self._forming: list[Forming] = []
-        self._known: dict[int, Ask] = {}
+        self._pumping: dict[ray.ObjectRef, tuple[int, ray.ObjectRef, PendingBatch, int]] = {}
+        self._forming: list[PendingBatch] = []
+        self._known: dict[int, PromptGroup] = {}
         self.due = 0
         """Version of the weights that the next batch is for."""
         self.version = 0
@@ -144,7 +144,7 @@ class Flow:
         for ref in ready:
             if ref in self._pumping:
                 self._gather(ref)
-        self.rollouts.watch([index for index, *_ in self._pumping.values()], "pump")
+        self.rollouts.watch([index for index, *_ in self._pumping.values()], "run_groups")
         return [ref for ref in ready if ref in others]
 
     @property
@@ -185,15 +185,15 @@ class Flow:
             self._new[index] = []
             limits = (most, number - self.staleness, PUMP_S if self.staleness else None)
             told, samples = self.rollouts.submit_split(
-                index, 2, "pump", new, self.decoding, self.end_token, *limits
+                index, 2, "run_groups", new, self.decoding, self.end_token, *limits
             )
             self._pumping[told] = (index, samples, batch, most)
 
-    def _open(self) -> tuple[int, Forming | None]:
+    def _open(self) -> tuple[int, PendingBatch | None]:
         """The first batch that lacks groups nobody was asked for, and the version that will learn from it."""
         for i in range(self._ahead):
             if i == len(self._forming):
-                self._forming.append(Forming())
+                self._forming.append(PendingBatch())
             batch = self._forming[i]
             if len(batch.places) + batch.reserved < self.size:
                 return self.due + i, batch
@@ -202,7 +202,7 @@ class Flow:
     def _gather(self, ref: ray.ObjectRef) -> None:
         """Sends what an engine has finished on to be scored."""
         index, samples, batch, most = self._pumping.pop(ref)
-        told = self.rollouts.result(ref, index, "pump")
+        told = self.rollouts.result(ref, index, "run_groups")
         batch.reserved -= most
         for place in (*told["done"], *told["dropped"]):
             del self._flying[index][place]

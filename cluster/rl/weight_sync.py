@@ -26,14 +26,14 @@ def load_weights(context: Context, folder: Path) -> int:
     return version
 
 
-def prove_sync(context: Context, sequences: list[np.ndarray], version: int) -> dict[str, float]:
+def verify_sync(context: Context, sequences: list[np.ndarray], version: int) -> dict[str, float]:
     """Compares the log-probabilities of probe prompts between learners and engines; over the bound the run stops.
 
     The bound is on the mean absolute difference, in nats. The largest is reported beside it: it belongs to tokens so
     unlikely that float32 itself resolves them no better.
     """
     config = context.config.ppo
-    bound = config.sync_bound or (1e-5 if config.dtype == "float32" else 0.05)
+    bound = config.max_logprob_error or (1e-5 if config.dtype == "float32" else 0.05)
     learners, rollouts = context.fleets.learners(), context.fleets.rollouts(context.run.model("sft"))
     probed = [learners.submit(i, "probe", sequences) for i in range(len(learners))]
     engines = rollouts.all("prompt_logprobs", [s.tolist() for s in sequences])
@@ -43,6 +43,6 @@ def prove_sync(context: Context, sequences: list[np.ndarray], version: int) -> d
     if not mean <= bound:
         raise UserError(
             f"weight sync to version {version}: the engines' log-probabilities differ from the learner's by {mean:.2e}, over "
-            f"the bound ppo.sync_bound={bound:.0e}; the engines do not hold the learner's weights, so the run stops"
+            f"the bound ppo.max_logprob_error={bound:.0e}; the engines do not hold the learner's weights, so the run stops"
         )
     return {"sync/mean_error": mean, "sync/max_error": max(float(e.max()) for e in errors)}

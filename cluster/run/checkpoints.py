@@ -12,11 +12,11 @@ from cluster.fleets.fleet import Fleet
 from common.errors import UserError
 from common.files import read_json, write_json
 
-WHOLE = "whole.json"
+MANIFEST = "manifest.json"
 
 
 class Checkpoints:
-    """Learner states of one stage: folders named by step. `whole.json`, written last, has the sizes of a folder's files and
+    """Learner states of one stage: folders named by step. `manifest.json`, written last, has the sizes of a folder's files and
     what the driver keeps."""
 
     def __init__(self, folder: Path, keep: int = 1) -> None:
@@ -28,7 +28,7 @@ class Checkpoints:
         for step in reversed(steps):
             damage = self._damage(step)
             if damage is None:
-                return {"step": step, **read_json(self.path(step) / WHOLE)["driver"]}
+                return {"step": step, **read_json(self.path(step) / MANIFEST)["driver"]}
             told = f"{self.path(step)} is not whole ({damage}) and is left out"
             Console(stderr=True).print(told, markup=False, highlight=False, soft_wrap=True)
         return None
@@ -47,7 +47,7 @@ class Checkpoints:
 
     def commit(self, step: int, driver: dict[str, Any]) -> None:
         """Declares the folder of `step` whole, then removes all but the newest ones."""
-        write_json(self.path(step) / WHOLE, {"driver": driver, "files": _sizes(self.path(step))})
+        write_json(self.path(step) / MANIFEST, {"driver": driver, "files": _sizes(self.path(step))})
         steps = self._steps()
         for old in [s for s in steps if s <= step][: -self.keep] + [s for s in steps if s > step]:
             shutil.rmtree(self.path(old))
@@ -60,7 +60,7 @@ class Checkpoints:
 
     def _damage(self, step: int) -> str | None:
         try:
-            expected = (read_json(self.path(step) / WHOLE) or {})["files"]
+            expected = (read_json(self.path(step) / MANIFEST) or {})["files"]
         except (ValueError, KeyError):
             return "its writing was not finished"
         found = _sizes(self.path(step))
@@ -75,5 +75,5 @@ class Checkpoints:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != WHOLE)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     return {str(p.relative_to(folder)): p.stat().st_size for p in files}

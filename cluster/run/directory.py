@@ -24,12 +24,12 @@ from serve.versions import endpoint, keep, point, resolve
 
 # What a finished stage was made from, and the first of a run besides: if one of these sections changes, its result no
 # longer fits the config.
-BASE = ("seed", "data", "world", "model")
+BASE = ("seed", "data", "quickstart", "model")
 SECTIONS: dict[Stage, tuple[str, ...]] = {
     "pretrain": ("pretrain",),
     "sft": ("sft",),
     "collect": ("collect",),
-    "reward": ("reward",),
+    "reward": ("reward_model",),
     "ppo": ("rewards", "ppo"),
     "evaluate": ("evaluate",),
 }
@@ -85,8 +85,8 @@ class Run:
         if not folder.is_dir() and stage not in self.config.stages:
             if stage == "sft":
                 return self.policy_path()
-            if stage == "reward" and self.config.reward.path:
-                return Path(self.config.reward.path)
+            if stage == "reward" and self.config.reward_model.path:
+                return Path(self.config.reward_model.path)
         if not folder.is_dir():
             raise UserError(
                 f"{folder}: no such model; run the {stage} stage first (hero run … --from {stage})"
@@ -155,7 +155,9 @@ class Run:
     def keep(self, stage: str, version: int, folder: Path) -> str:
         """Keeps a policy as a version that can be served, and returns its name."""
         settings, name = self.config.serve, f"{stage}-{version}"
-        keep(self.root, name, folder, settings.keep_versions, [also.path for also in settings.also.values()])
+        keep(
+            self.root, name, folder, settings.keep_versions, [also.path for also in settings.models.values()]
+        )
         return name
 
     def promote(self, stage: str, version: int, folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import wandb
 
-from common.files import mend_jsonl, read_jsonl, write_text
+from common.files import read_jsonl, truncate_partial_line, write_text
 
 
 class Monitor:
@@ -114,7 +114,7 @@ class Monitor:
         kept: list[dict[str, Any]] = []
         own = (self.folder / f"{name}.jsonl" for name in ("samples", "alarms", "quarantine", "batches"))
         for path in (*own, self.root / "metrics.jsonl"):
-            mend_jsonl(path)
+            truncate_partial_line(path)
             rows = read_jsonl(path)
             kept = [r for r in rows if r.get("stage", stage) != stage or r["step"] <= last_step]
             if len(kept) < len(rows):

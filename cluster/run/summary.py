@@ -46,10 +46,10 @@ def print_summary(root: Path, console: Console) -> None:
             f"reward model over all folds: {rate:.1%} of {reward['results']['folds/pairs']:.0f} held-out pairs as the labelers "
             f"(95% interval {low:.1%} to {high:.1%}); length alone {alone:.1%}"
         )
-    if faults := read_jsonl(root / "faults.jsonl"):
+    if faults := read_jsonl(root / "failures.jsonl"):
         lost = ", ".join(dict.fromkeys(name for fault in faults for name in fault["lost"]))
         console.print(
-            f"survived: {len(faults)} faults ({lost} started anew); see {root / 'faults.jsonl'}",
+            f"survived: {len(faults)} faults ({lost} started anew); see {root / 'failures.jsonl'}",
             highlight=False,
         )
     timings = read_json(root / "timings.json")

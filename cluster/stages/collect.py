@@ -18,7 +18,7 @@ from cluster.fleets.manager import generate
 from cluster.quickstart.labelers import Labeler, make_labelers
 from cluster.rl.weight_sync import load_weights
 from cluster.run.progress import progress
-from common.files import mend_jsonl
+from common.files import truncate_partial_line
 from learners.data.tokenizer import end_token
 from learners.models import load_tokenizer
 from learners.supervised.losses import ranking_pairs
@@ -34,7 +34,7 @@ def run(context: Context) -> dict[str, Any]:
     order = np.random.default_rng(context.config.seed).permutation(len(rows))[: config.prompts]
     decoding = context.decoding("collect", temperature=1.0)
     written = folder / "responses.jsonl"
-    mend_jsonl(written)
+    truncate_partial_line(written)
     done = len(written.read_text(encoding="utf-8").splitlines()) if written.exists() else 0
     rollouts = context.fleets.rollouts(policy)
     version = load_weights(context, policy)

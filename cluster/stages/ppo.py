@@ -22,9 +22,9 @@ from cluster.rl.alarms import Alarm, Alarms
 from cluster.rl.evaluation import best_of_sft, judge_policy
 from cluster.rl.promotion import promote_served
 from cluster.rl.prompt_stream import prompts_of, sample_seeds
-from cluster.rl.reward_aggregator import Rewards
-from cluster.rl.rollout_scheduler import Ask, Flow
-from cluster.rl.weight_sync import prove_sync
+from cluster.rl.reward_aggregator import RewardAggregator
+from cluster.rl.rollout_scheduler import PromptGroup, RolloutScheduler
+from cluster.rl.weight_sync import verify_sync
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.monitor import Monitor
 from cluster.run.progress import Bar, progress
@@ -68,7 +68,7 @@ def run(context: Context) -> dict[str, Any]:
         payload = learners.all("send_weights", context.fleets.transport, version)[0]
         rollouts.all("update_weights", payload, version, version - config.staleness)
         sent = time.perf_counter()
-        errors = prove_sync(context, probe, version)
+        errors = verify_sync(context, probe, version)
         return {**errors, "time/sync": sent - started, "time/probe": time.perf_counter() - sent}
 
     @lru_cache(maxsize=config.staleness + 3)
@@ -76,12 +76,12 @@ def run(context: Context) -> dict[str, Any]:
         seeds = sample_seeds(seed, number, config.prompts * config.responses)
         return prompts_of(number, len(rows), config.prompts, seed).tolist(), seeds
 
-    def asked(place: int) -> Ask:
+    def asked(place: int) -> PromptGroup:
         """The group at this place of the endless row of permutations of all prompts."""
         number, offset = divmod(place, config.prompts)
         chosen, seeds = round_of(number)
         row = chosen[offset]
-        return Ask(
+        return PromptGroup(
             row, rows[row], tokens[row], seeds[offset * config.responses : (offset + 1) * config.responses]
         )
 
@@ -100,9 +100,9 @@ def run(context: Context) -> dict[str, Any]:
     checkpoints = Checkpoints(folder, config.keep_checkpoints)
     saved = checkpoints.newest() or {"step": 0, "kl_coef": config.kl_coef, "flow": None, "rewards": None}
     first, kl_coef = saved["step"], saved["kl_coef"]
-    rewards = Rewards(context.config.rewards, scorers, folder, saved["rewards"])
+    rewards = RewardAggregator(context.config.rewards, scorers, folder, saved["rewards"])
     wanted = (config.prompts, config.staleness, decoding, end, config.iterations)
-    flow = Flow(rollouts, rewards, asked, *wanted, saved["flow"])
+    flow = RolloutScheduler(rollouts, rewards, asked, *wanted, saved["flow"])
     if first:
         learners.all("load", checkpoints.path(first), "state")
     evaluated: dict[str, float] = {}
@@ -184,7 +184,7 @@ def run(context: Context) -> dict[str, Any]:
             bar.advance(1, "reward {:+.2f}  kl {:.2f}  length {:.0f}".format(*shown))
             if stored:
                 checkpoints.commit(step, {"kl_coef": kl_coef, "flow": flow.state, "rewards": rewards.state})
-            if step % config.save_every == 0 and step < config.iterations:
+            if step % config.publish_every == 0 and step < config.iterations:
                 learners.all("export", folder / "newest")
                 context.run.promote("ppo", step, folder / "newest")
         learners.all("export", folder / "model", averaged=True)

@@ -28,5 +28,5 @@ def run(context: Context) -> dict[str, Any]:
     learners = context.fleets.learners()
     total = learners.all("start_pretrain", config.pretrain, folder, config.seed)[0]
     return supervise(
-        context, "pretrain", learners, total, config.pretrain.save_every, context.run.data("corpus")
+        context, "pretrain", learners, total, config.pretrain.checkpoint_every, context.run.data("corpus")
     )

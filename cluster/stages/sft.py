@@ -12,15 +12,15 @@ from learners.models import load_tokenizer
 
 def run(context: Context) -> dict[str, Any]:
     config, folder = context.config, context.run.stage("sft")
-    base, (rows, intake) = context.run.policy_path(), context.read("demonstrations")
+    base, (rows, reader) = context.run.policy_path(), context.read("demonstrations")
     tokenizer = load_tokenizer(base, config.model)
     data = encode_demonstrations(
-        rows, tokenizer, config.model.context, intake, config.sft.validation_share, config.seed
+        rows, tokenizer, config.model.context, reader, config.sft.validation_share, config.seed
     )
     data.save(folder / "demonstrations.npz")
     learners = context.fleets.learners()
     total = learners.all("start_sft", base, config.sft, folder, config.seed)[0]
     consumed = [base, *context.run.data("demonstrations")]
-    found = supervise(context, "sft", learners, total, config.sft.save_every, consumed)
+    found = supervise(context, "sft", learners, total, config.sft.checkpoint_every, consumed)
     context.run.promote("sft", 0, folder / "model")
     return found

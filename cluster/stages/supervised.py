@@ -22,7 +22,7 @@ def supervise(
     stage: str,
     learners: Fleet,
     total: int,
-    save_every: int,
+    checkpoint_every: int,
     consumed: Sequence[Path],
     finish: Callable[[], dict[str, float]] = dict,
 ) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def supervise(
     with context.monitor(stage) as monitor, progress(stage, total=total, done=done) as bar:
         monitor.truncate(stage, done)
         while done < total:
-            until_save = save_every - done % save_every
+            until_save = checkpoint_every - done % checkpoint_every
             started = time.perf_counter()
             steps = learners.all("train", min(stride, until_save, total - done))[0]
             seconds = time.perf_counter() - started
@@ -51,7 +51,7 @@ def supervise(
                 monitor.log(done, {**metrics, **speed})
             bar.advance(len(steps), f"loss {steps[-1]['loss/train']:.3f}  {rate:,.0f} tokens/s")
             stride = max(1, round(len(steps) * STRIDE_SECONDS / seconds))
-            if done % save_every == 0 and done < total:
+            if done % checkpoint_every == 0 and done < total:
                 monitor.log(done, learners.all("validate")[0])
                 checkpoints.save(done, learners)
                 checkpoints.commit(done, {})

@@ -38,8 +38,12 @@ def plan_micro_batches(
     order = np.argsort(-lengths, kind="stable")
     rounds = max(1, -(-int(lengths.sum()) // (ranks * budget)))
     while True:
-        chunks = _deal(lengths, ranks * rounds) if packing else _cut(lengths, order, ranks * rounds)
-        if all(len(c) == 0 or _size(lengths[c], in_rows(lengths[c], packing)) <= budget for c in chunks):
+        chunks = (
+            balance_bins(lengths, ranks * rounds)
+            if packing
+            else split_contiguous(lengths, order, ranks * rounds)
+        )
+        if all(len(c) == 0 or _size(lengths[c], assign_rows(lengths[c], packing)) <= budget for c in chunks):
             break
         rounds += 1
     chunks.sort(key=lambda c: -int(lengths[c].sum()))
@@ -51,7 +55,7 @@ def plan_micro_batches(
     return plan
 
 
-def _cut(lengths: np.ndarray, order: np.ndarray, count: int) -> list[np.ndarray]:
+def split_contiguous(lengths: np.ndarray, order: np.ndarray, count: int) -> list[np.ndarray]:
     """`order` in `count` runs of about equal token sums (some empty if there are fewer sequences)."""
     running = np.cumsum(lengths[order])
     total = running[-1] if len(running) else 0
@@ -59,7 +63,7 @@ def _cut(lengths: np.ndarray, order: np.ndarray, count: int) -> list[np.ndarray]
     return np.split(order, edges)
 
 
-def _deal(lengths: np.ndarray, count: int) -> list[np.ndarray]:
+def balance_bins(lengths: np.ndarray, count: int) -> list[np.ndarray]:
     """All sequences in `count` lots of about equal token sums: the longest first, each to the lot that has least."""
     lots: list[list[int]] = [[] for _ in range(count)]
     sums = [(0, lot) for lot in range(count)]
@@ -75,7 +79,7 @@ def _size(lengths: np.ndarray, rows: Sequence[Sequence[int] | np.ndarray]) -> in
     return max(int(lengths[row].sum()) for row in rows) * len(rows)
 
 
-def in_rows(lengths: Sequence[int] | np.ndarray, packing: bool) -> list[list[int]]:
+def assign_rows(lengths: Sequence[int] | np.ndarray, packing: bool) -> list[list[int]]:
     """Which sequences of a micro-batch share a row: each has its own or, packed, they fill rows of about equal length, as
     many as leave least padding. Sequences that are equally long need no packing."""
     lengths = np.asarray(lengths)
@@ -83,11 +87,11 @@ def in_rows(lengths: Sequence[int] | np.ndarray, packing: bool) -> list[list[int
         return [[i] for i in range(len(lengths))]
     total, longest = int(lengths.sum()), int(lengths.max())
     counts = range(-(-total // (LONGEST_ROW * longest)), -(-total // (SHORTEST_ROW * longest)) + 1)
-    rows = min((_deal(lengths, count) for count in counts), key=lambda rows: _size(lengths, rows))
+    rows = min((balance_bins(lengths, count) for count in counts), key=lambda rows: _size(lengths, rows))
     return [row.tolist() for row in rows]
 
 
-def join(rows: Sequence[Sequence[np.ndarray]], fill: int | bool) -> Tensor:
+def concat_pad(rows: Sequence[Sequence[np.ndarray]], fill: int | bool) -> Tensor:
     """(R, T): the arrays of each row one after the other, then `fill`; int64, or bool where `fill` is. No rows give one of
     one `fill`, so that a rank without work still runs the same forward and backward as the others."""
     lengths = [sum(map(len, row)) for row in rows]
@@ -98,9 +102,9 @@ def join(rows: Sequence[Sequence[np.ndarray]], fill: int | bool) -> Tensor:
 
 
 def positions(rows: Sequence[Sequence[np.ndarray]]) -> Tensor:
-    """Position ids (R, T) of rows laid out by `join`: each sequence counts from 0."""
-    counted_RT = join([[np.ones(len(s), dtype=bool) for s in row] for row in rows], False)
-    starts_RT = join([[np.arange(len(s)) == 0 for s in row] for row in rows], False)
+    """Position ids (R, T) of rows laid out by `concat_pad`: each sequence counts from 0."""
+    counted_RT = concat_pad([[np.ones(len(s), dtype=bool) for s in row] for row in rows], False)
+    starts_RT = concat_pad([[np.arange(len(s)) == 0 for s in row] for row in rows], False)
     return position_ids(counted_RT, starts_RT)
 
 
@@ -117,30 +121,32 @@ def position_ids(mask_RT: Tensor, starts_RT: Tensor | None = None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedBatch:
     """A micro-batch as a forward pass takes it."""
 
     order: list[int]
     """Which sequence comes first, second, … when rows are read one after the other."""
     tokens_RT: Tensor
     """int64. Sequences and padding."""
-    chosen_RT: Tensor
+    target_mask_RT: Tensor
     """bool. Tokens that the caller marked."""
     positions_RT: Tensor | None
     """Position ids where rows are shared."""
 
 
-def lay_out(
+def pack(
     sequences: Sequence[np.ndarray], chosen: Sequence[np.ndarray], pad_token: int, packing: bool = False
-) -> Rows:
+) -> PackedBatch:
     """Puts sequences, and a bool array over the tokens of each, into rows."""
-    rows = in_rows([len(s) for s in sequences], packing)
+    rows = assign_rows([len(s) for s in sequences], packing)
     tokens, marks = ([[arrays[i] for i in row] for row in rows] for arrays in (sequences, chosen))
     shared = any(len(row) > 1 for row in rows)
     order = [i for row in rows for i in row]
-    return Rows(order, join(tokens, pad_token), join(marks, False), positions(tokens) if shared else None)
+    return PackedBatch(
+        order, concat_pad(tokens, pad_token), concat_pad(marks, False), positions(tokens) if shared else None
+    )
 
 
 def pad(sequences: Sequence[np.ndarray], pad_token: int) -> Tensor:
     """int64 (B, T): each sequence in its own row, padded on the right."""
-    return join([[s] for s in sequences], pad_token)
+    return concat_pad([[s] for s in sequences], pad_token)

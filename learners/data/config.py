@@ -53,13 +53,13 @@ class DataConfig(Section):
     rankings: Sources = None
     """Ranked responses, {"prompt", "responses", "ranks"}, or pairs, {"prompt", "chosen", "rejected"}. Empty: what the
     collect stage wrote."""
-    split_by: str | None = None
+    split_key: str | None = None
     """Key of demonstrations and rankings (for example user): rows that share its value are all learned or all held out."""
     deduplicate: bool = False
     """Leave out rows that repeat an earlier one but for case and white space."""
     overlong: Literal["refuse", "drop", "truncate"] = "refuse"
     """Rows over model.context: an error, left out, or cut after the last sentence that fits."""
-    broken_rows: int = Field(0, ge=0)
+    max_invalid_rows: int = Field(0, ge=0)
     """Broken rows that are skipped, told and counted; one more is an error. 0: the first is one."""
 
     @model_validator(mode="after")

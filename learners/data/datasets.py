@@ -35,9 +35,9 @@ class TokenData(_Arrays):
     """int32. All sequences, one after the other."""
     offsets: np.ndarray
     """int64 (S + 1). Where each starts."""
-    learn_N: np.ndarray
+    loss_mask_N: np.ndarray
     """bool. Tokens whose log-probability enters the loss; never the first of a sequence."""
-    held_S: np.ndarray
+    is_validation_S: np.ndarray
     """bool. Sequences that are kept for validation."""
 
     @property
@@ -47,8 +47,8 @@ class TokenData(_Arrays):
     def sequence(self, s: int) -> np.ndarray:
         return self.tokens_N[self.offsets[s] : self.offsets[s + 1]]
 
-    def learned(self, s: int) -> np.ndarray:
-        return self.learn_N[self.offsets[s] : self.offsets[s + 1]]
+    def loss_mask(self, s: int) -> np.ndarray:
+        return self.loss_mask_N[self.offsets[s] : self.offsets[s + 1]]
 
 
 @dataclass
@@ -75,7 +75,7 @@ class RankingData(_Arrays):
     """int32 (S,) or empty. Ranks within the group by a judge that knows the truth: for measuring only."""
     owner_G: np.ndarray
     """int32. Whose prompt each group is: groups of one owner are on one side of every split."""
-    held_G: np.ndarray
+    is_validation_G: np.ndarray
     """bool. Groups that are kept for validation."""
 
     def group(self, g: int) -> list[np.ndarray]:

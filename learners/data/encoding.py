@@ -1,6 +1,6 @@
 """From rows to tokens: the corpus packed, conversations in the chat template, rankings by prompt, prompts to sample from.
 
-Called by the stages of the driver. Rows over the context go through `Intake.fitted`, which refuses, leaves out or
+Called by the stages of the driver. Rows over the context go through `DatasetReader.fitted`, which refuses, leaves out or
 shortens them as the config says.
 """
 
@@ -18,7 +18,7 @@ from common.errors import UserError
 from learners.data.datasets import RankingData, TokenData, hold_out
 from learners.data.records import Messages, Row, as_messages
 from learners.data.samples import offsets_of
-from learners.data.sources import Intake, Located
+from learners.data.sources import DatasetReader, SourceRow
 from learners.data.tokenizer import document_separator, encode_prompt
 
 K_MOST = 9  # responses that one element of a reward batch has at most, as in Ouyang et al. 2022, section 3.5
@@ -41,19 +41,19 @@ def pack_corpus(
         raise UserError(
             f"the corpus has {len(stream)} tokens, too few for two of pretrain.sequence_length={length}"
         )
-    learn_N = np.ones(count * length, dtype=bool)
-    learn_N[::length] = False
+    loss_mask_N = np.ones(count * length, dtype=bool)
+    loss_mask_N[::length] = False
     tail_S = np.arange(count) >= count - max(1, round(count * validation_share))
     return TokenData(
         tokens_N=stream[: count * length],
         offsets=np.arange(count + 1, dtype=np.int64) * length,
-        learn_N=learn_N,
-        held_S=tail_S if len(texts) == 1 else hold_out(range(count), validation_share, seed),
+        loss_mask_N=loss_mask_N,
+        is_validation_S=tail_S if len(texts) == 1 else hold_out(range(count), validation_share, seed),
     )
 
 
 def encode_prompts(
-    rows: Sequence[Located], tokenizer: PreTrainedTokenizerBase, limit: int, intake: Intake
+    rows: Sequence[SourceRow], tokenizer: PreTrainedTokenizerBase, limit: int, reader: DatasetReader
 ) -> tuple[list[Row], list[list[int]]]:
     """(rows, token ids) of the prompts that have at most `limit` tokens, or are brought to that."""
     kept, tokens = [], []
@@ -63,7 +63,7 @@ def encode_prompts(
         def encode(text: str, messages: Messages = messages) -> list[int]:
             return encode_prompt(tokenizer, _ending(messages, text))
 
-        if fitted := intake.fitted(where, messages[-1]["content"], encode, limit):
+        if fitted := reader.fitted(where, messages[-1]["content"], encode, limit):
             shown = fitted[0] if isinstance(row["prompt"], str) else _ending(messages, fitted[0])
             kept.append({**row, "prompt": shown})
             tokens.append(fitted[1])
@@ -71,10 +71,10 @@ def encode_prompts(
 
 
 def encode_demonstrations(
-    rows: Sequence[Located],
+    rows: Sequence[SourceRow],
     tokenizer: PreTrainedTokenizerBase,
     context: int,
-    intake: Intake,
+    reader: DatasetReader,
     validation_share: float = 0.1,
     seed: int = 0,
 ) -> TokenData:
@@ -87,7 +87,7 @@ def encode_demonstrations(
         def encode(text: str, messages: Messages = messages) -> list[tuple[int, bool]]:
             return list(zip(*encode_conversation(_ending(messages, text), tokenizer), strict=True))
 
-        fitted = intake.fitted(where, messages[-1]["content"], encode, context)
+        fitted = reader.fitted(where, messages[-1]["content"], encode, context)
         if not fitted:
             continue
         ids, mask = zip(*fitted[1], strict=True)
@@ -95,13 +95,13 @@ def encode_demonstrations(
             raise UserError(f"{where}: the chat template leaves no assistant token to learn")
         sequences.append(np.array(ids, dtype=np.int32))
         masks.append(np.array(mask, dtype=bool))
-        owners.append(_owner(row, intake, len(owners)))
-    _refuse_few(len(set(owners)), "demonstrations", intake)
+        owners.append(_owner(row, reader, len(owners)))
+    _refuse_few(len(set(owners)), "demonstrations", reader)
     return TokenData(
         tokens_N=np.concatenate(sequences),
         offsets=offsets_of([len(s) for s in sequences]),
-        learn_N=np.concatenate(masks),
-        held_S=hold_out(owners, validation_share, seed),
+        loss_mask_N=np.concatenate(masks),
+        is_validation_S=hold_out(owners, validation_share, seed),
     )
 
 
@@ -135,10 +135,10 @@ def encode_conversation(
 
 
 def encode_rankings(
-    rows: Sequence[Located],
+    rows: Sequence[SourceRow],
     tokenizer: PreTrainedTokenizerBase,
     context: int,
-    intake: Intake,
+    reader: DatasetReader,
     validation_share: float = 0.1,
     seed: int = 0,
     worth: Callable[[Row, str, bool], float] | None = None,
@@ -159,7 +159,7 @@ def encode_rankings(
                 written: list[int] = tokenizer.encode(text, add_special_tokens=False)
                 return [*prompt_ids, *written, *([tokenizer.eos_token_id] * ended)]
 
-            if not (fitted := intake.fitted(where, response, encode, context)):
+            if not (fitted := reader.fitted(where, response, encode, context)):
                 break
             members.append((tuple(fitted[1]), worth(row, response, ended) if worth else 0.0))
         else:
@@ -168,11 +168,11 @@ def encode_rankings(
                 group = newest[key] = _Group(key)
                 groups.append(group)
             group.rankings.append(([group.place(*member) for member in members], row["ranks"]))
-            owners.append((key, _owner(row, intake, key)))
+            owners.append((key, _owner(row, reader, key)))
     rankings = [(g, *ranking) for g, group in enumerate(groups) for ranking in group.rankings]
     owner_of = dict(zip(newest, _joined(owners), strict=True))
     owner_G = [owner_of[group.prompt] for group in groups]
-    _refuse_few(len(set(owner_G)), "prompts with rankings", intake)
+    _refuse_few(len(set(owner_G)), "prompts with rankings", reader)
     sequences = [np.array(s, dtype=np.int32) for group in groups for s in group.worth]
     return RankingData(
         tokens_N=np.concatenate(sequences),
@@ -184,7 +184,7 @@ def encode_rankings(
         ranking_groups_R=np.array([g for g, _, _ in rankings], dtype=np.int32),
         truth=np.array([r for group in groups for r in group.true_ranks() if worth], dtype=np.int32),
         owner_G=np.array(owner_G, dtype=np.int32),
-        held_G=hold_out(owner_G, validation_share, seed),
+        is_validation_G=hold_out(owner_G, validation_share, seed),
     )
 
 
@@ -215,9 +215,9 @@ def _joined(owners: Sequence[tuple[str, Hashable]]) -> list[int]:
     return connected_components(graph, directed=False)[1][: len(prompts)].tolist()
 
 
-def _owner(row: Row, intake: Intake, alone: Hashable) -> Any:
-    """Whose row it is by `data.split_by`; a row without owner stands `alone`."""
-    owner = row.get(intake.config.split_by) if intake.config.split_by else None
+def _owner(row: Row, reader: DatasetReader, alone: Hashable) -> Any:
+    """Whose row it is by `data.split_key`; a row without owner stands `alone`."""
+    owner = row.get(reader.config.split_key) if reader.config.split_key else None
     return ("alone", alone) if owner is None else str(owner)
 
 
@@ -225,10 +225,10 @@ def _ending(messages: Messages, text: str) -> Messages:
     return [*messages[:-1], {**messages[-1], "content": text}]
 
 
-def _refuse_few(count: int, what: str, intake: Intake) -> None:
+def _refuse_few(count: int, what: str, reader: DatasetReader) -> None:
     if count < 2:
-        by = f" of different {intake.config.split_by}" if intake.config.split_by else ""
+        by = f" of different {reader.config.split_key}" if reader.config.split_key else ""
         raise UserError(
-            f"data.{intake.kind}: at least two {what}{by} are needed, one for validation; found {count} "
-            f"({intake.counts_text()})"
+            f"data.{reader.kind}: at least two {what}{by} are needed, one for validation; found {count} "
+            f"({reader.counts_text()})"
         )

@@ -15,13 +15,13 @@ Messages = list[dict[str, str]]
 CONVERSATION = '[{"role": "user", "content": …}, {"role": "assistant", "content": …}]'
 
 
-class BrokenRow(ValueError):
+class InvalidRow(ValueError):
     """Says what is wrong with one row: key, and what was expected."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """`read` brings a row to its one form or raises BrokenRow; rows alike in the keys `identity` are duplicates."""
+    """`read` brings a row to its one form or raises InvalidRow; rows alike in the keys `identity` are duplicates."""
 
     read: Callable[[Row], Row]
     identity: tuple[str, ...]
@@ -64,7 +64,7 @@ def ranking(row: Row) -> Row:
                 for talk, key in zip(pair, ("chosen", "rejected"), strict=True)
             ]
             if talks[0][:-1] != talks[1][:-1]:
-                raise BrokenRow(
+                raise InvalidRow(
                     "keys 'chosen' and 'rejected': expected two conversations that differ in the last message"
                 )
             row = {**row, "prompt": row.get("prompt") or talks[0][:-1]}
@@ -81,15 +81,17 @@ def ranking(row: Row) -> Row:
         or len(responses) < 2
         or not all(isinstance(r, str) for r in responses)
     ):
-        raise BrokenRow("key 'responses': expected a list of at least two texts")
+        raise InvalidRow("key 'responses': expected a list of at least two texts")
     if (
         not isinstance(ranks, list)
         or len(ranks) != len(responses)
         or not all(type(r) is int and r >= 1 for r in ranks)
     ):
-        raise BrokenRow(f"key 'ranks': expected {len(responses)} whole numbers from 1 (best), equal for ties")
+        raise InvalidRow(
+            f"key 'ranks': expected {len(responses)} whole numbers from 1 (best), equal for ties"
+        )
     if ended and (len(ended) != len(responses) or not all(isinstance(e, bool) for e in ended)):
-        raise BrokenRow(f"key 'ended': expected {len(responses)} times true or false")
+        raise InvalidRow(f"key 'ended': expected {len(responses)} times true or false")
     return {**row, "ended": ended or [True] * len(responses)}
 
 
@@ -104,18 +106,18 @@ FORMS = {
 
 def _text(row: Row, key: str) -> str:
     if not isinstance(row.get(key), str) or not row[key].strip():
-        raise BrokenRow(f"key '{key}': expected a text that is not empty")
+        raise InvalidRow(f"key '{key}': expected a text that is not empty")
     return row[key]
 
 
 def _messages(messages: Any, key: str, last: str) -> Messages:
     if not isinstance(messages, list) or not messages:
-        raise BrokenRow(f"key '{key}': expected a list like {CONVERSATION}")
+        raise InvalidRow(f"key '{key}': expected a list like {CONVERSATION}")
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
-            raise BrokenRow(f"key '{key}[{i}].role': expected system, user or assistant")
+            raise InvalidRow(f"key '{key}[{i}].role': expected system, user or assistant")
         if not isinstance(message.get("content"), str):
-            raise BrokenRow(f"key '{key}[{i}].content': expected a text")
+            raise InvalidRow(f"key '{key}[{i}].content': expected a text")
     if messages[-1]["role"] != last:
-        raise BrokenRow(f"key '{key}': the last message must be the {last}'s")
+        raise InvalidRow(f"key '{key}': the last message must be the {last}'s")
     return messages

@@ -3,7 +3,7 @@
     sources -> read_source (place, row) -> convert -> form -> mix by weight -> deduplicate -> encoders (fit to context)
 
 Every row keeps the place it came from, so that whatever is wrong with it later is told with file and line. An
-`Intake` counts what is left out on the way, and why.
+`DatasetReader` counts what is left out on the way, and why.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ import numpy as np
 from common.errors import UserError
 from common.plugins import load_object
 from learners.data.config import DataConfig, SourceConfig
-from learners.data.records import FORMS, BrokenRow, Row
+from learners.data.records import FORMS, InvalidRow, Row
 
 T = TypeVar("T")
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 SENTENCE_END = re.compile(r"""[.!?…。！？]["'”’)\]]*(?=\s)|\n+""")
 
 
-class Located(NamedTuple):
+class SourceRow(NamedTuple):
     """A row and the place it was read from, as errors name it."""
 
     where: str
     row: Row
 
 
-class Intake:
+class DatasetReader:
     """Rows of one kind on their way to tokens; `counts` says how many were read, left out, shortened and kept."""
 
     def __init__(self, kind: str, config: DataConfig, seed: int) -> None:
         self.kind, self.config, self.seed = kind, config, seed
         self.counts: Counter[str] = Counter()
-        self.owners: set[str] = set()  # the values of `data.split_by`
+        self.owners: set[str] = set()  # the values of `data.split_key`
 
-    def read(self, sources: Sequence[SourceConfig]) -> list[Located]:
-        """The rows of all sources in one form. Raises UserError for a broken row (over `data.broken_rows` of them) and
+    def read(self, sources: Sequence[SourceConfig]) -> list[SourceRow]:
+        """The rows of all sources in one form. Raises UserError for a broken row (over `data.max_invalid_rows` of them) and
         where nothing is left."""
         parts = []
         for source in sources:
@@ -64,7 +64,7 @@ class Intake:
             )
         self.counts["kept"] = len(rows)
         self.owners = {
-            str(row[by]) for _, row in rows if (by := self.config.split_by) and row.get(by) is not None
+            str(row[by]) for _, row in rows if (by := self.config.split_key) and row.get(by) is not None
         }
         return rows
 
@@ -92,24 +92,24 @@ class Intake:
     def counts_text(self) -> str:
         return ", ".join(f"{count} {name}" for name, count in self.counts.items() if count) or "0 read"
 
-    def _checked(self, source: SourceConfig) -> Iterator[Located]:
+    def _checked(self, source: SourceConfig) -> Iterator[SourceRow]:
         convert = load_object(source.convert) if source.convert else None
         for where, given in read_source(source, self.config):
             self.counts["read"] += 1
             try:
-                if isinstance(given, BrokenRow):
+                if isinstance(given, InvalidRow):
                     raise given
                 if not isinstance(given, dict):
-                    raise BrokenRow("expected a JSON object")
+                    raise InvalidRow("expected a JSON object")
                 rows = _converted(given, convert) if convert else [given]
-                yield from [Located(where, FORMS[self.kind].read(row)) for row in rows]
-            except BrokenRow as wrong:
+                yield from [SourceRow(where, FORMS[self.kind].read(row)) for row in rows]
+            except InvalidRow as wrong:
                 self.counts["broken"] += 1
-                if self.counts["broken"] > self.config.broken_rows:
+                if self.counts["broken"] > self.config.max_invalid_rows:
                     raise UserError(f"{where}: {wrong}") from None
                 logging.warning("%s: %s (skipped)", where, wrong)
 
-    def _mixed(self, parts: list[list[Located]], weights: list[float | None]) -> list[Located]:
+    def _mixed(self, parts: list[list[SourceRow]], weights: list[float | None]) -> list[SourceRow]:
         """All rows, or of each source its share by weight, drawn by the seed."""
         if not any(weights):
             return [row for part in parts for row in part]
@@ -122,8 +122,8 @@ class Intake:
             mixed += [part[j] for j in sorted(drawn)]
         return mixed
 
-    def _distinct(self, rows: list[Located]) -> list[Located]:
-        found: dict[str, Located] = {}
+    def _distinct(self, rows: list[SourceRow]) -> list[SourceRow]:
+        found: dict[str, SourceRow] = {}
         for located in rows:
             content = json.dumps(
                 [located.row.get(key) for key in FORMS[self.kind].identity], ensure_ascii=False
@@ -137,7 +137,7 @@ def _converted(row: Row, convert: Callable[[Row], list[Row]]) -> list[Row]:
     try:
         return list(convert(row))
     except Exception as fault:  # the user's code; what it stumbles over is the row
-        raise BrokenRow(
+        raise InvalidRow(
             f"{convert.__module__}:{convert.__name__}: {type(fault).__name__}: {fault}"
         ) from fault
 
@@ -157,7 +157,7 @@ def local_path(source: SourceConfig, config: DataConfig, key: str = "data") -> P
 
 
 def read_source(source: SourceConfig, config: DataConfig) -> Iterator[tuple[str, Any]]:
-    """(place, row) of every row of a source, in its order; a row that cannot be parsed is given as a BrokenRow."""
+    """(place, row) of every row of a source, in its order; a row that cannot be parsed is given as a InvalidRow."""
     path = local_path(source, config)
     if path is None or path.is_dir() or path.suffix in (".csv", ".parquet"):
         yield from _tabular(path, source)
@@ -169,7 +169,7 @@ def read_source(source: SourceConfig, config: DataConfig) -> Iterator[tuple[str,
         yield from _json_lines(path)
     else:
         rows = _parsed(text := path.read_text(encoding="utf-8"))
-        if isinstance(rows, BrokenRow):
+        if isinstance(rows, InvalidRow):
             raise UserError(f"{path}: {rows}")
         if not isinstance(rows, list):
             raise UserError(
@@ -190,7 +190,7 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as fault:
         line = f"line {fault.lineno}, " if text.count("\n") > 1 else ""
-        return BrokenRow(f"not valid JSON ({fault.msg} at {line}column {fault.colno})")
+        return InvalidRow(f"not valid JSON ({fault.msg} at {line}column {fault.colno})")
 
 
 def _tabular(path: Path | None, source: SourceConfig) -> Iterator[tuple[str, Any]]:

@@ -5,7 +5,7 @@ elsewhere. `learners.objectives` passes all of this on under its own name.
 
 An advantage without critic is a function (rewards_BT, mask_BT, groups_B, gamma) -> advantages_BT: the rewards are
 those of `token_rewards`, groups_B names the prompt that each response answers. A new one is a function here and a
-line in `learners.rl.config.ALGORITHMS`.
+line in `learners.rl.config.ADVANTAGES`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from common.config import DType, Section
 from learners.config import OptimizerConfig
 
 
-class Needs(NamedTuple):
+class AdvantageSpec(NamedTuple):
     """What an advantage is made from beside the rewards."""
 
     critic: bool = False
@@ -22,14 +22,14 @@ class Needs(NamedTuple):
 
 
 # By name of a function of `learners.rl.advantages`; a new advantage is a function there and a line here.
-ALGORITHMS = {
-    "gae": Needs(critic=True, tokens=True),
-    "grpo": Needs(group=True),
-    "dr_grpo": Needs(group=True),
-    "rloo": Needs(group=True),
-    "reinforce": Needs(tokens=True),
-    "reinforce_pp": Needs(tokens=True),
-    "reinforce_pp_baseline": Needs(group=True),
+ADVANTAGES = {
+    "gae": AdvantageSpec(critic=True, tokens=True),
+    "grpo": AdvantageSpec(group=True),
+    "dr_grpo": AdvantageSpec(group=True),
+    "rloo": AdvantageSpec(group=True),
+    "reinforce": AdvantageSpec(tokens=True),
+    "reinforce_pp": AdvantageSpec(tokens=True),
+    "reinforce_pp_baseline": AdvantageSpec(group=True),
 }
 
 
@@ -62,9 +62,9 @@ class PPOConfig(Section):
     """Responses over which an adaptive weight changes by the relative error of the KL."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Estimator of the KL penalty."""
-    missing_end_penalty: float = Field(1.0, ge=0)
+    missing_eos_penalty: float = Field(1.0, ge=0)
     """Taken off the score of a response that does not end by itself."""
-    bootstrap_cut: bool = False
+    bootstrap_truncated: bool = False
     """Let a response that was cut at max_response_tokens be worth, from there on, what the critic expects; else nothing."""
     overlong_buffer: int = Field(0, ge=0)
     """Tokens before max_response_tokens over which a penalty on length grows from 0 (DAPO). 0: off."""
@@ -129,34 +129,36 @@ class PPOConfig(Section):
     """Iterations between checkpoints of the learners: what a death can cost."""
     keep_checkpoints: int = Field(2, ge=1)
     """Checkpoints kept on disk; older ones are removed."""
-    save_every: int = Field(10, ge=1)
+    publish_every: int = Field(10, ge=1)
     """Iterations between policies that are kept as versions to serve."""
-    sync_bound: float | None = Field(None, gt=0)
+    promote_every: int = Field(0, ge=0)
+    """Iterations between promotions of the policy to the endpoint that serves the run. 0: never."""
+    max_logprob_error: float | None = Field(None, gt=0)
     """Largest mean difference of probe log-probabilities between learner and engine. Empty: 1e-5 (bfloat16: 0.05)."""
 
     @property
-    def needs(self) -> Needs:
-        return ALGORITHMS[self.advantage]
+    def advantage_spec(self) -> AdvantageSpec:
+        return ADVANTAGES[self.advantage]
 
     @field_validator("advantage")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in ALGORITHMS:
-            raise ValueError(f"expected one of {', '.join(ALGORITHMS)}")
+        if name not in ADVANTAGES:
+            raise ValueError(f"expected one of {', '.join(ADVANTAGES)}")
         return name
 
-    def without_effect(self) -> dict[str, str]:
+    def inactive_keys(self) -> dict[str, str]:
         critic, tokens = (
-            ", ".join(n for n, a in ALGORITHMS.items() if getattr(a, what)) for what in ("critic", "tokens")
+            ", ".join(n for n, a in ADVANTAGES.items() if getattr(a, what)) for what in ("critic", "tokens")
         )
         penalized = self.kl_coef > 0
         rules = (
             (
-                self.needs.critic,
-                ("lam", "value_clip", "critic_optimizer", "bootstrap_cut"),
+                self.advantage_spec.critic,
+                ("lam", "value_clip", "critic_optimizer", "bootstrap_truncated"),
                 f"ppo.advantage: {critic}",
             ),
-            (self.needs.tokens, ("gamma", "whiten_rewards"), f"ppo.advantage: {tokens}"),
+            (self.advantage_spec.tokens, ("gamma", "whiten_rewards"), f"ppo.advantage: {tokens}"),
             (penalized, ("kl_in", "kl_target", "kl_estimator"), "ppo.kl_coef over 0"),
             (penalized and self.kl_target is not None, ("kl_horizon",), "ppo.kl_target"),
             (self.overlong_buffer > 0, ("overlong_penalty",), "ppo.overlong_buffer over 0"),
@@ -172,8 +174,8 @@ class PPOConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> PPOConfig:
-        if self.responses == 1 and (self.needs.group or self.dynamic_sampling):
-            what = f"advantage {self.advantage}" if self.needs.group else "dynamic_sampling"
+        if self.responses == 1 and (self.advantage_spec.group or self.dynamic_sampling):
+            what = f"advantage {self.advantage}" if self.advantage_spec.group else "dynamic_sampling"
             raise ValueError(
                 f"responses is 1, but {what} compares the responses to one prompt; set it to 2 or more"
             )

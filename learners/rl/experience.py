@@ -90,7 +90,7 @@ class Experience:
             self.age_BT = self.spread(torch.from_numpy(version - self.versions_N).float(), self.on_BT)
         old_BT = self.old_BT
         cut_B = ~torch.from_numpy(samples.ended_B)
-        given_B = self.scores_B - config.missing_end_penalty * cut_B
+        given_B = self.scores_B - config.missing_eos_penalty * cut_B
         if config.overlong_buffer:
             over_B = advantages.overlong_penalty(
                 self.lengths_B, config.max_response_tokens, config.overlong_buffer
@@ -102,8 +102,8 @@ class Experience:
         )
         if config.whiten_rewards:
             rewards_BT = advantages.masked_whiten(rewards_BT, mask_BT, shift_mean=False)
-        if config.needs.critic:
-            after_B = self.after_B * cut_B if config.bootstrap_cut else None
+        if config.advantage_spec.critic:
+            after_B = self.after_B * cut_B if config.bootstrap_truncated else None
             found_BT, self.returns_BT = advantages.gae(
                 rewards_BT, self.values_BT, mask_BT, config.gamma, config.lam, after_B
             )
@@ -129,7 +129,7 @@ class Experience:
             "response/length": float(samples.response_lengths_B.mean()),
             "response/ended": float(samples.ended_B.mean()),
             "val/num_eos_tokens": float(samples.ended_B.sum()),
-            **({"val/var_explained": self._explained()} if config.needs.critic else {}),
+            **({"val/var_explained": self._explained()} if config.advantage_spec.critic else {}),
             **self.mismatch(),
             "kl_coef": kl_coef,
             "tokens": float(samples.offsets[-1]),

@@ -20,12 +20,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learners.config import LearnerConfig
-from learners.data.batching import Rows, lay_out, plan_micro_batches
+from learners.data.batching import PackedBatch, pack, plan_micro_batches
 from learners.data.datasets import TokenData
 from learners.data.samples import Samples
-from learners.deepspeed_engine import Average, Engine
+from learners.deepspeed_engine import EMA, DeepSpeedEngine
 from learners.distributed import summed_over_ranks
-from learners.models import PolicyModule, ScalarModule, refuse_leaks
+from learners.models import PolicyModule, ScalarModule, check_packing_isolation
 from learners.rl import advantages, losses
 from learners.rl.config import PPOConfig
 from learners.rl.experience import Experience
@@ -55,16 +55,16 @@ class PPOTask:
         )
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         if learner.packing:
-            refuse_leaks(policy.model)
+            check_packing_isolation(policy.model)
         steps = config.iterations * config.epochs * config.minibatches
-        self.policy = Engine(policy, learner, config.optimizer, config.dtype, steps)
+        self.policy = DeepSpeedEngine(policy, learner, config.optimizer, config.dtype, steps)
         self.critic = (
-            Engine(critic, learner, config.critic_optimizer, config.dtype, steps) if critic else None
+            DeepSpeedEngine(critic, learner, config.critic_optimizer, config.dtype, steps) if critic else None
         )
-        self.average = Average(self.policy, config.ema) if config.ema else None
+        self.average = EMA(self.policy, config.ema) if config.ema else None
 
     @property
-    def engines(self) -> list[Engine]:
+    def engines(self) -> list[DeepSpeedEngine]:
         return [self.policy, self.critic] if self.critic else [self.policy]
 
     def train(self, iteration: int, kl_coef: float, parts: int, *batch: object) -> dict[str, float]:
@@ -81,7 +81,7 @@ class PPOTask:
 
     def _evaluate(self, experience: Experience) -> None:
         """Fills in logprobs, entropy and values, float32, before any update. The value of a response token is the critic's
-        output on reading the token before it, the state in which it was chosen; with `bootstrap_cut`, its output on reading the
+        output on reading the token before it, the state in which it was chosen; with `bootstrap_truncated`, its output on reading the
         last token is the value after the response. With a log-linear proximal policy the first two come out of the first epoch
         instead."""
         asked = self.config.proximal != "log_linear"
@@ -96,13 +96,16 @@ class PPOTask:
                         self.critic(rows.tokens_RT, rows.positions_RT).float().cpu(),
                         before(rows),
                     )
-                    found[2], after_B[micro] = scalars_RT[before_RT], scalars_RT[rows.chosen_RT & ~before_RT]
+                    found[2], after_B[micro] = (
+                        scalars_RT[before_RT],
+                        scalars_RT[rows.target_mask_RT & ~before_RT],
+                    )
                 for place, values_N in found.items():
                     found_3BT[place, micro] = experience.spread(
                         values_N.float().cpu(), experience.on_BT[micro]
                     )
         experience.old_BT, experience.entropy_BT, experience.values_BT = self._whole(found_3BT)
-        if self.config.bootstrap_cut:
+        if self.config.bootstrap_truncated:
             experience.after_B = self._whole(after_B)
 
     def _whole(self, shares: Tensor) -> Tensor:
@@ -148,10 +151,10 @@ class PPOTask:
     def _policy_step(
         self,
         experience: Experience,
-        micros: list[tuple[list[int], Rows]],
+        micros: list[tuple[list[int], PackedBatch]],
         minibatch: np.ndarray,
         kl_coef: float,
-        ptx: list[tuple[Rows, float]],
+        ptx: list[tuple[PackedBatch, float]],
         sums: Sums,
         seen_2BT: Tensor | None,
     ) -> tuple[float, float]:
@@ -195,7 +198,7 @@ class PPOTask:
                 loss = loss + penalty
             self.policy.backward(loss, last=i == len(micros) - 1 and not ptx)
         for i, (rows, count) in enumerate(ptx):
-            loss = -self.policy(rows.tokens_RT, rows.chosen_RT)[0].sum() / count
+            loss = -self.policy(rows.tokens_RT, rows.target_mask_RT)[0].sum() / count
             self.policy.backward(config.ptx_coef * loss, last=i == len(ptx) - 1)
             sums.add({"loss/ptx": loss * tokens})
         step = self.policy.step()
@@ -205,7 +208,7 @@ class PPOTask:
         return error, step["lr"]
 
     def _critic_step(
-        self, experience: Experience, micros: list[tuple[list[int], Rows]], tokens: float, sums: Sums
+        self, experience: Experience, micros: list[tuple[list[int], PackedBatch]], tokens: float, sums: Sums
     ) -> None:
         assert self.critic is not None
         for i, (micro, rows) in enumerate(micros):
@@ -223,7 +226,7 @@ class PPOTask:
             sums.add({"val/clipfrac_avg": metrics["clipfrac"], "val/square_error": metrics["square_error"]})
         sums.add({"grad_norm/critic": self.critic.step()["grad_norm"] * tokens / self.ranks})
 
-    def _micros(self, samples: Samples, indices: Sequence[int]) -> list[tuple[list[int], Rows]]:
+    def _micros(self, samples: Samples, indices: Sequence[int]) -> list[tuple[list[int], PackedBatch]]:
         """This rank's micro-batches of the given sequences: which they are, row by row, and the rows, responses marked."""
         budget, packing = self.learner.micro_batch_tokens, self.learner.packing
         micros = []
@@ -232,20 +235,20 @@ class PPOTask:
         ]:
             micro = [indices[i] for i in part]
             response = [np.arange(samples.lengths_B[b]) >= samples.prompt_lengths_B[b] for b in micro]
-            rows = lay_out([samples.sequence(b) for b in micro], response, self.pad_token, packing)
+            rows = pack([samples.sequence(b) for b in micro], response, self.pad_token, packing)
             micros.append(([micro[i] for i in rows.order], rows))
         return micros
 
-    def _logprobs(self, rows: Rows, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
+    def _logprobs(self, rows: PackedBatch, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
         """(logprobs_N, entropy_N) of the marked tokens at the sampling temperature."""
-        inputs = (rows.tokens_RT, rows.chosen_RT, rows.positions_RT)
+        inputs = (rows.tokens_RT, rows.target_mask_RT, rows.positions_RT)
         return self.policy(*inputs, temperature=self.config.temperature, with_entropy=with_entropy)
 
-    def _values(self, rows: Rows) -> Tensor:
+    def _values(self, rows: PackedBatch) -> Tensor:
         assert self.critic is not None
         return self.critic(rows.tokens_RT, rows.positions_RT)[before(rows).to(self.critic.device)]
 
-    def _ptx_micros(self, iteration: int, step: int) -> list[tuple[Rows, float]]:
+    def _ptx_micros(self, iteration: int, step: int) -> list[tuple[PackedBatch, float]]:
         """This rank's micro-batches of pretraining sequences for one step, each with the step's token count."""
         if self.corpus is None or not self.config.ptx_coef:
             return []
@@ -261,13 +264,13 @@ class PPOTask:
         order = np.random.default_rng(self.seed).permutation(count)
         return tuple(np.split(order, [min(HELD_SEQUENCES, count // 4)]))  # type: ignore[return-value]
 
-    def _corpus_micros(self, picked: np.ndarray) -> list[tuple[Rows, float]]:
+    def _corpus_micros(self, picked: np.ndarray) -> list[tuple[PackedBatch, float]]:
         assert self.corpus is not None
         lengths = self.corpus.lengths_S[picked]
         micros = []
         for part in plan_micro_batches(lengths, self.ranks, self.learner.micro_batch_tokens)[self.rank]:
             sequences = [self.corpus.sequence(picked[i]) for i in part]
-            rows = lay_out(sequences, [np.arange(len(s)) > 0 for s in sequences], self.pad_token)
+            rows = pack(sequences, [np.arange(len(s)) > 0 for s in sequences], self.pad_token)
             micros.append((rows, float(lengths.sum() - len(lengths))))
         return micros
 
@@ -275,14 +278,16 @@ class PPOTask:
         """Next-token loss on held-out sequences of the pretraining corpus, nats a token: what PTX is to keep down."""
         with torch.no_grad():
             micros = self._corpus_micros(self._corpus_split()[0])
-            total = sum(-float(self.policy(r.tokens_RT, r.chosen_RT)[0].sum()) / count for r, count in micros)
+            total = sum(
+                -float(self.policy(r.tokens_RT, r.target_mask_RT)[0].sum()) / count for r, count in micros
+            )
         return summed_over_ranks([total])[0]
 
     def probe(self, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Log-probability of every token but the first of each sequence, float32, at temperature 1."""
-        rows = lay_out(sequences, [np.arange(len(s)) > 0 for s in sequences], self.pad_token)
+        rows = pack(sequences, [np.arange(len(s)) > 0 for s in sequences], self.pad_token)
         with torch.no_grad():
-            logprobs_N, _ = self.policy(rows.tokens_RT, rows.chosen_RT)
+            logprobs_N, _ = self.policy(rows.tokens_RT, rows.target_mask_RT)
         return np.split(logprobs_N.float().cpu().numpy(), np.cumsum([len(s) - 1 for s in sequences])[:-1])
 
     def save(self, folder: Path, tag: str) -> None:
@@ -298,9 +303,9 @@ class PPOTask:
             self.average.shadow = torch.load(folder / f"average-{tag}-{self.rank}.pt")
 
 
-def before(rows: Rows) -> Tensor:
-    """bool like `rows.chosen_RT`: the token before each response token, of the prompt or of the response."""
-    return torch.roll(rows.chosen_RT, -1, dims=1)
+def before(rows: PackedBatch) -> Tensor:
+    """bool like `rows.target_mask_RT`: the token before each response token, of the prompt or of the response."""
+    return torch.roll(rows.target_mask_RT, -1, dims=1)
 
 
 class Sums:

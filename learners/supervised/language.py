@@ -14,12 +14,12 @@ from learners.models import PolicyModule
 from learners.supervised.task import SupervisedTask
 
 
-class LanguageTask(SupervisedTask):
+class LanguageModelTask(SupervisedTask):
     """Next-token loss on the tokens marked for learning; an item is a sequence."""
 
     def __init__(self, module: PolicyModule, data: TokenData, **options: object) -> None:
         self.data = data
-        super().__init__(module, held=data.held_S, **options)  # type: ignore[arg-type]
+        super().__init__(module, held=data.is_validation_S, **options)  # type: ignore[arg-type]
 
     def cost(self, item: int) -> int:
         return int(self.data.lengths_S[item])
@@ -28,11 +28,11 @@ class LanguageTask(SupervisedTask):
         return sum(self.cost(i) for i in micro)
 
     def weight(self, items: np.ndarray) -> float:
-        return max(1.0, float(sum(self.data.learned(i).sum() for i in items)))
+        return max(1.0, float(sum(self.data.loss_mask(i).sum() for i in items)))
 
     def loss(self, micro: Sequence[int]) -> Tensor:
-        rows = self.rows([self.data.sequence(i) for i in micro], [self.data.learned(i) for i in micro])
-        logprobs_N, _ = self.engine(rows.tokens_RT, rows.chosen_RT, rows.positions_RT)
+        rows = self.rows([self.data.sequence(i) for i in micro], [self.data.loss_mask(i) for i in micro])
+        logprobs_N, _ = self.engine(rows.tokens_RT, rows.target_mask_RT, rows.positions_RT)
         return -logprobs_N.sum()
 
     def validate(self) -> dict[str, float]:

@@ -16,13 +16,13 @@ from learners.supervised.losses import ranking_loss, ranking_pairs
 from learners.supervised.task import SupervisedTask
 
 
-class RankingTask(SupervisedTask):
+class RewardModelTask(SupervisedTask):
     """Ranking loss; an item is a prompt with all its responses and pairs (Ouyang et al. 2022, section 3.5)."""
 
     def __init__(self, module: ScalarModule, data: RankingData, margin: float, **options: object) -> None:
         self.data, self.margin = data, margin
         self.rankings = data.rankings()
-        super().__init__(module, held=data.held_G, **options)  # type: ignore[arg-type]
+        super().__init__(module, held=data.is_validation_G, **options)  # type: ignore[arg-type]
 
     def cost(self, item: int) -> int:
         lengths = [len(s) for s in self.data.group(item)]
@@ -44,7 +44,7 @@ class RankingTask(SupervisedTask):
         """(S,): the scalar at the last token of each sequence."""
         rows = self.rows(sequences, [np.arange(len(s)) == len(s) - 1 for s in sequences])
         scalars_RT = self.engine(rows.tokens_RT, rows.positions_RT)
-        return scalars_RT[rows.chosen_RT.to(scalars_RT.device)][np.argsort(rows.order)]
+        return scalars_RT[rows.target_mask_RT.to(scalars_RT.device)][np.argsort(rows.order)]
 
     def loss(self, micro: Sequence[int]) -> Tensor:
         scores = self.scores(micro)
@@ -99,7 +99,7 @@ def pair_agreement(scores: Sequence[float], ranks: Sequence[int]) -> tuple[int, 
 
 
 def agreement_rates(counts: np.ndarray) -> dict[str, float]:
-    """Rates of `RankingTask.agreement`, that of the labelers with a 95% interval. The pairs of a prompt hang together, so
+    """Rates of `RewardModelTask.agreement`, that of the labelers with a 95% interval. The pairs of a prompt hang together, so
     its variance is that of a ratio of sums over prompts (Cochran 1977, Sampling Techniques, eq. 2.46)."""
     (right_G, pairs_G), (long, long_pairs), (true, true_pairs) = (
         counts[:, 0:2].T,

@@ -15,10 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from learners.config import LearnerConfig, OptimizerConfig
-from learners.data.batching import Rows, lay_out, plan_micro_batches
-from learners.deepspeed_engine import Engine
+from learners.data.batching import PackedBatch, pack, plan_micro_batches
+from learners.deepspeed_engine import DeepSpeedEngine
 from learners.distributed import summed_over_ranks
-from learners.models import refuse_leaks
+from learners.models import check_packing_isolation
 
 
 class SupervisedTask(ABC):
@@ -44,8 +44,8 @@ class SupervisedTask(ABC):
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.padded = 0
         if learner.packing:
-            refuse_leaks(module.model)  # type: ignore[arg-type]
-        self.engine = Engine(module, learner, optimizer, learner.dtype, self.total_steps)
+            check_packing_isolation(module.model)  # type: ignore[arg-type]
+        self.engine = DeepSpeedEngine(module, learner, optimizer, learner.dtype, self.total_steps)
 
     def batch(self, step: int) -> np.ndarray:
         """Items of one step: consecutive ones of a fresh permutation each epoch."""
@@ -83,8 +83,8 @@ class SupervisedTask(ABC):
         plan = plan_micro_batches(costs, self.ranks, learner.micro_batch_tokens, learner.packing)
         return [[[int(items[i]) for i in micro] for micro in rank] for rank in plan]
 
-    def rows(self, sequences: Sequence[np.ndarray], chosen: Sequence[np.ndarray]) -> Rows:
-        rows = lay_out(sequences, chosen, self.pad_token, self.learner.packing)
+    def rows(self, sequences: Sequence[np.ndarray], chosen: Sequence[np.ndarray]) -> PackedBatch:
+        rows = pack(sequences, chosen, self.pad_token, self.learner.packing)
         self.padded += rows.tokens_RT.numel()
         return rows
 

@@ -61,11 +61,11 @@ def pumped(actor, model, transport, decoding, end, whole):
     """Groups that come and go, with new weights in the middle: what `test_groups_…` looks at."""
     found = {}
     new = [(10 + i, i, prompt, [2 * i, 2 * i + 1]) for i, prompt in enumerate(PROMPTS)]
-    told, samples = actor.pump(new[:2], decoding, end, most=2, oldest=0)
+    told, samples = actor.run_groups(new[:2], decoding, end, most=2, oldest=0)
     found["first"] = (told, samples.prompt_ids_B.tolist())
     found["as generated"] = all(samples.response(b).tolist() == whole.response(b).tolist() for b in range(4))
     long = Decoding(max_tokens=40)
-    told, samples = actor.pump(
+    told, samples = actor.run_groups(
         [(20, 7, [10, 11], [2]), (21, 8, [12, 13], [3])], long, end, most=2, oldest=0, seconds=0
     )
     found["nothing yet"] = (told, samples)
@@ -75,14 +75,14 @@ def pumped(actor, model, transport, decoding, end, whole):
         actor.generate(PROMPTS[:1], [0], Decoding(max_tokens=2), end, seeds=[0]).response(0).tolist()
     )
     actor.update_weights(transport.send(model.named_parameters(), 0, 6), 6)
-    told, samples = actor.pump([(22, 9, [10, 11], [4])], long, end, most=1, oldest=0)
+    told, samples = actor.run_groups([(22, 9, [10, 11], [4])], long, end, most=1, oldest=0)
     found["across"] = (told, samples.versions_N[samples.response_mask_N].tolist())
     expected = np.concatenate(
         [[0.0, *reference(model, [samples.sequence(b).tolist()])] for b in range(samples.size)]
     )
     found["error"] = float(np.abs(expected - samples.logprobs_N)[samples.response_mask_N].max())
     actor.update_weights(transport.send(model.named_parameters(), 0, 7), 7, oldest=6)
-    found["dropped"] = actor.pump([], long, end, most=9, oldest=0)
+    found["dropped"] = actor.run_groups([], long, end, most=9, oldest=0)
     found["left"] = actor.engine.get_num_unfinished_requests()
     actor.update_weights(transport.send(model.named_parameters(), 0, 5), 5)
     return found
@@ -122,7 +122,7 @@ def exercise(folder, queue):
     )
     result["crowd"] = crowd.size
 
-    result["pump"] = pumped(actor, model, FileTransport(folder / "flow"), decoding, end, first)
+    result["run_groups"] = pumped(actor, model, FileTransport(folder / "flow"), decoding, end, first)
     transport, version = FileTransport(folder / "weights"), 5
     before = np.concatenate(actor.prompt_logprobs(sequences))
     result["changes"], names = {}, [*KINDS, *([] if model.config.tie_word_embeddings else ["lm_head"])]
@@ -193,7 +193,7 @@ def test_samples_are_the_models_and_belong_to_their_seeds(result):
 
 
 def test_groups_come_and_go_and_those_at_work_go_on_under_new_weights(result):
-    found = result["pump"]
+    found = result["run_groups"]
     assert found["first"] == ({"done": [10, 11], "dropped": []}, [0, 0, 1, 1])
     assert found["as generated"]
     assert found["nothing yet"] == ({"done": [], "dropped": []}, None)

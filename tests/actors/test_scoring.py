@@ -16,20 +16,20 @@ from actors.text_rewards import TextReward
 from common.errors import UserError
 from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy, load_policy, load_scalar, scalar_from_policy
-from tests.learners import worlds
+from tests.learners import fixtures
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("scoring")
-    worlds.make_files(path)
+    fixtures.make_files(path)
     return path
 
 
 def actor(folder, reward="reward", tokens=128, **rewards):
     config = ScoringConfig(batch_tokens=tokens)
     path = str(folder / reward) if reward else None
-    return ScoringActor(str(folder / "policy"), path, config, RewardsConfig(**rewards), worlds.MODEL)
+    return ScoringActor(str(folder / "policy"), path, config, RewardsConfig(**rewards), fixtures.MODEL)
 
 
 def scored(actor, samples, temperature=1.0, rows=None):
@@ -38,7 +38,7 @@ def scored(actor, samples, temperature=1.0, rows=None):
 
 
 def test_scores_are_the_scalar_at_the_last_token_and_logprobs_those_of_the_reference(folder):
-    samples, _ = worlds.make_batch(size=9)
+    samples, _ = fixtures.make_batch(size=9)
     scores_B, ref_N = scored(actor(folder), samples, temperature=0.7)
     policy, reward = load_policy(folder / "policy"), load_scalar(folder / "reward")
     for b in range(samples.size):
@@ -56,7 +56,7 @@ def test_scores_are_the_scalar_at_the_last_token_and_logprobs_those_of_the_refer
 
 
 def test_results_do_not_depend_on_micro_batches_and_the_bias_is_taken_off(folder):
-    samples, _ = worlds.make_batch(size=9)
+    samples, _ = fixtures.make_batch(size=9)
     many, one = actor(folder, tokens=64), actor(folder, tokens=4096)
     for a, b in zip(scored(many, samples), scored(one, samples), strict=True):
         assert np.abs(a - b).max() < 1e-5
@@ -66,12 +66,12 @@ def test_results_do_not_depend_on_micro_batches_and_the_bias_is_taken_off(folder
 
 
 def test_without_a_reward_model_scores_are_zero(folder):
-    samples, _ = worlds.make_batch()
+    samples, _ = fixtures.make_batch()
     assert not scored(actor(folder, reward=None), samples)[0].any()
 
 
 def test_another_vocabulary_is_refused(folder):
-    other = build_policy(worlds.MODEL, train_tokenizer(worlds.TEXTS, 300), seed=1)
+    other = build_policy(fixtures.MODEL, train_tokenizer(fixtures.TEXTS, 300), seed=1)
     other.save_pretrained(folder / "other")
     scalar_from_policy(folder / "other", seed=0).save_pretrained(folder / "other-reward")
     with pytest.raises(UserError, match="both must come from one tokenizer"):
@@ -87,7 +87,7 @@ def moody(row, response, ended):
 
 
 def test_functions_get_row_and_text_and_sources_stand_side_by_side(folder):
-    samples, _ = worlds.make_batch(size=4)
+    samples, _ = fixtures.make_batch(size=4)
     worths = [1.5, float("nan"), None, -2]
     rows = {i: {"prompt": f"p{i}", "worth": w, "failures": 0} for i, w in enumerate(worths)}
     sources = [{"kind": "model"}, {"kind": "function", "path": "tests.actors.test_scoring:moody"}]

@@ -6,7 +6,7 @@ import yaml
 from cluster.config import all_keys, load_config
 from common.errors import UserError
 from learners import objectives
-from learners.rl.config import ALGORITHMS
+from learners.rl.config import ADVANTAGES
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_overrides_win_over_the_file_which_wins_over_the_defaults(path):
             ["sft.optimizer.schedule=constant", "sft.optimizer.final_ratio=0.1"],
             "only with schedule: linear, cosine",
         ),
-        (["evaluate.passes=score"], "only with evaluate.judge and evaluate.samples over 1"),
+        (["evaluate.pass_metric=score"], "only with evaluate.judge and evaluate.samples over 1"),
         (["ppo.overlong_buffer=40"], "must be below max_response_tokens 32"),
         (["pretrain.batch_tokens=1000"], "not a multiple of sequence_length 128; 896 or 1024 would work"),
         (["learners.micro_batch_tokens=64"], "is over learners.micro_batch_tokens=64"),
@@ -77,7 +77,7 @@ def test_an_empty_override_takes_a_key_back_to_its_default(path):
     assert load_config(path, ["ppo.kl_coef="]).ppo.kl_coef == 0.35
 
 
-@pytest.mark.parametrize("advantage", ALGORITHMS)
+@pytest.mark.parametrize("advantage", ADVANTAGES)
 def test_a_resolved_config_holds_no_key_without_effect_and_loads_to_the_same(path, tmp_path, advantage):
     config = load_config(path, [f"ppo.advantage={advantage}"])
     resolved = tmp_path / "resolved.yaml"
@@ -87,7 +87,7 @@ def test_a_resolved_config_holds_no_key_without_effect_and_loads_to_the_same(pat
 
 
 def test_every_algorithm_has_its_function():
-    assert all(callable(getattr(objectives, name)) for name in ALGORITHMS)
+    assert all(callable(getattr(objectives, name)) for name in ADVANTAGES)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Fleets of real Ray actors: what the driver learns when one of them fails, and what is refused before it would hang."""
+"""FleetManager of real Ray actors: what the driver learns when one of them fails, and what is refused before it would hang."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import ray
 
 from cluster.config import ClusterConfig, RunConfig
 from cluster.fleets.fleet import Fleet
-from cluster.fleets.manager import Fleets
+from cluster.fleets.manager import FleetManager
 from common.errors import FleetError, UserError
 from common.files import write_json
 from common.ray_session import start_ray
@@ -102,14 +102,14 @@ def test_what_the_user_did_wrong_arrives_as_it_was_said(fleet):
     ],
 )
 def test_a_fleet_that_would_wait_for_ever_is_refused(session, tmp_path, settings, message):
-    fleets = Fleets(RunConfig.model_validate({"name": "fleet", **settings}), tmp_path)
+    fleets = FleetManager(RunConfig.model_validate({"name": "fleet", **settings}), tmp_path)
     with pytest.raises(UserError, match=message):
         fleets.learners()
     fleets.transport.close()
 
 
 def test_an_actor_whose_process_stops_is_told_from_one_that_works_and_is_replaced(session, tmp_path):
-    limits = ClusterConfig(silence_s=4)
+    limits = ClusterConfig(heartbeat_timeout_s=4)
     made = Fleet(
         "worker",
         "tests.cluster.test_fleet:Worker",
@@ -147,11 +147,11 @@ def test_an_actor_that_gives_up_is_lost_and_one_that_only_failed_is_not(fleet):
 
 
 def test_a_call_that_takes_too_long_is_a_stall(session, tmp_path):
-    limits = ClusterConfig(stall_s=4)
+    limits = ClusterConfig(call_timeout_s=4)
     made = Fleet("worker", "tests.cluster.test_fleet:Worker", [{}], {"num_cpus": 0}, tmp_path, limits)
     try:
         with pytest.raises(
-            FleetError, match=r"worker-0 hangs in sleep \(at work for . s, over cluster.stall_s=4"
+            FleetError, match=r"worker-0 hangs in sleep \(at work for . s, over cluster.call_timeout_s=4"
         ):
             made.all("sleep")
         assert made.lost(patience=1) == [0]
@@ -183,7 +183,7 @@ def test_a_fleet_grows_by_actors_that_have_started_and_those_that_leave_finish_t
 
 
 def test_wishes_for_a_fleet_hold_until_the_run_ends(session, tmp_path):
-    fleets = Fleets(RunConfig.model_validate({"name": "fleet"}), tmp_path)
+    fleets = FleetManager(RunConfig.model_validate({"name": "fleet"}), tmp_path)
     fleets._makers["rollout"] = lambda i: {"number": i} if i < 2 else {"nonsense": i}
     fleets._fleets["rollout"] = Fleet(
         "rollout", "tests.cluster.test_fleet:Worker", [{"number": 0}], {"num_cpus": 0}, tmp_path

@@ -14,7 +14,7 @@ import pytest
 from tests.runs import HERO, environment, free_port
 
 RAY = [str(Path(sys.executable).with_name("ray"))]
-TINY = ["configs/tiny.yaml", "stages=[pretrain]", "pretrain.steps=4", "world.documents=600"]
+TINY = ["configs/tiny.yaml", "stages=[pretrain]", "pretrain.steps=4", "quickstart.documents=600"]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from cluster.config import load_config
-from cluster.plan import batch_arithmetic, parameters, placement, print_plan, refuse_impossible, total_memory
+from cluster.plan import batch_arithmetic, check_feasible, parameters, placement, print_plan, total_memory
 from common.errors import UserError
 from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy
@@ -72,7 +72,7 @@ def test_without_a_critic_a_learner_holds_one_model():
 )
 def test_what_cannot_work_is_refused(overrides, told):
     with pytest.raises(UserError, match=told):
-        refuse_impossible(tiny(*overrides))
+        check_feasible(tiny(*overrides))
 
 
 def test_the_plan_shows_config_arithmetic_placement_and_memory():
@@ -94,6 +94,9 @@ def test_another_vocabulary_of_the_reward_model_is_refused(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(f'{{"vocab_size": {size}}}')
     with pytest.raises(UserError, match="one tokenizer"):
-        refuse_impossible(
-            tiny(f"model={{path: {tmp_path / 'policy'}, context: 128}}", f"reward.path={tmp_path / 'reward'}")
+        check_feasible(
+            tiny(
+                f"model={{path: {tmp_path / 'policy'}, context: 128}}",
+                f"reward_model.path={tmp_path / 'reward'}",
+            )
         )

@@ -18,8 +18,8 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the data sets are no
 
 def read(config, kind, tmp_path):
     given = load_config(f"configs/{config}.yaml", [f"data.root={DATA}", f"run_dir={tmp_path}"])
-    rows, intake = Context(given, Run(given), None).read(kind)  # type: ignore[arg-type]
-    return [row for _, row in rows], intake
+    rows, reader = Context(given, Run(given), None).read(kind)  # type: ignore[arg-type]
+    return [row for _, row in rows], reader
 
 
 def test_a_weak_order_agrees_with_all_six_comparisons_or_there_is_none():
@@ -53,7 +53,7 @@ def test_a_user_in_prompts_and_in_heldout_is_refused(tmp_path):
         f"data.root={tmp_path}",
         "data.prompts=prompts.jsonl",
         "data.heldout=heldout.jsonl",
-        "data.split_by=user",
+        "data.split_key=user",
     ]
     config = load_config("configs/tiny.yaml", [*files, f"run_dir={tmp_path}"])
     context = Context(config, Run(config), None)  # type: ignore[arg-type]
@@ -64,8 +64,8 @@ def test_a_user_in_prompts_and_in_heldout_is_refused(tmp_path):
 
 @needs_data
 def test_qa_feedback_keeps_every_comparison(tmp_path):
-    rows, intake = read("qa_feedback", "rankings", tmp_path)
-    assert intake.counts["read"] == 500
+    rows, reader = read("qa_feedback", "rankings", tmp_path)
+    assert reader.counts["read"] == 500
     assert len(rows) == 478 + 22 * 6
     assert sum(len(ranking_pairs(row["ranks"])) for row in rows) == 2616  # 3,000 less 384 ties
 

@@ -7,19 +7,19 @@ from collections import Counter
 import pytest
 
 from cluster.quickstart import facts
-from cluster.quickstart.config import WorldConfig
-from cluster.quickstart.generate import World, write_world
+from cluster.quickstart.config import QuickstartConfig
+from cluster.quickstart.generate import World, write_quickstart_data
 from cluster.quickstart.labelers import Labeler, make_labelers
 from cluster.quickstart.oracle import judge, utility
 from learners.objectives import ranking_pairs
 
-CONFIG = WorldConfig(documents=6000, demonstrations=2000, prompts=800, heldout=200)
+CONFIG = QuickstartConfig(documents=6000, demonstrations=2000, prompts=800, heldout=200)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("world")
-    write_world(path, CONFIG)
+    write_quickstart_data(path, CONFIG)
     return path
 
 
@@ -28,8 +28,8 @@ def rows(folder, name):
 
 
 def test_the_same_seed_makes_the_same_world_and_another_makes_another(folder, tmp_path):
-    write_world(tmp_path / "same", CONFIG)
-    write_world(tmp_path / "other", CONFIG.model_copy(update={"seed": 1}))
+    write_quickstart_data(tmp_path / "same", CONFIG)
+    write_quickstart_data(tmp_path / "other", CONFIG.model_copy(update={"seed": 1}))
     for name in ("corpus.txt", "demonstrations.jsonl", "prompts.jsonl", "heldout.jsonl"):
         assert (tmp_path / "same" / name).read_bytes() == (folder / name).read_bytes()
         assert (tmp_path / "other" / name).read_bytes() != (folder / name).read_bytes()

@@ -8,10 +8,10 @@ import ray
 
 from actors.config import RewardsConfig, ScoringConfig
 from cluster.fleets.fleet import Fleet
-from cluster.rl.reward_aggregator import Rewards, merged
+from cluster.rl.reward_aggregator import RewardAggregator, merged
 from common.errors import UserError
 from common.ray_session import start_ray
-from tests.learners import worlds
+from tests.learners import fixtures
 
 SOURCES = [
     {"kind": "model", "weight": 2.0, "clip": 0.5},
@@ -34,14 +34,14 @@ def worth(row, response, ended):
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rewards")
-    worlds.make_files(folder)
+    fixtures.make_files(folder)
     start_ray(None, 2, 0.1)
     arguments = {
         "reference": str(folder / "policy"),
         "reward": str(folder / "reward"),
         "config": ScoringConfig(),
         "rewards": RewardsConfig(sources=SOURCES),
-        "model": worlds.MODEL,
+        "model": fixtures.MODEL,
     }
     yield Fleet("scoring", "actors.scoring:ScoringActor", [arguments], {"num_cpus": 0}, folder / "logs")
     ray.shutdown()
@@ -53,9 +53,11 @@ def rows_of(worths):
 
 def batch(scorers, tmp_path, worths, share=0.5, state=None):
     """Scores 12 samples in parts of 5 and 7: (samples, scores, references, metrics, rewards)."""
-    whole, _ = worlds.make_batch(size=12)
+    whole, _ = fixtures.make_batch(size=12)
     refs = [ray.put(whole.select(range(5))), ray.put(whole.select(range(5, 12)))]
-    rewards = Rewards(RewardsConfig(sources=SOURCES, quarantine_share=share), scorers, tmp_path, state)
+    rewards = RewardAggregator(
+        RewardsConfig(sources=SOURCES, quarantine_share=share), scorers, tmp_path, state
+    )
     found, metrics = rewards.score(refs, rows_of(worths), 1.0, step=1)
     found = [ray.get(x) if isinstance(x, ray.ObjectRef) else x for x in found]
     return found[0::3], np.concatenate(found[1::3]), found[2::3], metrics, rewards
@@ -64,7 +66,7 @@ def batch(scorers, tmp_path, worths, share=0.5, state=None):
 def test_sources_are_clipped_then_normalised_then_weighed_and_added(scorers, tmp_path):
     worths = [*range(11), 100.0]
     _, scores_B, _, metrics, rewards = batch(scorers, tmp_path, worths)
-    whole, _ = worlds.make_batch(size=12)
+    whole, _ = fixtures.make_batch(size=12)
     judged = ray.get(scorers.submit(0, "score", whole, 1.0, rows_of(worths)))[0]
     clipped = np.minimum(worths, 3.0)
     expected = 2 * judged.raw_KB[0].clip(-0.5, 0.5) + 0.5 * (clipped - clipped.mean()) / clipped.std()

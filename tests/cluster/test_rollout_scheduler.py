@@ -11,8 +11,8 @@ import ray
 from actors.config import Decoding, RewardsConfig
 from actors.scoring import Scores
 from cluster.fleets.fleet import Fleet
-from cluster.rl.reward_aggregator import Rewards
-from cluster.rl.rollout_scheduler import Ask, Flow
+from cluster.rl.reward_aggregator import RewardAggregator
+from cluster.rl.rollout_scheduler import PromptGroup, RolloutScheduler
 from common.ray_session import start_ray
 from learners.data.samples import Samples, offsets_of
 
@@ -26,7 +26,7 @@ class Engine:
     def __init__(self, number):
         self.draw, self.groups, self.version, self.dropped, self.most = random.Random(number), {}, 0, [], 0
 
-    def pump(self, new, decoding, end_token, most, oldest, seconds=None):
+    def run_groups(self, new, decoding, end_token, most, oldest, seconds=None):
         for place, prompt_id, _, seeds in new:
             self.groups[place] = (self.version, prompt_id, seeds)
         self.most = max(self.most, len(self.groups))
@@ -85,7 +85,7 @@ def made(responses):
 @pytest.fixture(scope="module")
 def fleets(tmp_path_factory):
     start_ray(None, 2, 0.1)
-    folder, here = tmp_path_factory.mktemp("flow"), "tests.cluster.test_flow"
+    folder, here = tmp_path_factory.mktemp("flow"), "tests.cluster.test_rollout_scheduler"
     made_of = lambda kind, target, n: Fleet(kind, f"{here}:{target}", n, {"num_cpus": 0}, folder)  # noqa: E731
     yield (
         made_of("rollout", "Engine", [{"number": i} for i in range(2)]),
@@ -96,12 +96,12 @@ def fleets(tmp_path_factory):
 
 
 def asked(place):
-    return Ask(place, {"place": place}, [1] * (1 + place % 3), [place, place + 1])
+    return PromptGroup(place, {"place": place}, [1] * (1 + place % 3), [place, place + 1])
 
 
 def flow_of(fleets, tmp_path, staleness, last, state=None):
-    rewards = Rewards(RewardsConfig(), fleets[1], tmp_path)
-    return Flow(fleets[0], rewards, asked, SIZE, staleness, DECODING, 0, last, state)
+    rewards = RewardAggregator(RewardsConfig(), fleets[1], tmp_path)
+    return RolloutScheduler(fleets[0], rewards, asked, SIZE, staleness, DECODING, 0, last, state)
 
 
 def iterate(flow, fleets, version, seconds=0.1):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from cluster.config import RunConfig
-from cluster.fleets.scale import ask_scale
+from cluster.fleets.scale import request_scale
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.directory import Run, read_json, write_json
 from common.errors import UserError
@@ -100,7 +100,7 @@ def test_a_checkpoint_that_is_not_whole_is_told_of_and_the_one_before_is_taken(t
     elif how == "gone":
         shard.unlink()
     else:
-        os.truncate(checkpoints.path(2) / "whole.json", 9)
+        os.truncate(checkpoints.path(2) / "manifest.json", 9)
     assert checkpoints.newest() == {"step": 1, "kl_coef": 0.1}
     told = {
         "cut": "policy/shard.pt has 4 of 10 bytes",
@@ -113,20 +113,20 @@ def test_a_checkpoint_that_is_not_whole_is_told_of_and_the_one_before_is_taken(t
 def test_a_wish_for_other_fleets_reaches_a_run_at_work_and_bad_ones_are_refused(run):
     run.root.mkdir(parents=True, exist_ok=True)
     with pytest.raises(UserError, match="no run directory"):
-        ask_scale(run.root, ["rollout=2"])
+        request_scale(run.root, ["rollout=2"])
     run.open()
-    assert ask_scale(run.root, ["rollout=2"]) == {"rollout": 2}
-    assert ask_scale(run.root, ["scoring=3"]) == {"rollout": 2, "scoring": 3}
+    assert request_scale(run.root, ["rollout=2"]) == {"rollout": 2}
+    assert request_scale(run.root, ["scoring=3"]) == {"rollout": 2, "scoring": 3}
     for bad, why in (
         ("learner=4", "set learners.ranks"),
         ("rollout=0", "1 or more"),
         ("actor=2", "expected rollout=N"),
     ):
         with pytest.raises(UserError, match=why):
-            ask_scale(run.root, [bad])
+            request_scale(run.root, [bad])
     run.close()
     with pytest.raises(UserError, match=r"start one with rollout\.actors=4 scoring\.actors=3"):
-        ask_scale(run.root, ["rollout=4"])
+        request_scale(run.root, ["rollout=4"])
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):

@@ -12,14 +12,14 @@ from learners.config import (
     ModelConfig,
     OptimizerConfig,
     PretrainConfig,
-    RewardConfig,
+    RewardModelConfig,
     SFTConfig,
 )
 from learners.data.config import DataConfig
 from learners.data.datasets import RankingData
 from learners.data.encoding import pack_corpus
 from learners.data.samples import Samples, offsets_of
-from learners.data.sources import Intake
+from learners.data.sources import DatasetReader
 from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy, scalar_from_policy
 from learners.rl.config import PPOConfig
@@ -137,7 +137,7 @@ def make_rankings(folder: Path, seed: int = 0) -> None:
         ranking_groups_R=np.arange(10, dtype=np.int32),
         truth=np.zeros(0, dtype=np.int32),
         owner_G=np.arange(10, dtype=np.int32),
-        held_G=np.arange(10) < 1,
+        is_validation_G=np.arange(10) < 1,
     ).save(folder / "rankings.npz")
 
 
@@ -168,8 +168,8 @@ def sft_config() -> SFTConfig:
     return SFTConfig(epochs=6, batch_size=4, optimizer=optimizer())
 
 
-def reward_config() -> RewardConfig:
-    return RewardConfig(batch_size=4, optimizer=optimizer())
+def reward_config() -> RewardModelConfig:
+    return RewardModelConfig(batch_size=4, optimizer=optimizer())
 
 
 def load(folder: Path):
@@ -179,8 +179,8 @@ def load(folder: Path):
     return load_file(folder / "model.safetensors")
 
 
-def intake(kind, **config):
-    return Intake(kind, DataConfig(**config), seed=0)
+def reader(kind, **config):
+    return DatasetReader(kind, DataConfig(**config), seed=0)
 
 
 def talk(*turns):

@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from learners.data.batching import in_rows, lay_out, pad, plan_micro_batches, position_ids
+from learners.data.batching import assign_rows, pack, pad, plan_micro_batches, position_ids
 from learners.data.samples import Samples, offsets_of
 
 
 def padded_size(lengths, micro, packing):
     lengths = np.asarray(lengths)[micro]
-    rows = in_rows(lengths, packing)
+    rows = assign_rows(lengths, packing)
     return max(int(lengths[row].sum()) for row in rows) * len(rows)
 
 
@@ -43,15 +43,15 @@ def test_little_is_padded(packing, waste):
 
 def test_packed_rows_hold_every_sequence_whole_with_its_own_positions_and_marks():
     sequences = [np.arange(n) + 10 * n for n in (3, 1, 4, 2, 2)]
-    rows = lay_out(sequences, [s == s[-1] for s in sequences], pad_token=-1, packing=True)
+    rows = pack(sequences, [s == s[-1] for s in sequences], pad_token=-1, packing=True)
     real = rows.tokens_RT >= 0
     assert rows.tokens_RT[real].tolist() == np.concatenate([sequences[i] for i in rows.order]).tolist()
     assert rows.positions_RT[real].tolist() == [p for i in rows.order for p in range(len(sequences[i]))]
-    assert rows.tokens_RT[rows.chosen_RT].tolist() == [int(sequences[i][-1]) for i in rows.order]
+    assert rows.tokens_RT[rows.target_mask_RT].tolist() == [int(sequences[i][-1]) for i in rows.order]
 
 
 def test_sequences_of_one_length_are_not_packed():
-    assert lay_out([np.ones(4)] * 3, [np.ones(4, bool)] * 3, 0, packing=True).positions_RT is None
+    assert pack([np.ones(4)] * 3, [np.ones(4, bool)] * 3, 0, packing=True).positions_RT is None
 
 
 def test_position_ids_count_the_real_tokens_before():

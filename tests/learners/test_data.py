@@ -7,24 +7,24 @@ from common.errors import UserError
 from learners.data.datasets import hold_out
 from learners.data.encoding import encode_demonstrations, encode_prompts, encode_rankings, pack_corpus
 from learners.data.records import FORMS
-from learners.data.sources import Located
+from learners.data.sources import SourceRow
 from learners.data.tokenizer import document_separator, encode_prompt, end_token, train_tokenizer
-from tests.learners.fixtures import intake, talk
+from tests.learners.fixtures import reader, talk
 
 TEXTS = ["The capital of France is Paris.", "What is 12 plus 7?"] * 10
 
 
 def located(kind, *rows):
-    return [Located(f"here, row {n}", FORMS[kind].read(row)) for n, row in enumerate(rows, 1)]
+    return [SourceRow(f"here, row {n}", FORMS[kind].read(row)) for n, row in enumerate(rows, 1)]
 
 
 def demonstrations(tokenizer, rows, context=128, **config):
-    given = intake("demonstrations", **config)
+    given = reader("demonstrations", **config)
     return encode_demonstrations(located("demonstrations", *rows), tokenizer, context, given), given
 
 
 def rankings(tokenizer, rows, context=64, **config):
-    given = intake("rankings", **config)
+    given = reader("rankings", **config)
     return encode_rankings(located("rankings", *rows), tokenizer, context, given, validation_share=0.4), given
 
 
@@ -52,7 +52,7 @@ def test_a_tokenizer_whose_pad_is_its_end_is_refused(tokenizer):
 
 def test_only_what_the_assistant_writes_is_learned(tokenizer):
     data, _ = demonstrations(tokenizer, [talk("Hi there.", "Hello.", "Why?", "So."), talk("a", "b")])
-    learned = tokenizer.decode(data.tokens_N[data.learn_N])
+    learned = tokenizer.decode(data.tokens_N[data.loss_mask_N])
     assert learned == "Hello.<|end|>So.<|end|>b<|end|>"
 
 
@@ -62,7 +62,7 @@ def test_a_template_without_generation_marks_gives_the_same_mask(tokenizer):
     rows = [talk("Hi there.", "Hello.", "Why?", "So."), talk("a", "b")]
     one, two = (demonstrations(t, rows)[0] for t in (tokenizer, bare))
     assert one.tokens_N.tolist() == two.tokens_N.tolist()
-    assert one.learn_N.tolist() == two.learn_N.tolist()
+    assert one.loss_mask_N.tolist() == two.loss_mask_N.tolist()
 
 
 def test_a_template_that_rewrites_what_came_before_is_refused(tokenizer):
@@ -85,13 +85,13 @@ def test_packing_keeps_every_token_but_the_last_rest(tokenizer):
     whole = "<|endoftext|>".join([*TEXTS, ""])
     assert whole.startswith(tokenizer.decode(data.tokens_N))
     assert set(data.lengths_S.tolist()) == {16}
-    assert not data.learn_N[::16].any()
+    assert not data.loss_mask_N[::16].any()
 
 
 def test_the_validation_part_of_a_single_document_is_its_end(tokenizer):
     data = pack_corpus([" ".join(TEXTS)], tokenizer, 16, validation_share=0.25)
-    assert data.held_S.any()
-    assert data.held_S.tolist() == sorted(data.held_S.tolist())
+    assert data.is_validation_S.any()
+    assert data.is_validation_S.tolist() == sorted(data.is_validation_S.tolist())
 
 
 def test_a_character_tokenizer_has_one_token_a_character_and_one_for_all_others():
@@ -130,27 +130,27 @@ def test_a_prompt_answered_again_and_again_makes_elements_of_nine_responses_on_o
     rows = [*often, often[0], *({"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(4))]
     data, _ = rankings(tokenizer, rows)
     assert np.diff(data.groups).tolist() == [8, 8, 8, 2, 2, 2, 2]
-    assert len(set(data.held_G[:3].tolist())) == 1
+    assert len(set(data.is_validation_G[:3].tolist())) == 1
     assert len(set(data.owner_G[:3].tolist())) == 1
 
 
 def test_rows_of_one_user_are_on_one_side_of_the_split(tokenizer):
     users = [f"u{i % 7}" for i in range(40)]
     data, _ = demonstrations(
-        tokenizer, [{**talk(f"q{i}", "a"), "user": u} for i, u in enumerate(users)], split_by="user"
+        tokenizer, [{**talk(f"q{i}", "a"), "user": u} for i, u in enumerate(users)], split_key="user"
     )
-    held = {u for u, h in zip(users, data.held_S, strict=True) if h}
+    held = {u for u, h in zip(users, data.is_validation_S, strict=True) if h}
     assert held
-    assert not held & {u for u, h in zip(users, data.held_S, strict=True) if not h}
+    assert not held & {u for u, h in zip(users, data.is_validation_S, strict=True) if not h}
     # q0 and q1 share a user, q1 and q2 share another: all three prompts must stay together.
     pairs = [("q0", "u"), ("q1", "u"), ("q1", "v"), ("q2", "v"), *((f"q{i}", f"w{i}") for i in range(3, 8))]
     rows = [{"prompt": q, "chosen": "a", "rejected": "b", "user": u} for q, u in pairs]
     for seed in range(5):
-        given = intake("rankings", split_by="user")
+        given = reader("rankings", split_key="user")
         found = encode_rankings(
             located("rankings", *rows), tokenizer, 64, given, validation_share=0.3, seed=seed
         )
-        assert len(set(found.held_G[:3].tolist())) == 1
+        assert len(set(found.is_validation_G[:3].tolist())) == 1
 
 
 def test_folds_hold_every_item_out_once_and_leave_no_owner_on_both_sides():
@@ -178,7 +178,7 @@ def test_an_overlong_row_is_refused_left_out_or_cut_after_a_sentence(tokenizer):
     assert learned == "One two. Three four! Five six?<|end|>"
     assert data.lengths_S.max() <= 40
 
-    given = intake("prompts", overlong="truncate")
+    given = reader("prompts", overlong="truncate")
     kept, tokens = encode_prompts(
         located("prompts", {"prompt": LONG}, {"prompt": "x" * 99}), tokenizer, 30, given
     )

@@ -28,7 +28,7 @@ def batch(responses, scores, prompts, ended=None):
 
 def config(**changes):
     return PPOConfig(
-        **{"advantage": "reinforce", "prompts": 2, "minibatches": 1, "missing_end_penalty": 0.0} | changes
+        **{"advantage": "reinforce", "prompts": 2, "minibatches": 1, "missing_eos_penalty": 0.0} | changes
     )
 
 
@@ -65,7 +65,7 @@ def test_an_iteration_whose_samples_were_all_dropped_is_told():
     ("changes", "expected"),
     [
         ({}, [[5.0, 0, 0, 0], [1.0, 1, 1, 1]]),
-        ({"missing_end_penalty": 3.0}, [[5.0, 0, 0, 0], [-2.0, -2, -2, -2]]),
+        ({"missing_eos_penalty": 3.0}, [[5.0, 0, 0, 0], [-2.0, -2, -2, -2]]),
         (
             {"overlong_buffer": 2, "max_response_tokens": 5, "overlong_penalty": 4.0},
             [[5.0, 0, 0, 0], [-1.0, -1, -1, -1]],
@@ -81,7 +81,7 @@ def test_scores_are_penalized_before_they_become_advantages(changes, expected):
     ("bootstrap", "returns"), [(False, [[2.0, 0.0], [1.0, 1.0]]), (True, [[2.0, 0.0], [8.0, 8.0]])]
 )
 def test_a_response_that_was_cut_may_be_worth_what_the_critic_expects_after_it(bootstrap, returns):
-    settings = config(advantage="gae", lam=1.0, bootstrap_cut=bootstrap)
+    settings = config(advantage="gae", lam=1.0, bootstrap_truncated=bootstrap)
     samples, scored = batch([1, 2], [2.0, 1.0], [0, 1], [True, False])
     experience = Experience.gather([samples, scored], 1, settings)
     experience.old_BT, experience.after_B = experience.behaviour_BT, torch.tensor([5.0, 7.0])

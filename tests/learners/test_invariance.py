@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from learners.config import LearnerConfig
-from tests.learners import worlds
+from tests.learners import fixtures
 
 # ZeRO stage, tokens of a micro-batch, packing
 VARIANTS = [(0, 4096, False), (0, 64, False), (0, 4096, True), (0, 128, True)]
@@ -24,9 +24,9 @@ def updates(actor, folder, variants):
     for stage, tokens, packing in variants:
         changes = {"zero_stage": stage, "micro_batch_tokens": tokens, "packing": packing}
         actor.config = actor.config.model_copy(update=changes)
-        language = worlds.pretrain(actor, folder, steps=2)
-        ranking = worlds.reward(actor, folder, steps=2)
-        metrics, ppo = worlds.ppo(actor, folder, iterations=1, **PPO)
+        language = fixtures.pretrain(actor, folder, steps=2)
+        ranking = fixtures.reward(actor, folder, steps=2)
+        metrics, ppo = fixtures.ppo(actor, folder, iterations=1, **PPO)
         grouped = {
             "responses": 2,
             "prompts": 6,
@@ -34,7 +34,7 @@ def updates(actor, folder, variants):
             "ratio": "sequence",
             "ema": 0.5,
         }
-        _, grpo = worlds.ppo(actor, folder, iterations=1, advantage="grpo", kl_in="loss", **(PPO | grouped))
+        _, grpo = fixtures.ppo(actor, folder, iterations=1, advantage="grpo", kl_in="loss", **(PPO | grouped))
         found[stage, tokens, packing] = (
             {"language": language[1], "ranking": ranking, "ppo": ppo, "grpo": grpo},
             metrics[0],
@@ -45,10 +45,10 @@ def updates(actor, folder, variants):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("invariance")
-    worlds.make_files(folder)
+    fixtures.make_files(folder)
     config = LearnerConfig(ranks=1, zero_stage=0, dtype="float32")
-    one = worlds.run_ranks(updates, folder, config, VARIANTS)
-    two = worlds.run_ranks(updates, folder, config.model_copy(update={"ranks": 2}), SHARDED)
+    one = fixtures.run_ranks(updates, folder, config, VARIANTS)
+    two = fixtures.run_ranks(updates, folder, config.model_copy(update={"ranks": 2}), SHARDED)
     return {(1, *v): r for v, r in one.items()} | {(2, *v): r for v, r in two.items()}
 
 

@@ -9,16 +9,16 @@ from common.errors import UserError
 from learners.config import LearnerConfig, LoRAConfig, ModelConfig
 from learners.data.encoding import encode_demonstrations
 from learners.data.records import FORMS
-from learners.data.sources import Intake, Located
+from learners.data.sources import DatasetReader, SourceRow
 from learners.data.tokenizer import train_tokenizer
-from learners.models import load_policy, load_scalar, load_tokenizer, scalar_from_policy, trainable
-from tests.learners import worlds
+from learners.models import load_policy, load_scalar, load_tokenizer, prepare_for_training, scalar_from_policy
+from tests.learners import fixtures
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models")
-    worlds.make_files(path)
+    fixtures.make_files(path)
     return path
 
 
@@ -32,12 +32,12 @@ def largest_difference(a, b):
 
 
 def both(actor, folder):
-    return worlds.pretrain(actor, folder)[1], worlds.ppo(actor, folder)[1]
+    return fixtures.pretrain(actor, folder)[1], fixtures.ppo(actor, folder)[1]
 
 
 @pytest.fixture(scope="module")
 def plain(folder):
-    return worlds.run_ranks(both, folder, learner())
+    return fixtures.run_ranks(both, folder, learner())
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def plain(folder):
     ],
 )
 def test_what_lies_on_the_cpu_gets_the_same_update(folder, plain, ranks, stage, options):
-    offloaded = worlds.run_ranks(both, folder, learner(ranks, stage, **options))
+    offloaded = fixtures.run_ranks(both, folder, learner(ranks, stage, **options))
     for a, b in zip(plain, offloaded, strict=True):
         assert largest_difference(a, b) < 5e-6
 
@@ -59,15 +59,15 @@ def counted(actor, folder):
     layer = actor.task.policy.module.model.base_model.layers[0].mlp
     runs = []
     layer.register_forward_pre_hook(lambda *_: runs.append(1))
-    samples, scored = worlds.make_batch(seed=5)
+    samples, scored = fixtures.make_batch(seed=5)
     actor.iterate(2, 0.05, samples, *scored)
     return updates, len(runs)
 
 
 def test_checkpointed_activations_run_layers_twice_and_change_nothing(folder, plain):
-    _, once = worlds.run_ranks(counted, folder, learner())
-    checkpointed = worlds.MODEL.model_copy(update={"gradient_checkpointing": True})
-    updates, runs = worlds.run_ranks(counted, folder, learner(2, 2), model=checkpointed)
+    _, once = fixtures.run_ranks(counted, folder, learner())
+    checkpointed = fixtures.MODEL.model_copy(update={"gradient_checkpointing": True})
+    updates, runs = fixtures.run_ranks(counted, folder, learner(2, 2), model=checkpointed)
     assert runs > once
     for a, b in zip(plain, updates, strict=True):
         assert largest_difference(a, b) < 5e-6
@@ -80,22 +80,22 @@ def lora(folder, **options):
 def adapted(actor, folder):
     """PPO with adapters in policy and critic; merged weights, a restored state, and the exported folder's size of state."""
     scratch = folder / f"lora-{actor.config.ranks}"
-    _, before = worlds.ppo(actor, folder, iterations=0)
-    worlds.ppo(actor, folder, iterations=1)
+    _, before = fixtures.ppo(actor, folder, iterations=0)
+    fixtures.ppo(actor, folder, iterations=1)
     actor.save(scratch, "state")
-    samples, scored = worlds.make_batch(seed=1)
+    samples, scored = fixtures.make_batch(seed=1)
     actor.iterate(1, 0.05, samples, *scored)
-    after = worlds.weights(actor)
-    worlds.ppo(actor, folder, iterations=0)
+    after = fixtures.weights(actor)
+    fixtures.ppo(actor, folder, iterations=0)
     actor.load(scratch, "state")
     actor.iterate(1, 0.05, samples, *scored)
     actor.export(scratch / "model")
-    return before, after, worlds.weights(actor), actor.probe([np.arange(8, 40)])[0]
+    return before, after, fixtures.weights(actor), actor.probe([np.arange(8, 40)])[0]
 
 
 @pytest.fixture(scope="module")
 def trained_adapters(folder):
-    return worlds.run_ranks(adapted, folder, learner(), model=lora(folder))
+    return fixtures.run_ranks(adapted, folder, learner(), model=lora(folder))
 
 
 def test_only_linear_layers_and_the_scalar_head_change_and_a_restored_state_goes_on(folder, trained_adapters):
@@ -130,14 +130,14 @@ def test_the_learner_state_holds_adapters_and_not_the_weights_under_them(folder,
 
 
 def test_adapters_train_the_same_on_more_ranks_and_any_zero_stage(folder, trained_adapters):
-    _, after, resumed, _ = worlds.run_ranks(adapted, folder, learner(2, 3), model=lora(folder))
+    _, after, resumed, _ = fixtures.run_ranks(adapted, folder, learner(2, 3), model=lora(folder))
     assert largest_difference(trained_adapters[1], after) < 5e-6
     assert largest_difference(after, resumed) < 1e-6
 
 
 def test_adapters_on_layers_that_are_not_there_are_refused(folder):
     with pytest.raises(UserError, match=r"model.lora.targets=\['no_proj'\]"):
-        trainable(load_policy(folder / "policy"), lora(folder, targets=["no_proj"]), seed=0)
+        prepare_for_training(load_policy(folder / "policy"), lora(folder, targets=["no_proj"]), seed=0)
 
 
 SIZES = {"vocab_size": 320, "max_position_embeddings": 64}
@@ -158,38 +158,38 @@ ARCHITECTURES = {
 
 
 def fine_tuned(actor, folder, name):
-    config = worlds.sft_config()
+    config = fixtures.sft_config()
     steps = actor.start_sft(folder / name, config, folder, 0)
     losses = [m["loss/train"] for m in actor.train(steps)]
     actor.export(folder / f"{name}-sft")
-    actor.start_ppo(folder / f"{name}-sft", folder / f"{name}-reward", worlds.ppo_config(), None, 0)
-    samples, scored = worlds.make_batch()
+    actor.start_ppo(folder / f"{name}-sft", folder / f"{name}-reward", fixtures.ppo_config(), None, 0)
+    samples, scored = fixtures.make_batch()
     metrics, *_ = actor.iterate(0, 0.05, samples, *scored)
     return losses, metrics
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_model_of_another_architecture_goes_through_sft_and_ppo(folder, name):
-    tokenizer = train_tokenizer(worlds.TEXTS, 320)
+    tokenizer = train_tokenizer(fixtures.TEXTS, 320)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(ARCHITECTURES[name]).save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / name)
     scalar = ARCHITECTURES[name].__class__(**{**ARCHITECTURES[name].to_dict(), "num_labels": 1})
     AutoModelForSequenceClassification.from_config(scalar).save_pretrained(folder / f"{name}-reward")
     rows = [FORMS["demonstrations"].read({"prompt": f"n{i}?", "response": f"It is {i}."}) for i in range(24)]
-    located = [Located("here", row) for row in rows]
-    given = Intake("demonstrations", worlds.DATA, 0)
+    located = [SourceRow("here", row) for row in rows]
+    given = DatasetReader("demonstrations", fixtures.DATA, 0)
     encode_demonstrations(located, load_tokenizer(folder / name), 64, given).save(
         folder / "demonstrations.npz"
     )
     model = ModelConfig(path=str(folder / name), context=64, attention="eager")
-    losses, metrics = worlds.run_ranks(fine_tuned, folder, learner(2, 2), name, model=model)
+    losses, metrics = fixtures.run_ranks(fine_tuned, folder, learner(2, 2), name, model=model)
     assert losses[-1] < 0.8 * losses[0]
     assert metrics["val/first_ratio_error"] < 1e-5
 
 
 def test_the_config_gives_a_tokenizer_the_template_and_tokens_that_it_lacks(folder, tmp_path):
-    bare = train_tokenizer(worlds.TEXTS, 320)
+    bare = train_tokenizer(fixtures.TEXTS, 320)
     bare.chat_template = bare.pad_token = None
     bare.save_pretrained(tmp_path / "bare")
     with pytest.raises(UserError, match=r"set model.chat_template to a Jinja file"):

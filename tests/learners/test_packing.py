@@ -6,25 +6,25 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from common.errors import UserError
-from learners.data.batching import lay_out, position_ids
+from learners.data.batching import pack, position_ids
 from learners.data.tokenizer import train_tokenizer
 from learners.models import (
     PolicyModule,
     ScalarModule,
     build_policy,
+    check_packing_isolation,
     load_policy,
     load_scalar,
-    refuse_leaks,
     scalar_from_policy,
 )
-from tests.learners import worlds
+from tests.learners import fixtures
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("packing")
-    tokenizer = train_tokenizer(worlds.TEXTS, 320)
-    build_policy(worlds.MODEL, tokenizer, seed=3).save_pretrained(path / "policy")
+    tokenizer = train_tokenizer(fixtures.TEXTS, 320)
+    build_policy(fixtures.MODEL, tokenizer, seed=3).save_pretrained(path / "policy")
     scalar_from_policy(path / "policy", seed=4).save_pretrained(path / "reward")
     return path
 
@@ -34,7 +34,7 @@ LEARNED = [np.arange(len(s)) >= 2 for s in SEQUENCES]
 
 
 def laid_out(packing):
-    return lay_out(SEQUENCES, LEARNED, 0, packing)
+    return pack(SEQUENCES, LEARNED, 0, packing)
 
 
 @torch.no_grad()
@@ -52,8 +52,8 @@ def test_packed_logprobs_and_scalars_are_those_of_padded_rows(folder):
     for packing in (False, True):
         rows = laid_out(packing)
         assert (rows.positions_RT is not None) == packing
-        logprobs, _ = policy(rows.tokens_RT, rows.chosen_RT, rows.positions_RT)
-        values = scalar(rows.tokens_RT, rows.positions_RT)[rows.chosen_RT]
+        logprobs, _ = policy(rows.tokens_RT, rows.target_mask_RT, rows.positions_RT)
+        values = scalar(rows.tokens_RT, rows.positions_RT)[rows.target_mask_RT]
         found.append((by_sequence(rows, logprobs), by_sequence(rows, values)))
     for padded, packed in zip(*found, strict=True):
         for i in range(len(SEQUENCES)):
@@ -72,10 +72,10 @@ def test_left_padding_with_position_ids_gives_the_logprobs_of_right_padding(fold
 
 def test_a_model_that_lets_packed_sequences_see_each_other_is_refused():
     model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=32, n_layer=1, n_head=2)).eval()
-    refuse_leaks(model)
+    check_packing_isolation(model)
     forward = model.transformer.forward
     model.transformer.forward = lambda input_ids, position_ids, use_cache: forward(
         input_ids, use_cache=use_cache
     )
     with pytest.raises(UserError, match=r"learners\.packing=false"):
-        refuse_leaks(model)
+        check_packing_isolation(model)

@@ -6,12 +6,12 @@ import pytest
 
 from common.errors import UserError
 from learners.data.config import DataConfig, SourceConfig
-from learners.data.records import FORMS, BrokenRow
-from tests.learners.fixtures import intake, talk
+from learners.data.records import FORMS, InvalidRow
+from tests.learners.fixtures import reader, talk
 
 
 def read(kind, sources, **config):
-    given = intake(kind, **config)
+    given = reader(kind, **config)
     listed = [SourceConfig(**s) if isinstance(s, dict) else SourceConfig(path=str(s)) for s in sources]
     return [row for _, row in given.read(listed)], given
 
@@ -56,7 +56,7 @@ def test_a_wrong_row_is_told_with_file_and_line_or_skipped_and_counted(tmp_path,
     with pytest.raises(UserError, match=r"rows.jsonl, line 3: ") as fault:
         read(kind, [file])
     assert told in str(fault.value)
-    rows, given = read(kind, [file], broken_rows=1)
+    rows, given = read(kind, [file], max_invalid_rows=1)
     assert len(rows) == 1
     assert given.counts["broken"] == 1
 
@@ -66,7 +66,7 @@ def test_a_pair_of_conversations_is_a_ranking_of_their_last_messages():
     row = FORMS["rankings"].read(pair)
     assert row["prompt"] == talk("hi")["messages"]
     assert (row["responses"], row["ranks"]) == (["good", "bad"], [1, 2])
-    with pytest.raises(BrokenRow):
+    with pytest.raises(InvalidRow):
         FORMS["rankings"].read({**pair, "rejected": "bad"})
 
 

@@ -12,7 +12,7 @@ from learners.data.samples import offsets_of
 from learners.deepspeed_engine import scheduled_lr
 from learners.models import load_scalar
 from learners.rl.experience import Experience
-from tests.learners import worlds
+from tests.learners import fixtures
 
 ONE = LearnerConfig(ranks=1, zero_stage=0, micro_batch_tokens=512, dtype="float32")
 TWO = LearnerConfig(ranks=2, zero_stage=2, micro_batch_tokens=512, dtype="float32")
@@ -21,47 +21,47 @@ TWO = LearnerConfig(ranks=2, zero_stage=2, micro_batch_tokens=512, dtype="float3
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("tasks")
-    worlds.make_files(path)
+    fixtures.make_files(path)
     return path
 
 
 def whole_and_resumed(actor, folder):
     """Weights after four iterations in one go, and after two, a save, a fresh task, a load and two more."""
     scratch = folder / "resume"
-    _, whole = worlds.ppo(actor, folder, iterations=4, ema=0.9)
-    worlds.ppo(actor, folder, iterations=2, ema=0.9)
+    _, whole = fixtures.ppo(actor, folder, iterations=4, ema=0.9)
+    fixtures.ppo(actor, folder, iterations=2, ema=0.9)
     actor.save(scratch, "state")
-    worlds.ppo(actor, folder, iterations=0, ema=0.9)
+    fixtures.ppo(actor, folder, iterations=0, ema=0.9)
     steps = actor.load(scratch, "state")
     for iteration in (2, 3):
-        samples, scored = worlds.make_batch(seed=iteration)
+        samples, scored = fixtures.make_batch(seed=iteration)
         actor.iterate(iteration, 0.05, samples, *scored)
-    return whole, worlds.weights(actor), steps
+    return whole, fixtures.weights(actor), steps
 
 
 def test_a_restored_learner_goes_on_as_if_it_had_not_stopped(folder):
-    whole, resumed, steps = worlds.run_ranks(whole_and_resumed, folder, TWO)
+    whole, resumed, steps = fixtures.run_ranks(whole_and_resumed, folder, TWO)
     assert steps == 2 * 2 * 3
     for name, value in whole.items():
         assert np.abs(value - resumed[name]).max() < 1e-6, name
 
 
 def ptx_and_average(actor, folder):
-    plain = worlds.ppo(actor, folder, iterations=1)[1]
-    metrics, mixed = worlds.ppo(actor, folder, iterations=1, ptx_coef=5.0, ptx_tokens=64, ema=0.5)
+    plain = fixtures.ppo(actor, folder, iterations=1)[1]
+    metrics, mixed = fixtures.ppo(actor, folder, iterations=1, ptx_coef=5.0, ptx_tokens=64, ema=0.5)
     actor.export(folder / "last")
     actor.export(folder / "averaged", averaged=True)
     return plain, mixed, metrics
 
 
 def test_pretraining_mix_and_average_have_an_effect_on_the_policy(folder):
-    plain, mixed, metrics = worlds.run_ranks(ptx_and_average, folder, ONE)
+    plain, mixed, metrics = fixtures.run_ranks(ptx_and_average, folder, ONE)
     assert 0 < metrics[0]["loss/ptx"] < 10
     policy = [n for n in plain if n.startswith("0.")]
     critic = [n for n in plain if n.startswith("1.")]
     assert any(np.abs(plain[n] - mixed[n]).max() > 1e-4 for n in policy)
     assert all(np.array_equal(plain[n], mixed[n]) for n in critic)
-    last, averaged = (worlds.load(folder / name) for name in ("last", "averaged"))
+    last, averaged = (fixtures.load(folder / name) for name in ("last", "averaged"))
     moved = [n for n in last if not torch.equal(last[n], averaged[n])]
     assert len(moved) == len(last)
 
@@ -70,16 +70,16 @@ def proximal(actor, folder):
     """Weights and metrics of one iteration for each proximal policy, over tokens of the present version and older ones."""
     found = {}
     for name, version in (("behaviour", 0), ("log_linear", 0), ("log_linear", 3)):
-        worlds.ppo(actor, folder, iterations=0, proximal=name)
-        samples, scored = worlds.make_batch()
-        found[name, version] = actor.iterate(version, 0.0, samples, *scored)[0], worlds.weights(actor)
+        fixtures.ppo(actor, folder, iterations=0, proximal=name)
+        samples, scored = fixtures.make_batch()
+        found[name, version] = actor.iterate(version, 0.0, samples, *scored)[0], fixtures.weights(actor)
     return found, after(actor, folder)
 
 
 def after(actor, folder):
     """(value after each response as the task finds it among others, the critic's last scalar of each sequence alone)."""
-    worlds.ppo(actor, folder, iterations=0, bootstrap_cut=True)
-    samples, scored = worlds.make_batch()
+    fixtures.ppo(actor, folder, iterations=0, bootstrap_truncated=True)
+    samples, scored = fixtures.make_batch()
     experience = Experience.gather([samples, scored], 1, actor.task.config)
     actor.task._evaluate(experience)
     with torch.no_grad():
@@ -91,7 +91,7 @@ def after(actor, folder):
 
 
 def test_without_a_forward_pass_the_proximal_policy_of_fresh_tokens_is_the_engine_s(folder):
-    found, (after_B, alone_B) = worlds.run_ranks(proximal, folder, TWO)
+    found, (after_B, alone_B) = fixtures.run_ranks(proximal, folder, TWO)
     assert np.abs(after_B - alone_B).max() < 1e-5
     assert np.abs(after_B).min() > 0
     (behaviour, first), (linear, second), (_, older) = found.values()
@@ -105,16 +105,16 @@ def short_batches(actor, folder):
     """Metrics of iterations over 11, 2 and 1 responses where the config speaks of 12 in 3 minibatches."""
     found = []
     for advantage in ("gae", "grpo"):
-        worlds.ppo(actor, folder, iterations=0, advantage=advantage, responses=2, prompts=6)
+        fixtures.ppo(actor, folder, iterations=0, advantage=advantage, responses=2, prompts=6)
         for size in (11, 2, 1):
-            samples, (scores, ref) = worlds.make_batch(size, responses=2)
+            samples, (scores, ref) = fixtures.make_batch(size, responses=2)
             found.append(actor.iterate(0, 0.05, samples, scores, ref)[0])
         assert (actor.task.critic is None) == (advantage == "grpo")
     return found
 
 
 def test_minibatches_are_cut_from_whatever_number_of_responses_arrives(folder):
-    for metrics in worlds.run_ranks(short_batches, folder, TWO):
+    for metrics in fixtures.run_ranks(short_batches, folder, TWO):
         assert all(np.isfinite(value) for value in metrics.values()), metrics
 
 
@@ -137,14 +137,14 @@ def ranking(actor, folder):
         ranking_groups_R=np.arange(60, dtype=np.int32),
         truth=np.array(ranks, dtype=np.int32),
         owner_G=np.arange(60, dtype=np.int32),
-        held_G=np.arange(60) < 12,
+        is_validation_G=np.arange(60) < 12,
     )
     demos = TokenData(tokens, offsets, np.ones(len(tokens), bool), np.arange(240) < 24)
     if actor.rank == 0:
         data.save(folder / "rankings.npz")
         demos.save(folder / "demos.npz")
     dist.barrier()
-    config = worlds.reward_config().model_copy(update={"epochs": 6})
+    config = fixtures.reward_config().model_copy(update={"epochs": 6})
     steps = actor.start_reward(folder / "policy", config, folder, 0)
     losses = [m["loss/train"] for m in actor.train(steps)]
     after = actor.validate()
@@ -154,7 +154,7 @@ def ranking(actor, folder):
 
 
 def test_the_reward_model_learns_an_order_and_scores_demonstrations_zero(folder):
-    after, losses, centered = worlds.run_ranks(ranking, folder, TWO)
+    after, losses, centered = fixtures.run_ranks(ranking, folder, TWO)
     assert after["accuracy/truth"] > 0.95
     assert after["pairs"] == 12 * 5  # four responses, one tie
     assert losses[-1] < losses[0] / 2
@@ -163,7 +163,7 @@ def test_the_reward_model_learns_an_order_and_scores_demonstrations_zero(folder)
 
 
 def test_the_schedule_warms_up_and_falls():
-    config = worlds.optimizer().model_copy(
+    config = fixtures.optimizer().model_copy(
         update={"lr": 1.0, "warmup_steps": 4, "schedule": "linear", "final_ratio": 0.2}
     )
     rates = [scheduled_lr(config, step, 24) for step in range(25)]
@@ -173,7 +173,7 @@ def test_the_schedule_warms_up_and_falls():
 
 
 def onto_a_full_disk(actor, folder):
-    worlds.ppo(actor, folder, iterations=1)
+    fixtures.ppo(actor, folder, iterations=1)
     actor.save(folder / "empty", "state")
     names = [p.relative_to(folder / "empty") for p in (folder / "empty").rglob("*") if p.is_file()]
     told = []
@@ -189,6 +189,6 @@ def onto_a_full_disk(actor, folder):
 
 
 def test_a_checkpoint_that_finds_no_room_is_told_as_such(folder):
-    names, told = worlds.run_ranks(onto_a_full_disk, folder, ONE)
+    names, told = fixtures.run_ranks(onto_a_full_disk, folder, ONE)
     assert len(told) == len(names) >= 2
     assert all("could not be written" in line and "MiB are free there" in line for line in told)

@@ -180,7 +180,7 @@ def endpoint(tmp_path_factory):
     else:
         make_run(root)
     found = start(
-        root, "--replicas=2", "serve.also.sft.path=sft", "serve.max_body_kib=64", "serve.max_choices=4"
+        root, "--replicas=2", "serve.models.sft.path=sft", "serve.max_body_kib=64", "serve.max_choices=4"
     )
     yield found
     stop(found)

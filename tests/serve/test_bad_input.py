@@ -59,7 +59,7 @@ FIELDS = (
 
 
 def fine(answer: httpx.Response) -> None:
-    """Served, or refused with a reason; and the endpoint still lives."""
+    """ModelVersion, or refused with a reason; and the endpoint still lives."""
     assert answer.status_code < 500, (answer.status_code, answer.text[:500])
     if answer.status_code >= 400:
         assert answer.text.strip()

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from learners.data.config import DataConfig, SourceConfig
 from learners.data.encoding import encode_rankings
-from learners.data.sources import Intake
+from learners.data.sources import DatasetReader
 from learners.models import load_tokenizer
 from serve.feedback import Feedback, store
 
@@ -28,8 +28,8 @@ def test_a_ranking_with_consent_is_next_rounds_data(tmp_path, files):
     for what in ("it", "that", "this"):
         asked = [{"role": "user", "content": f"What is {what}?"}]
         assert store(tmp_path, Feedback(**{**RANKING, "messages": asked})) == "rankings.jsonl"
-    intake = Intake("rankings", DataConfig(), 0)
-    located = intake.read([SourceConfig(path=str(tmp_path / "rankings.jsonl"))])
+    reader = DatasetReader("rankings", DataConfig(), 0)
+    located = reader.read([SourceConfig(path=str(tmp_path / "rankings.jsonl"))])
     rows = [row for _, row in located]
     assert len(rows) == 3
     assert {"prompt", "responses", "ranks", "labeler", "time", "policy", "decoding", "consent"} <= rows[
@@ -37,7 +37,7 @@ def test_a_ranking_with_consent_is_next_rounds_data(tmp_path, files):
     ].keys()
     assert rows[0]["policy"][0] == {"model": "hero", "version": "ppo-1"}
     tokenizer = load_tokenizer(files.root / "sft" / "model")
-    assert encode_rankings(located, tokenizer, 128, intake).ranks_M.tolist() == [2, 1, 2] * 3
+    assert encode_rankings(located, tokenizer, 128, reader).ranks_M.tolist() == [2, 1, 2] * 3
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import UserError
 from serve.config import ServeConfig
-from serve.gateway import Gate
+from serve.gateway import Gateway
 from serve.keys import ApiKeys, RateLimit, add_key, digest
 from serve.launch import application
 
@@ -29,7 +29,7 @@ def gate(client="127.0.0.1", **settings):
         n: types.SimpleNamespace(app=teller(n), served=types.SimpleNamespace(version=f"{n}-1"))
         for n in ("hero", "sft")
     }
-    middleware = Gate(teller("site"), ServeConfig(**settings), models, digest("secret"))
+    middleware = Gateway(teller("site"), ServeConfig(**settings), models, digest("secret"))
     transport = httpx.ASGITransport(middleware, client=(client, 1))
     return httpx.AsyncClient(transport=transport, base_url="http://test"), middleware
 
