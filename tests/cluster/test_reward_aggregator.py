@@ -17,7 +17,7 @@ SOURCES = [
     {"kind": "model", "weight": 2.0, "clip": 0.5},
     {
         "kind": "function",
-        "path": "tests.cluster.test_rewards:worth",
+        "path": "tests.cluster.test_reward_aggregator:worth",
         "weight": 0.5,
         "clip": 3.0,
         "normalize": True,

@@ -174,7 +174,7 @@ def test_an_overlong_row_is_refused_left_out_or_cut_after_a_sentence(tokenizer):
     assert (len(data.lengths_S), given.counts["overlong"]) == (2, 2)
     data, given = demonstrations(tokenizer, rows, context=40, overlong="truncate")
     assert (len(data.lengths_S), given.counts["overlong"], given.counts["truncated"]) == (3, 1, 1)
-    learned = tokenizer.decode(data.sequence(1)[data.learned(1)])
+    learned = tokenizer.decode(data.sequence(1)[data.loss_mask(1)])
     assert learned == "One two. Three four! Five six?<|end|>"
     assert data.lengths_S.max() <= 40
 

@@ -1,0 +1,192 @@
+"""Every path of a run directory, in one class. `docs/run-directory.md` describes what is in each.
+
+Used by the stages (through `cluster.run.directory.RunDirectory`), by serving and by the tools that read finished runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UserError
+from common.files import read_json, write_json
+
+LAYOUT = 2
+"""Version of the layout below. It grows when a reader of an older directory would misread it."""
+
+
+@dataclass(frozen=True)
+class StagePaths:
+    """Paths of one stage. `folder` is RUN/STAGE."""
+
+    folder: Path
+
+    @property
+    def done(self) -> Path:
+        return self.folder / "done.json"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def wandb_id(self) -> Path:
+        return self.folder / "wandb_id"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    root: Path
+
+    def stage(self, name: str) -> StagePaths:
+        return StagePaths(self.root / name)
+
+    def data(self, kind: str) -> Path:
+        """What the quickstart's generator writes: corpus.txt, demonstrations.jsonl, prompts.jsonl, heldout.jsonl."""
+        return self.root / "data" / ("corpus.txt" if kind == "corpus" else f"{kind}.jsonl")
+
+    def version(self, name: str) -> Path:
+        """A stored policy version, for example ppo-20."""
+        return self.versions / name
+
+    # The whole run.
+    @property
+    def layout(self) -> Path:
+        return self.root / "layout.json"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def lineage(self) -> Path:
+        return self.root / "lineage.jsonl"
+
+    @property
+    def failures(self) -> Path:
+        return self.root / "failures.jsonl"
+
+    @property
+    def timings(self) -> Path:
+        return self.root / "timings.json"
+
+    @property
+    def scale(self) -> Path:
+        return self.root / "scale.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "weights"
+
+    # Serving.
+    @property
+    def versions(self) -> Path:
+        return self.root / "versions"
+
+    @property
+    def current(self) -> Path:
+        return self.root / "current.json"
+
+    @property
+    def promotions(self) -> Path:
+        return self.root / "promotions.jsonl"
+
+    @property
+    def promotions_lock(self) -> Path:
+        return self.root / "promotions.lock"
+
+    @property
+    def endpoint(self) -> Path:
+        return self.root / "endpoint.json"
+
+    @property
+    def feedback(self) -> Path:
+        return self.root / "feedback"
+
+    # Stages, in their order.
+    @property
+    def tokenizer(self) -> Path:
+        return self.root / "pretrain" / "tokenizer"
+
+    @property
+    def corpus_tokens(self) -> Path:
+        return self.root / "pretrain" / "tokens.npz"
+
+    @property
+    def demonstration_tokens(self) -> Path:
+        return self.root / "sft" / "demonstrations.npz"
+
+    @property
+    def responses(self) -> Path:
+        return self.root / "collect" / "responses.jsonl"
+
+    @property
+    def rankings(self) -> Path:
+        return self.root / "collect" / "rankings.jsonl"
+
+    @property
+    def ranking_tokens(self) -> Path:
+        return self.root / "reward" / "rankings.npz"
+
+    @property
+    def folds(self) -> Path:
+        return self.root / "reward" / "folds"
+
+    @property
+    def alarms(self) -> Path:
+        return self.root / "ppo" / "alarms.jsonl"
+
+    @property
+    def batches(self) -> Path:
+        return self.root / "ppo" / "batches.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "ppo" / "samples.jsonl"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.root / "ppo" / "quarantine.jsonl"
+
+    @property
+    def best_of_n(self) -> Path:
+        return self.root / "ppo" / "best_of_n.json"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluate" / "results.json"
+
+    @property
+    def answers(self) -> Path:
+        return self.root / "evaluate" / "answers.jsonl"
+
+    def check_layout(self) -> None:
+        """Raises UserError for a run directory that an older version of this program wrote."""
+        if self.config.exists() and (read_json(self.layout) or {}).get("version") != LAYOUT:
+            raise UserError(
+                f"{self.root}: this run directory has the layout of an older version and cannot be continued or served; "
+                "choose another run_dir (its STAGE/model folders are plain Hugging Face models and stay usable by path)"
+            )
+
+    def write_layout(self) -> None:
+        write_json(self.layout, {"version": LAYOUT})
