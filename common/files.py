@@ -1,33 +1,76 @@
-"""Writing small files so that a reader, or whoever restarts after a death, finds the old or the new one, never half."""
+"""Reading and writing the files of a run.
+
+Every file and folder is written beside its final path and renamed, so a reader, or a process that restarts after a
+crash, sees the old content or the new one and never a part. `atomic_path` is the only place that does this.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 
+PARTIAL_SUFFIX = ".partial"
+"""Ends the name of a file or folder that is being written. Readers never match it."""
+
+
+@contextmanager
+def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Yields a temporary path in the folder of `path`, which the block writes a file or a folder to.
+
+    When the block ends, the result is renamed to `path` and replaces what was there. When the block raises, the result
+    is removed and `path` stays as it was. The temporary name ends in `.partial`: a writer that chooses its format, or
+    appends a suffix, by the name of the file (numpy.savez) needs an open file instead.
+
+    `durable` flushes the content to the disk first, so that the new file is complete after a power failure too. Without
+    it the file is complete after any crash of processes; choose this for content that a restart writes again.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    _remove(partial)
+    try:
+        yield partial
+        if durable:
+            _flush_to_disk(partial)
+        if partial.is_dir() and path.exists():
+            _remove(path)  # rename replaces a file, but not a folder with content
+        partial.replace(path)
+    except BaseException:
+        _remove(partial)
+        raise
+
 
 def write_text(path: Path, text: str, mode: int = 0o644) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Replaces the content of a file. `mode` holds from the first byte on, so that secrets are never readable."""
+    with atomic_path(path) as partial:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
 
 
 def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n", mode)
 
 
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Replaces the content of a JSONL file by `rows`, one object a line."""
+    with atomic_path(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+
+
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """The content of a JSON file; None if there is no such file."""
+    if not path.exists():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
@@ -42,14 +85,17 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSONL file; none if there is no such file."""
-    return (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    )
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def truncate_partial_line(path: Path) -> None:
-    """Cuts off a last line that a death left unfinished, so that rows can be added again."""
-    if path.exists() and not (content := path.read_bytes()).endswith(b"\n") and content:
+    """Cuts off a last line without a newline, which a crash left, so that rows can be added again."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
         os.truncate(path, content.rfind(b"\n") + 1)
 
 
@@ -62,3 +108,22 @@ def try_lock(path: Path, message: str) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(message) from None
         yield
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    files = [path]
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if file.is_file()]
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
