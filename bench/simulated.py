@@ -3,11 +3,13 @@ in the process, so that hundreds fit on one machine."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from actors.prompt_group import GroupStatus, PromptGroup
 from learners.data.samples import Samples, offsets_of
 
 
@@ -16,24 +18,31 @@ class Engine:
 
     def __init__(self, length: int) -> None:
         self.length = length
-        self.groups: dict[int, tuple[int, list[int], list[int]]] = {}
+        self.groups: dict[int, PromptGroup] = {}
 
     def ready(self) -> None: ...
 
-    def cancel(self) -> None:
+    def cancel_groups(self) -> None:
         self.groups = {}
 
     def run_groups(
-        self, new: Any, decoding: Any, end_token: int, most: int, oldest: int, seconds: float | None = None
-    ) -> tuple[dict[str, list[int]], Samples | None]:
-        self.groups |= {place: (prompt_id, prompt, seeds) for place, prompt_id, prompt, seeds in new}
-        done = sorted(self.groups)[:most]
-        taken = [self.groups.pop(place) for place in done]
-        return {"done": done, "dropped": []}, self._samples(taken) if taken else None
+        self,
+        new: Sequence[PromptGroup],
+        decoding: Any,
+        end_token: int,
+        max_groups: int,
+        min_version: int,
+        seconds: float | None = None,
+    ) -> tuple[GroupStatus, Samples | None]:
+        self.groups |= {group.index: group for group in new}
+        finished = sorted(self.groups)[:max_groups]
+        taken = [self.groups.pop(index) for index in finished]
+        return GroupStatus(finished=finished), self._samples(taken) if taken else None
 
-    def _samples(self, groups: list[tuple[int, list[int], list[int]]]) -> Samples:
-        ids_B = np.repeat([g[0] for g in groups], [len(g[2]) for g in groups]).astype(np.int64)
-        prompts_B = np.repeat([len(g[1]) for g in groups], [len(g[2]) for g in groups]).astype(np.int32)
+    def _samples(self, groups: Sequence[PromptGroup]) -> Samples:
+        counts = [len(group.seeds) for group in groups]
+        ids_B = np.repeat([group.prompt_id for group in groups], counts).astype(np.int64)
+        prompts_B = np.repeat([len(group.tokens) for group in groups], counts).astype(np.int32)
         offsets = offsets_of(prompts_B + self.length)
         size = int(offsets[-1])
         return Samples(

@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 
+from actors import prompt_group
 from actors.config import Decoding
 from cluster.fleets.fleet import WATCH_S, Fleet, done
 from cluster.rl.reward_aggregator import Part, RewardAggregator
@@ -84,7 +85,7 @@ class RolloutScheduler:
         self.version = 0
         """Version of the weights that the engines have; one less than `due` while the learners are at work."""
         self.dropped = 0
-        rollouts.all("cancel")
+        rollouts.all("cancel_groups")
 
     @property
     def state(self) -> dict[str, Any]:
@@ -181,7 +182,9 @@ class RolloutScheduler:
             most = min(len(flying), self.size - len(batch.places) - batch.reserved)
             batch.reserved += most
             asks = [(place, self._known[place]) for place in self._new[index]]
-            new = [(place, ask.prompt_id, ask.tokens, ask.seeds) for place, ask in asks]
+            new = [
+                prompt_group.PromptGroup(place, ask.prompt_id, ask.tokens, ask.seeds) for place, ask in asks
+            ]
             self._new[index] = []
             limits = (most, number - self.staleness, PUMP_S if self.staleness else None)
             told, samples = self.rollouts.submit_split(
@@ -202,16 +205,16 @@ class RolloutScheduler:
     def _gather(self, ref: ray.ObjectRef) -> None:
         """Sends what an engine has finished on to be scored."""
         index, samples, batch, most = self._pumping.pop(ref)
-        told = self.rollouts.result(ref, index, "run_groups")
+        status: prompt_group.GroupStatus = self.rollouts.result(ref, index, "run_groups")
         batch.reserved -= most
-        for place in (*told["done"], *told["dropped"]):
+        for place in (*status.finished, *status.dropped):
             del self._flying[index][place]
-        for place in told["dropped"]:
+        for place in status.dropped:
             del self._known[place]
-        self._again += told["dropped"]
-        self.dropped += len(told["dropped"])
-        if told["done"]:
-            rows = {self._known[place].prompt_id: self._known[place].row for place in told["done"]}
-            batch.places += told["done"]
-            batch.came += [time.monotonic()] * len(told["done"])
+        self._again += status.dropped
+        self.dropped += len(status.dropped)
+        if status.finished:
+            rows = {self._known[place].prompt_id: self._known[place].row for place in status.finished}
+            batch.places += status.finished
+            batch.came += [time.monotonic()] * len(status.finished)
             batch.parts.append((index, self.rewards.submit(index, samples, rows, self.decoding.temperature)))

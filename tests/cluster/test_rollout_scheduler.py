@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from actors.config import Decoding, RewardsConfig
+from actors.prompt_group import GroupStatus
 from actors.scoring import Scores
 from cluster.fleets.fleet import Fleet
 from cluster.rl.reward_aggregator import RewardAggregator
@@ -26,29 +27,29 @@ class Engine:
     def __init__(self, number):
         self.draw, self.groups, self.version, self.dropped, self.most = random.Random(number), {}, 0, [], 0
 
-    def run_groups(self, new, decoding, end_token, most, oldest, seconds=None):
-        for place, prompt_id, _, seeds in new:
-            self.groups[place] = (self.version, prompt_id, seeds)
+    def run_groups(self, new, decoding, end_token, max_groups, min_version, seconds=None):
+        for group in new:
+            self.groups[group.index] = (self.version, group.prompt_id, group.seeds)
         self.most = max(self.most, len(self.groups))
         finished = [p for p in self.groups if seconds is None or self.draw.random() < 0.3]
-        late = [p for p in finished if self.groups[p][0] < oldest]
-        done = sorted([p for p in finished if p not in late][:most])
+        late = [p for p in finished if self.groups[p][0] < min_version]
+        done = sorted([p for p in finished if p not in late][:max_groups])
         taken = [self.groups.pop(p) for p in done]
-        told = {"done": done, "dropped": [*self.dropped, *late]}
+        status = GroupStatus(finished=done, dropped=[*self.dropped, *late])
         for place in late:
             del self.groups[place]
         self.dropped = []
         time.sleep(0.01)
-        return told, made([(i, v) for v, i, seeds in taken for _ in seeds]) if taken else None
+        return status, made([(i, v) for v, i, seeds in taken for _ in seeds]) if taken else None
 
-    def update_weights(self, version, oldest):
-        late = [p for p, (v, *_) in self.groups.items() if v < oldest]
+    def update_weights(self, version, min_version):
+        late = [p for p, (v, *_) in self.groups.items() if v < min_version]
         for place in late:
             del self.groups[place]
         self.dropped += late
         self.version = version
 
-    def cancel(self):
+    def cancel_groups(self):
         self.groups, self.dropped = {}, []
 
     def crowd(self):
