@@ -23,13 +23,13 @@ import ray
 import torch
 
 from actors.rollout import RolloutActor
-from cluster.config import load_config
+from cluster.config_loader import load_config
 from cluster.context import Context
-from cluster.fleets.fleet import Fleet
-from cluster.fleets.manager import FleetManager, generate
+from cluster.fleets.manager import FleetManager
+from cluster.fleets.rollout_fleet import RolloutFleet
 from cluster.rl.prompt_stream import prompts_of, sample_seeds
 from cluster.rl.reward_aggregator import RewardAggregator
-from cluster.run.directory import Run
+from cluster.run.directory import RunDirectory
 from learners.data.batching import pad
 from learners.data.samples import Samples
 from learners.data.tokenizer import end_token
@@ -102,7 +102,7 @@ class BareTorch:
 
 def measure(root: Path, rounds: int) -> dict[str, list[float]]:
     config = load_config(root / "config.yaml", [f"run_dir={root}"])
-    ppo, run = config.ppo, Run(config)
+    ppo, run = config.ppo, RunDirectory(config)
     policy, reward = run.model("sft"), run.model("reward")
     tokenizer = load_tokenizer(policy)
     fleets = FleetManager(config, root)
@@ -115,7 +115,7 @@ def measure(root: Path, rounds: int) -> dict[str, list[float]]:
             update={"dtype": ppo.dtype, "max_model_len": config.model.context}
         )
         arguments = {"name": "rollout-0", "model_path": str(policy), "config": settings}
-        rollouts = Fleet("rollout", "bench.iteration:BenchRollout", [arguments], {"num_cpus": 0}, fleets.logs)
+        rollouts = RolloutFleet("rollout", "bench.iteration:BenchRollout", [arguments], {"num_cpus": 0}, fleets.paths.logs)
         learners = fleets.learners()
         rewards = RewardAggregator(config.rewards, fleets.scorers(policy, reward), root)
         learners.all("start_ppo", policy, reward, ppo, None, config.seed)
@@ -130,7 +130,7 @@ def measure(root: Path, rounds: int) -> dict[str, list[float]]:
             requests = (prompts, ppo.responses, ppo.max_response_tokens, end, seeds)
             plain_rate = ray.get(rollouts.submit(0, "bare", *requests)) if i % 2 else 0.0
             marks = [time.perf_counter()]
-            refs = generate(rollouts, prompts, chosen.tolist(), decoding, end, ppo.responses, seeds)
+            refs = rollouts.generate(prompts, chosen.tolist(), decoding, end, ppo.responses, seeds)
             ray.wait(refs, num_returns=len(refs), fetch_local=False)
             marks.append(time.perf_counter())
             batch, _ = rewards.score(refs, {j: rows[j] for j in chosen.tolist()}, ppo.temperature, i)

@@ -1,7 +1,7 @@
-"""The Ray actor that every fleet is made of: sends its output to a log file, then hosts one plain object.
+"""The Ray actor that every fleet consists of: redirects its output to a log file, then hosts one plain object.
 
-The hosted classes (`actors.rollout`, `actors.scoring`, `actors.learner`) know nothing of Ray. Their modules are
-imported after the redirection, because vLLM and DeepSpeed talk while they are imported.
+The hosted classes (`actors.learner`, `actors.rollout`, `actors.scoring`) do not know Ray. Their modules are imported
+after the redirection, because vLLM and DeepSpeed print while they are imported.
 """
 
 from __future__ import annotations
@@ -17,28 +17,30 @@ from common.plugins import load_object
 
 
 class ActorHost:
-    """`pulse` is the key under which the actor's heartbeat is found."""
+    """Hosts `target` ("module:Class") made with `arguments`. `heartbeat_key` is where its heartbeat is stored."""
 
-    def __init__(self, name: str, target: str, log: str, arguments: dict[str, Any], pulse: str) -> None:
+    def __init__(
+        self, name: str, target: str, log: str, arguments: dict[str, Any], heartbeat_key: str
+    ) -> None:
         log_to(Path(log), name)
         self.name = name
-        self._busy = 0.0
-        self._heart = HeartbeatSender(pulse)
-        with self._heart.at("start"):
-            self.inner = load_object(target)(**arguments)
+        self._busy_s = 0.0
+        self._heartbeat = HeartbeatSender(heartbeat_key)
+        with self._heartbeat.during("start"):
+            self.hosted = load_object(target)(**arguments)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a method of the hosted object; object references among the arguments arrive as their values."""
         started = time.perf_counter()
         try:
-            with self._heart.at(method):
-                return getattr(self.inner, method)(*args, **kwargs)
+            with self._heartbeat.during(method):
+                return getattr(self.hosted, method)(*args, **kwargs)
         except Exception:
-            traceback.print_exc()  # into this actor's log; the driver shows one line
+            traceback.print_exc()  # into this actor's log; the driver prints one line
             raise
         finally:
-            self._busy += time.perf_counter() - started
+            self._busy_s += time.perf_counter() - started
 
     def busy(self) -> float:
         """Seconds spent in calls so far; the rest of an actor's time is waiting for work."""
-        return self._busy
+        return self._busy_s

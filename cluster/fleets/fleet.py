@@ -1,4 +1,26 @@
-"""A fleet: the actors of one kind, how they are called, watched, replaced, added and let go of."""
+"""A fleet: the actors of one kind. Calls them, watches their heartbeats, restarts, adds and removes them.
+
+The typed fleets (`learner_fleet`, `rollout_fleet`, `scoring_fleet`) are the interface for stages; this module is what
+they share. `cluster.fleets.manager` builds fleets and decides when lost actors are replaced. What a fleet waits for:
+
+    wait            results of calls, and meanwhile heartbeats: a dead or hung actor ends the wait
+    dead_or_hung    an answer of every actor, or for one that is busy its heartbeat
+    admit_started   nothing: it takes those that are ready
+
+An actor as its fleet knows it:
+
+                     add                      admit_started
+    (scale request) ─────► starting, not yet ───────────────► healthy ──remove──► ended after its last call
+                           a member                           │     ▲
+                                │                             │     │ restart: a new process under the same
+                                │ fails to start              │     │ name, the next incarnation
+                                ▼                             ▼     │
+                           given up, reported         dead or hung ─┘
+
+Dead: Ray reports that its process has ended. Hung: no heartbeat for `cluster.heartbeat_timeout_s`, or one call that lasts
+longer than `cluster.call_timeout_s`. Actors of a new fleet are members at once: Ray queues calls until they have started.
+Learners are not restarted one by one: their process group dies with the first rank (see `FleetManager.replace_lost`).
+"""
 
 from __future__ import annotations
 
@@ -13,25 +35,30 @@ from ray.exceptions import RayError, RayTaskError
 
 from cluster.config import ClusterConfig
 from cluster.fleets.actor_host import ActorHost
-from cluster.fleets.heartbeat import HeartbeatMonitor, listen
-from common.errors import FleetError, UserError
+from cluster.fleets.heartbeat import HeartbeatMonitor, poll
+from common.errors import FleetError, HeroError
 
-WATCH_S = 2.0  # how often the driver looks at the heartbeats of those it waits for
+WATCH_S = 2.0
+"""Seconds between two looks at the heartbeats of the actors that the driver waits for."""
 
 
 @dataclass(frozen=True)
 class ActorHandle:
-    """One actor of a fleet, and how to start another in its place."""
+    """One actor of a fleet, and what is needed to start another in its place."""
 
     name: str
     arguments: dict[str, Any]
+    """Constructor arguments of the hosted object."""
     incarnation: int
+    """How many actors of this name were started before."""
     actor: Any
-    pulse: HeartbeatMonitor
+    """Ray's handle of the `ActorHost`."""
+    heartbeat: HeartbeatMonitor
 
 
 class Fleet:
-    """Actors of one kind. `limits` say when one that does not answer is taken for hung."""
+    """Actors that host objects of the class `target` ("module:Class"), one for each entry of `arguments`. `limits` say when
+    one that does not answer counts as hung. `options` are Ray's (num_cpus, num_gpus, runtime_env)."""
 
     def __init__(
         self,
@@ -46,180 +73,203 @@ class Fleet:
         self.limits = limits or ClusterConfig()
         self._host = ray.remote(ActorHost).options(**options)
         self._hung: set[int] = set()
-        self._watched = 0.0
-        self._members = [self._member(f"{kind}-{i}", given) for i, given in enumerate(arguments)]
-        self._joining: list[tuple[ActorHandle, ray.ObjectRef]] = []
+        self._last_watch = 0.0
+        self._starting: list[tuple[ActorHandle, ray.ObjectRef]] = []
+        self._members: list[ActorHandle] = []
+        for index, actor_arguments in enumerate(arguments):
+            self._members.append(self._start_actor(f"{kind}-{index}", actor_arguments))
 
-    def _member(self, name: str, arguments: dict[str, Any], incarnation: int = 0) -> ActorHandle:
-        pulse = f"zero2hero-{ray.get_runtime_context().get_job_id()}-{id(self)}-{name}-{incarnation}-{time.time_ns()}"
-        actor = self._host.remote(name, self.target, str(self.logs / f"{name}.log"), arguments, pulse)
-        return ActorHandle(name, arguments, incarnation, actor, HeartbeatMonitor(pulse))
+    def _start_actor(self, name: str, arguments: dict[str, Any], incarnation: int = 0) -> ActorHandle:
+        # The key is new for every process, so that a late beat of a killed one is not taken for its successor's.
+        job = ray.get_runtime_context().get_job_id()
+        key = f"zero2hero-{job}-{id(self)}-{name}-{incarnation}-{time.time_ns()}"
+        actor = self._host.remote(name, self.target, str(self._log(name)), arguments, key)
+        return ActorHandle(name, arguments, incarnation, actor, HeartbeatMonitor(key))
+
+    def _log(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
 
     @property
     def names(self) -> list[str]:
         return [member.name for member in self._members]
 
     @property
-    def expected(self) -> int:
-        """Actors, those on their way included."""
-        return len(self._members) + len(self._joining)
+    def expected_size(self) -> int:
+        """Number of actors, with those that are still starting."""
+        return len(self._members) + len(self._starting)
 
     def __len__(self) -> int:
         return len(self._members)
 
     def submit(self, index: int, method: str, *args: Any, **kwargs: Any) -> ray.ObjectRef:
+        """Starts a call on one actor; an index past the last wraps around."""
         return self._members[index % len(self)].actor.call.remote(method, *args, **kwargs)
 
     def submit_split(
         self, index: int, count: int, method: str, *args: Any, **kwargs: Any
     ) -> list[ray.ObjectRef]:
-        """A call that returns `count` values, each with a reference of its own."""
-        return (
-            self._members[index % len(self)]
-            .actor.call.options(num_returns=count)
-            .remote(method, *args, **kwargs)
-        )
+        """Starts a call that returns `count` values, each with a reference of its own."""
+        call = self._members[index % len(self)].actor.call.options(num_returns=count)
+        return call.remote(method, *args, **kwargs)
+
+    def submit_all(self, method: str, *args: Any, **kwargs: Any) -> list[ray.ObjectRef]:
+        """Starts the same call on every actor; references in the order of the actors."""
+        return [self.submit(index, method, *args, **kwargs) for index in range(len(self))]
 
     def all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        """The same call on every actor at once; their results in order."""
-        return self.get([self.submit(i, method, *args, **kwargs) for i in range(len(self))], method)
+        """Makes the same call on every actor at once; results in the order of the actors."""
+        return self.wait(self.submit_all(method, *args, **kwargs), method)
 
-    def get(self, refs: Sequence[ray.ObjectRef] | dict[ray.ObjectRef, int], doing: str) -> list[Any]:
-        """Results of calls: of one to each actor in order, or of any with the index of the actor of each. The first failure
-        ends the wait: where one rank of a collective has died, the others may wait for ever. Raises UserError if that is
-        what the actor raised, else FleetError, also for an actor that hangs."""
-        whose = refs if isinstance(refs, dict) else {ref: i for i, ref in enumerate(refs)}
-        pending = list(whose)
-        found: dict[ray.ObjectRef, Any] = {}
+    def wait(self, refs: Sequence[ray.ObjectRef] | dict[ray.ObjectRef, int], doing: str) -> list[Any]:
+        """Results of calls, in the order of `refs`: either one call to each actor in order, or a map from each call to the
+        index of its actor. `doing` names the call in messages.
+
+        The first failure ends the wait: where one rank of a collective has died, the others may never return. An error of
+        the project that an actor raised is raised here as the same class with the same message. Raises FleetError for any
+        other failure, also of an actor that has died or hangs."""
+        index_of = refs if isinstance(refs, dict) else dict(zip(refs, range(len(refs)), strict=True))
+        pending = list(index_of)
+        results: dict[ray.ObjectRef, Any] = {}
         while pending:
-            ready = done(pending, WATCH_S)
-            found |= {ref: self.result(ref, whose[ref], doing) for ref in ready}
-            pending = [ref for ref in pending if ref not in found]
+            ready = wait_any(pending, WATCH_S)
+            for ref in ready:
+                results[ref] = self.result(ref, index_of[ref], doing)
+            pending = [ref for ref in pending if ref not in results]
             if not ready:
-                self.watch({whose[ref] for ref in pending}, doing)
-        return [found[ref] for ref in whose]
+                self.watch({index_of[ref] for ref in pending}, doing)
+        return [results[ref] for ref in index_of]
 
     def result(self, ref: ray.ObjectRef, index: int, doing: str) -> Any:
-        """The result of a call that has ended, or its failure as `get` raises it."""
+        """The result of a call that has ended; raises as `wait` does if it failed."""
         name = self.names[index % len(self)]
-        log = self.logs / f"{name}.log"
         try:
             return ray.get(ref)
-        except RayTaskError as fault:
-            cause = fault.cause
-            if isinstance(cause, UserError):
-                raise UserError(str(cause)) from None
-            what = f"{type(cause).__name__}: {_first_line(cause)}"
-            raise FleetError(f"{name} failed in {doing} ({what}); see {log}") from fault
-        except RayError as fault:
-            raise FleetError(f"{name} died during {doing} ({_first_line(fault)}); see {log}") from fault
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, HeroError):
+                raise type(cause)(str(cause)) from None
+            reason = f"{type(cause).__name__}: {_first_line(cause)}"
+            raise FleetError(f"{name} failed in {doing} ({reason}); see {self._log(name)}") from error
+        except RayError as error:
+            reason = _first_line(error)
+            raise FleetError(f"{name} died during {doing} ({reason}); see {self._log(name)}") from error
 
     def watch(self, indexes: Iterable[int], doing: str) -> None:
-        """Raises FleetError for an actor whose process has stopped, or whose call takes longer than any should."""
-        if time.monotonic() - self._watched < 0.9 * WATCH_S:
+        """Raises FleetError if one of these actors hangs. Reads heartbeats at most once in WATCH_S, so that it may be called
+        in a loop."""
+        if time.monotonic() - self._last_watch < 0.9 * WATCH_S:
             return
-        self._watched = time.monotonic()
-        chosen = sorted({index % len(self) for index in indexes})
-        listen([self._members[i].pulse for i in chosen])
-        for i in chosen:
-            pulse, limits = self._members[i].pulse, self.limits
-            silence = pulse.silence
-            if silence > limits.heartbeat_timeout_s:
-                what = f"no heartbeat for {silence:.0f} s, over cluster.heartbeat_timeout_s={limits.heartbeat_timeout_s:g}"
-            elif pulse.at_work > limits.call_timeout_s:
-                what = f"at work for {pulse.at_work:.0f} s, over cluster.call_timeout_s={limits.call_timeout_s:g}; its stack is there"
-            else:
+        self._last_watch = time.monotonic()
+        watched = sorted({index % len(self) for index in indexes})
+        poll([self._members[index].heartbeat for index in watched])
+        for index in watched:
+            reason = self._hang_reason(self._members[index].heartbeat)
+            if reason is None:
                 continue
-            self._hung.add(i)
-            raise FleetError(
-                f"{self.names[i]} hangs in {doing} ({what}); see {self.logs / self.names[i]}.log"
-            )
+            self._hung.add(index)
+            name = self.names[index]
+            raise FleetError(f"{name} hangs in {doing} ({reason}); see {self._log(name)}")
 
-    def lost(self, patience: float = 10.0) -> list[int]:
-        """Indexes of the actors that are dead or hang. One that is at work does not answer: its heartbeat speaks for it."""
+    def _hang_reason(self, heartbeat: HeartbeatMonitor) -> str | None:
+        limits = self.limits
+        if heartbeat.age_s > limits.heartbeat_timeout_s:
+            limit = f"cluster.heartbeat_timeout_s={limits.heartbeat_timeout_s:g}"
+            return f"no heartbeat for {heartbeat.age_s:.0f} s, over {limit}"
+        if heartbeat.call_s > limits.call_timeout_s:
+            limit = f"cluster.call_timeout_s={limits.call_timeout_s:g}"
+            return f"in this call for {heartbeat.call_s:.0f} s, over {limit}; its stack is in the log"
+        return None
+
+    def dead_or_hung(self, patience_s: float = 10.0) -> list[int]:
+        """Indexes of the actors that are dead or hung. An actor that is in a call does not answer within `patience_s`; its
+        heartbeat decides."""
         lost = set(self._hung)
-        asked = {m.actor.busy.remote(): i for i, m in enumerate(self._members) if i not in lost}
-        deadline, pending = time.monotonic() + patience, list(asked)
+        index_of = {}
+        for index, member in enumerate(self._members):
+            if index not in lost:
+                index_of[member.actor.busy.remote()] = index
+        deadline, pending = time.monotonic() + patience_s, list(index_of)
         while pending and time.monotonic() < deadline:
             ready, pending = ray.wait(pending, timeout=0.5)
             for ref in ready:
                 try:
                     ray.get(ref)
                 except RayError:
-                    lost.add(asked[ref])
-                    deadline = min(deadline, time.monotonic() + 2)  # those that died with it
-        listen([self._members[asked[ref]].pulse for ref in pending])
-        silent = {
-            asked[ref]
-            for ref in pending
-            if self._members[asked[ref]].pulse.silence > self.limits.heartbeat_timeout_s
-        }
-        self._hung |= silent
-        return sorted(lost | silent)
+                    lost.add(index_of[ref])
+                    # A lost node takes several actors, and Ray reports their deaths within a second or two.
+                    deadline = min(deadline, time.monotonic() + 2)
+        silent = [index_of[ref] for ref in pending]
+        poll([self._members[index].heartbeat for index in silent])
+        for index in silent:
+            if self._members[index].heartbeat.age_s > self.limits.heartbeat_timeout_s:
+                self._hung.add(index)
+        return sorted(lost | self._hung)
 
-    def replace(self, index: int) -> None:
-        """A new actor in the place of a lost one, with what the first was started with."""
+    def restart(self, index: int) -> None:
+        """Starts a new actor in the place of a lost one, with the same arguments."""
         member = self._members[index]
-        self._end(index)
-        self._members[index] = self._member(member.name, member.arguments, member.incarnation + 1)
+        self._kill(index)
+        self._members[index] = self._start_actor(member.name, member.arguments, member.incarnation + 1)
 
-    def grow(self, arguments: dict[str, Any]) -> None:
-        """Has one more actor started; it takes no part before `settle`."""
-        member = self._member(f"{self.kind}-{self.expected}", arguments)
-        self._joining.append((member, member.actor.busy.remote()))
+    def add(self, arguments: dict[str, Any]) -> None:
+        """Starts one more actor; it gets no calls before `admit_started`."""
+        member = self._start_actor(f"{self.kind}-{self.expected_size}", arguments)
+        self._starting.append((member, member.actor.busy.remote()))
 
-    def settle(self) -> list[str]:
-        """Takes in the new actors that have started, in order, and says which; one that failed to start is given up."""
-        told = []
-        while self._joining and ray.wait([self._joining[0][1]], timeout=0)[0]:
-            member, ref = self._joining.pop(0)
+    def admit_started(self) -> list[str]:
+        """Makes the added actors that have started members, in order. Returns a message for each, also for those that failed
+        to start, which are given up."""
+        messages = []
+        while self._starting and ray.wait([self._starting[0][1]], timeout=0)[0]:
+            member, ref = self._starting.pop(0)
             try:
                 ray.get(ref)
-            except RayError as fault:
-                told.append(
-                    f"{member.name} failed to start ({_first_line(fault)}); see {self.logs / member.name}.log"
-                )
+            except RayError as error:
+                log = self._log(member.name)
+                messages.append(f"{member.name} failed to start ({_first_line(error)}); see {log}")
             else:
                 self._members.append(member)
-                told.append(f"{member.name} has joined")
-        return told
+                messages.append(f"{member.name} has joined")
+        return messages
 
-    def shrink(self, count: int) -> None:
-        """Lets go of all actors but the first `count`; they finish what they have been asked."""
-        for member in [*self._members[count:], *(member for member, _ in self._joining)]:
+    def remove(self, size: int) -> None:
+        """Ends all actors but the first `size`, after the calls that were submitted to them."""
+        starting = [member for member, _ in self._starting]
+        for member in [*self._members[size:], *starting]:
             member.actor.__ray_terminate__.remote()
-        del self._members[count:]
-        self._joining.clear()
+        del self._members[size:]
+        self._starting.clear()
 
     def busy(self) -> list[float]:
         """Seconds that each actor has spent in calls so far."""
-        return self.get([member.actor.busy.remote() for member in self._members], "busy")
+        return self.wait([member.actor.busy.remote() for member in self._members], "busy")
 
     def stop(self) -> None:
-        self.shrink(len(self))
+        """Kills all actors."""
+        self.remove(len(self))
         for index in range(len(self)):
-            self._end(index)
+            self._kill(index)
 
-    def _end(self, index: int) -> None:
+    def _kill(self, index: int) -> None:
         member = self._members[index]
         ray.kill(member.actor)
         if index in self._hung:
-            member.pulse.kill()
-        member.pulse.forget()
+            member.heartbeat.kill_process()
+        member.heartbeat.delete()
         self._hung.discard(index)
 
 
-def done(refs: Sequence[ray.ObjectRef], seconds: float) -> list[ray.ObjectRef]:
-    """All that are done, as soon as one is or the time is over."""
-    ready, rest = ray.wait(list(refs), timeout=seconds)
-    return ray.wait([*ready, *rest], num_returns=len(refs), timeout=0)[0] if ready and rest else ready
+def wait_any(refs: Sequence[ray.ObjectRef], timeout_s: float) -> list[ray.ObjectRef]:
+    """Waits until at least one call has ended, or for `timeout_s`; returns all that have ended by then."""
+    ready, rest = ray.wait(list(refs), timeout=timeout_s)
+    if not ready or not rest:
+        return ready
+    # ray.wait returns at the first: ask once more, without waiting, for the others that have ended too.
+    return ray.wait([*ready, *rest], num_returns=len(refs), timeout=0)[0]
 
 
-def utilization(learners: Fleet, tokens_per_second: float) -> dict[str, float]:
-    """Model FLOP utilization of the current task, where the device's peak is known."""
-    flops, peak = learners.get([learners.submit(0, "flops_per_token")], "flops_per_token")[0]
-    return {"perf/mfu": tokens_per_second * flops / (peak * len(learners))} if peak else {}
-
-
-def _first_line(fault: BaseException | None) -> str:
-    return next((line.strip() for line in str(fault).splitlines() if line.strip()), "no message")
+def _first_line(error: BaseException | None) -> str:
+    for line in str(error).splitlines():
+        if line.strip():
+            return line.strip()
+    return "no message"

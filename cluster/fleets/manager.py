@@ -1,200 +1,208 @@
 """Starts Ray and the three fleets of a run, and keeps them while stages come and go.
 
-A fleet is started when a stage first asks for it and reused by later stages: the processes stay, their tasks and
-weights change. On CPU the phases of an iteration take turns, so learners reserve the cores and the other fleets
-run beside them; on GPUs every actor reserves its own.
+The pipeline makes one manager; stages ask it for `learners()`, `rollouts(...)` and `scorers(...)`. A fleet is started when
+a stage first asks for it and reused by later stages: the processes stay, their tasks and weights change. On CPU the phases
+of an iteration take turns, so learners reserve the cores and the other fleets run beside them; on GPUs every actor
+reserves its own.
+
+It waits for Ray in two places: the start of Ray itself, and resources that actors of a stopped fleet have not yet
+returned (`_check_resources`). It does not wait for actors to start.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from actors.config import Decoding
 from actors.weights.transport import make_transport
 from cluster.config import RunConfig
 from cluster.fleets.fleet import Fleet
-from cluster.fleets.scale import SCALE_FILE
+from cluster.fleets.learner_fleet import LearnerFleet
+from cluster.fleets.rollout_fleet import RolloutFleet
+from cluster.fleets.scale import scale_requests
+from cluster.fleets.scoring_fleet import ScoringFleet
 from common.errors import UserError
-from common.files import read_json
 from common.ray_session import start_ray
+from common.run_paths import RunPaths
 
 # Passed on to every actor: without a hub, transformers must not try the network; torch and vLLM stay terse.
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+
+SECTIONS = {"learner": "learners", "rollout": "rollout", "scoring": "scoring"}
+"""Config section of each kind of fleet."""
+
+RELEASE_S = 20.0
+"""How long Ray may take to return the resources of actors that were stopped."""
 
 
 class FleetManager:
     """The fleets of one run."""
 
     def __init__(self, config: RunConfig, root: Path) -> None:
-        self.config, self.logs, self.wishes = config, root / "logs", root / SCALE_FILE
-        self.transport = make_transport(config.learners.transport, root)
+        self.config, self.paths = config, RunPaths(root)
+        self.transport = make_transport(root, config.learners.weights_dir)
+        self._learners: LearnerFleet | None = None
+        self._rollouts: RolloutFleet | None = None
+        self._scorers: ScoringFleet | None = None
+        self._scorer_models: tuple[str, str | None] | None = None
+        self._arguments_of: dict[str, Callable[[int], dict[str, Any]]] = {}
+        self._applied: dict[str, int] = {}  # the scale request that was last applied, by kind of fleet
+        # When actors were last stopped; their resources are free a moment later. At first this may be the driver before
+        # this one, whose actors Ray stops after its death.
+        self._stopped_at = time.monotonic()
         self._fleets: dict[str, Fleet] = {}
-        self._makers: dict[
-            str, Callable[[int], dict[str, Any]]
-        ] = {}  # what the i-th actor of a fleet is started with
-        self._followed: dict[str, int] = {}  # the last wish for each
-        self._scorers_of: tuple[str, str | None] | None = None
-        # When actors were last stopped, whose room Ray takes a moment to give back: at first maybe by the death of a driver.
-        self._freed = time.monotonic()
 
     def start(self) -> None:
         """Joins the configured Ray cluster, or starts one of this run's own."""
-        self.wishes.unlink(missing_ok=True)
+        self.paths.scale.unlink(missing_ok=True)
         start_ray(self.config.cluster.address, self.config.cluster.cpus, self.config.cluster.object_store_gib)
 
-    def learners(self) -> Fleet:
+    def learners(self) -> LearnerFleet:
         """DeepSpeed ranks, joined into one process group."""
-        if "learner" not in self._fleets:
-            settings = self.config.learners
-            arguments = [
-                {"rank": rank, "config": settings, "model": self.config.model}
-                for rank in range(settings.ranks)
-            ]
-            fleet = self._start(
-                "learner", "actors.learner:LearnerActor", arguments, settings.threads, settings.gpus
-            )
-            address, port = fleet.get([fleet.submit(0, "address")], "address")[0]
-            fleet.all("join", address, port)
-        return self._fleets["learner"]
+        fleet = self._fleets.get("learner")
+        if isinstance(fleet, LearnerFleet):
+            return fleet
+        settings = self.config.learners
+        arguments = []
+        for rank in range(settings.ranks):
+            arguments.append({"rank": rank, "config": settings, "model": self.config.model})
+        options = self._options("learner", settings.ranks, settings.threads, settings.gpus)
+        logs, limits = self.paths.logs, self.config.cluster
+        fleet = LearnerFleet("learner", "actors.learner:LearnerActor", arguments, options, logs, limits)
+        self.adopt(fleet)
+        fleet.join()
+        return fleet
 
-    def rollouts(self, model: Path) -> Fleet:
-        """vLLM engines. `model` gives the architecture; a fleet that is up already keeps its weights (see `Policy`)."""
-        if "rollout" not in self._fleets:
-            settings = self.config.rollout.model_copy(
-                update={
-                    "dtype": self.config.ppo.dtype,
-                    "max_model_len": self.config.rollout.max_model_len or self.config.model.context,
-                }
-            )
-            self._makers["rollout"] = lambda i: {
-                "name": f"rollout-{i}",
-                "model_path": str(model),
-                "config": settings,
-                "seed": self.config.seed * 1000 + i,
-            }
-            arguments = [self._makers["rollout"](i) for i in range(settings.actors)]
-            env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-            self._start(
-                "rollout", "actors.rollout:RolloutActor", arguments, settings.threads, settings.gpus, env
-            )
-        return self._fleets["rollout"]
+    def rollouts(self, model: Path) -> RolloutFleet:
+        """vLLM engines. `model` gives the architecture; a fleet that is up already keeps its weights (see
+        `cluster.rl.weight_sync`)."""
+        fleet = self._fleets.get("rollout")
+        if isinstance(fleet, RolloutFleet):
+            return fleet
+        max_model_len = self.config.rollout.max_model_len or self.config.model.context
+        settings = self.config.rollout.model_copy(
+            update={"dtype": self.config.ppo.dtype, "max_model_len": max_model_len}
+        )
 
-    def scorers(self, reference: Path, reward: Path | None) -> Fleet:
-        """Reward model and reference policy; started anew when asked for other models."""
-        wanted = (str(reference.resolve()), str(reward.resolve()) if reward else None)
-        if self._scorers_of != wanted:
-            if "scoring" in self._fleets:
-                self._fleets.pop("scoring").stop()
-                self._freed = time.monotonic()
-            settings = self.config.scoring
-            models = {"reference": wanted[0], "reward": wanted[1], "model": self.config.model}
-            argument = {**models, "config": settings, "rewards": self.config.rewards}
-            self._makers["scoring"] = lambda i: argument
-            arguments = [argument] * settings.actors
-            self._start("scoring", "actors.scoring:ScoringActor", arguments, settings.threads, settings.gpus)
-            self._scorers_of = wanted
-        return self._fleets["scoring"]
+        def arguments_of(index: int) -> dict[str, Any]:
+            name, seed = f"rollout-{index}", self.config.seed * 1000 + index
+            return {"name": name, "model_path": str(model), "config": settings, "seed": seed}
 
-    def _start(
-        self,
-        kind: str,
-        target: str,
-        arguments: list[dict[str, Any]],
-        threads: int,
-        gpus: float,
-        env: dict[str, str] | None = None,
-    ) -> Fleet:
-        cpus = threads if kind == "learner" else 0
-        variables = {**QUIET, "OMP_NUM_THREADS": str(threads), **(env or {})}
-        options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
-        self._check_room(kind, cpus * len(arguments), gpus * len(arguments))
-        self._fleets[kind] = Fleet(kind, target, arguments, options, self.logs, self.config.cluster)
-        return self._fleets[kind]
+        arguments = [arguments_of(index) for index in range(settings.actors)]
+        # The engine runs inside the actor's process: a weight update is then a plain function call.
+        env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        options = self._options("rollout", settings.actors, settings.threads, settings.gpus, env)
+        logs, limits = self.paths.logs, self.config.cluster
+        fleet = RolloutFleet("rollout", "actors.rollout:RolloutActor", arguments, options, logs, limits)
+        self.adopt(fleet, arguments_of)
+        return fleet
 
-    def heal(self) -> list[str]:
-        """Replaces the actors that are dead or hang, and returns their names. Learners lose their process group with the
-        first of them, so all of them are stopped, and start again when a stage asks for them."""
+    def scorers(self, reference: Path, reward_model: Path | None) -> ScoringFleet:
+        """Reward model and reference policy; the actors are stopped and new ones started when the models change."""
+        models = (str(reference.resolve()), str(reward_model.resolve()) if reward_model else None)
+        fleet = self._fleets.get("scoring")
+        if isinstance(fleet, ScoringFleet):
+            if models == self._scorer_models:
+                return fleet
+            self._stop("scoring")
+        settings = self.config.scoring
+        argument = {
+            "reference": models[0],
+            "reward": models[1],
+            "model": self.config.model,
+            "config": settings,
+            "rewards": self.config.rewards,
+        }
+        options = self._options("scoring", settings.actors, settings.threads, settings.gpus)
+        logs, limits = self.paths.logs, self.config.cluster
+        arguments = [argument] * settings.actors
+        fleet = ScoringFleet("scoring", "actors.scoring:ScoringActor", arguments, options, logs, limits)
+        self.adopt(fleet, lambda index: argument)
+        self._scorer_models = models
+        return fleet
+
+    def adopt(self, fleet: Fleet, arguments_of: Callable[[int], dict[str, Any]] | None = None) -> None:
+        """Takes a fleet into care under its kind. `arguments_of(i)` are the arguments of its i-th actor when it grows;
+        without it, its size is fixed."""
+        self._fleets[fleet.kind] = fleet
+        if arguments_of is not None:
+            self._arguments_of[fleet.kind] = arguments_of
+
+    def replace_lost(self) -> list[str]:
+        """Restarts the actors that are dead or hung, and returns their names. Called by the pipeline after a stage has failed.
+        Learners lose their process group with the first of them, so all of them are stopped, and start again when a stage
+        asks for them."""
         names = []
         for kind, fleet in list(self._fleets.items()):
-            lost = fleet.lost()
-            names += [fleet.names[i] for i in lost]
+            lost = fleet.dead_or_hung()
+            names += [fleet.names[index] for index in lost]
             if lost and kind == "learner":
-                self._fleets.pop(kind).stop()
-                self._freed = time.monotonic()
-            elif lost:
-                for i in lost:
-                    fleet.replace(i)
+                self._stop(kind)
+                continue
+            for index in lost:
+                fleet.restart(index)
         return names
 
-    def wanted(self, kind: str) -> int:
-        """Actors that a fleet is to have: what `hero scale` last asked for, else what it has."""
-        return (read_json(self.wishes) or {}).get(kind, self._fleets[kind].expected)
+    def target_size(self, kind: str) -> int:
+        """Number of actors that a fleet is to have: what `hero scale` last requested, else what it has."""
+        return scale_requests(self.paths).get(kind, self._fleets[kind].expected_size)
 
-    def resize(self) -> list[str]:
-        """Starts or lets go of actors as wished, takes in those that have started, and says what was done. New engines hold
-        old weights: call this before a weight update."""
-        told = []
-        for kind in self._makers:
-            fleet, count = self._fleets[kind], self.wanted(kind)
-            if count == self._followed.get(kind, fleet.expected):
-                count = (
-                    fleet.expected
-                )  # a wish is followed once, or one that cannot start would be tried for ever
+    def apply_scale_requests(self) -> list[str]:
+        """Starts or removes actors as requested, admits those that have started, and returns what was done as messages. Called
+        by the PPO stage before each weight update, because new engines hold old weights."""
+        messages = []
+        for kind, arguments_of in self._arguments_of.items():
+            fleet, target = self._fleets[kind], self.target_size(kind)
+            if target == self._applied.get(kind, fleet.expected_size):
+                # A request is applied once: actors that cannot start would be tried again in every iteration.
+                target = fleet.expected_size
             else:
-                told.append(f"{kind} fleet: from {fleet.expected} to {count}")
-                self._followed[kind] = count
-            if count < fleet.expected:
-                fleet.shrink(min(count, len(fleet)))
-            while fleet.expected < count:
-                fleet.grow(self._makers[kind](fleet.expected))
-            told += fleet.settle()
-        return told
-
-    def _check_room(self, kind: str, cpus: float, gpus: float) -> None:
-        """Refuses what Ray would wait for in silence."""
-        for what, need in (("CPU", cpus), ("GPU", gpus)):
-            free = ray.available_resources()
-            while (
-                free.get(what, 0) < need <= ray.cluster_resources().get(what, 0)
-                and time.monotonic() < self._freed + 20
-            ):
-                time.sleep(0.5)
-                free = ray.available_resources()
-            if need > free.get(what, 0):
-                key = "learners" if kind == "learner" else kind
-                raise UserError(
-                    f"the {kind} fleet needs {need:g} {what} and the Ray cluster has {free.get(what, 0):g} free of "
-                    f"{ray.cluster_resources().get(what, 0):g}; lower the numbers in section {key} or add nodes"
-                )
+                messages.append(f"{kind} fleet: from {fleet.expected_size} to {target}")
+                self._applied[kind] = target
+            if target < fleet.expected_size:
+                fleet.remove(min(target, len(fleet)))
+            while fleet.expected_size < target:
+                fleet.add(arguments_of(fleet.expected_size))
+            messages += fleet.admit_started()
+        return messages
 
     def close(self) -> None:
+        """Stops all actors and Ray."""
         for fleet in self._fleets.values():
             fleet.stop()
         self._fleets.clear()
         self.transport.close()
         ray.shutdown()
 
+    def _stop(self, kind: str) -> None:
+        self._fleets.pop(kind).stop()
+        self._stopped_at = time.monotonic()
 
-def generate(
-    rollouts: Fleet,
-    prompts: Sequence[Sequence[int]],
-    prompt_ids: Sequence[int],
-    decoding: Decoding,
-    end_token: int,
-    n: int = 1,
-    seeds: Sequence[int] | None = None,
-) -> list[ray.ObjectRef]:
-    """Starts sampling n responses to each prompt over the whole fleet; one Samples reference per engine, in order."""
-    share = -(-len(prompts) // len(rollouts))
-    refs = []
-    for i, start in enumerate(range(0, len(prompts), share)):
-        part = slice(start, start + share)
-        part_seeds = list(seeds[start * n : (start + share) * n]) if seeds is not None else None
-        asked = ([list(p) for p in prompts[part]], list(prompt_ids[part]), decoding, end_token)
-        refs.append(rollouts.submit(i, "generate", *asked, n=n, seeds=part_seeds))
-    return refs
+    def _options(
+        self, kind: str, size: int, threads: int, gpus: float, env: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Ray's options for each of `size` actors. Raises UserError if the cluster has no room for all of them."""
+        cpus = 0
+        if kind == "learner":
+            cpus = threads
+        self._check_resources(kind, "CPU", cpus * size)
+        self._check_resources(kind, "GPU", gpus * size)
+        variables = {**QUIET, "OMP_NUM_THREADS": str(threads), **(env or {})}
+        return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
+
+    def _check_resources(self, kind: str, resource: str, needed: float) -> None:
+        """Raises UserError for a fleet that Ray would otherwise wait for without a message."""
+        total = ray.cluster_resources().get(resource, 0)
+        free = ray.available_resources().get(resource, 0)
+        while free < needed <= total and time.monotonic() < self._stopped_at + RELEASE_S:
+            time.sleep(0.5)
+            free = ray.available_resources().get(resource, 0)
+        if needed > free:
+            raise UserError(
+                f"the {kind} fleet needs {needed:g} {resource} and the Ray cluster has {free:g} free of {total:g}; "
+                f"lower the numbers in section {SECTIONS[kind]} or add nodes"
+            )

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from cluster.context import Context
-from cluster.fleets.manager import generate
 from common.errors import UserError
 from learners.data.samples import Samples
 from learners.data.tokenizer import end_token
@@ -34,10 +33,10 @@ def respond(
     seeds = [context.config.seed * 10**6 + 7 * i for i in range(len(rows) * count)]
     decoding = context.decoding("evaluate", temperature)
     rollouts = context.fleets.rollouts(policy)
-    refs = generate(rollouts, tokens, range(len(rows)), decoding, end_token(tokenizer), count, seeds)
+    refs = rollouts.generate(tokens, range(len(rows)), decoding, end_token(tokenizer), count, seeds)
     scored = [scorers.submit(i, "score", ref, 1.0, dict(enumerate(rows))) for i, ref in enumerate(refs)]
-    samples = Samples.concat(rollouts.get(refs, "generate"))
-    parts = scorers.get(scored, "score")
+    samples = Samples.concat(rollouts.wait(refs, "generate"))
+    parts = scorers.wait(scored, "score")
     texts = tokenizer.batch_decode(
         [samples.response(b) for b in range(samples.size)], skip_special_tokens=True
     )

@@ -1,9 +1,11 @@
-"""What the driver keeps of a run's rewards: running statistics of each source, and what had to be left out.
+"""From the raw scores of several sources to one reward for each response.
 
-    sample references -> scoring actors -> raw scores -> clip, normalise, weigh, add -> learners
-                                        -> reference log-probabilities, which stay where they are
+    samples ─► scoring actors ─► raw scores ─► clip ─► normalize ─► weighted sum ─► learners
+                             └─► reference log-probabilities, which go to the learners without passing the driver
 
-A sample without a finite score from every source goes to quarantine.jsonl, with the reason, and not to the learners.
+Called by `cluster.rl.rollout_scheduler`: `submit` when samples arrive, `finish` when a batch is complete. `finish` waits
+for the scoring actors. A response without a finite score from every source goes to quarantine.jsonl, with the reason,
+and not to the learners. Here C is the number of sources and B the number of responses.
 """
 
 from __future__ import annotations
@@ -19,108 +21,146 @@ import ray
 
 from actors.config import RewardsConfig, RewardSource
 from actors.scoring import Scores
-from cluster.fleets.fleet import Fleet
-from common.errors import UserError
+from cluster.fleets.scoring_fleet import ScoringFleet
+from common.errors import RunStoppedError
+from learners.rl.scored_parts import ScoredPart
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a batch and what a scoring actor makes of it, as references."""
+class PendingPart:
+    """Samples of one call to a rollout actor that a scoring actor works on, all as references."""
 
     index: int
+    """The scoring actor (modulo the size of the fleet)."""
     samples: ray.ObjectRef
     scores: ray.ObjectRef
-    reference: ray.ObjectRef
+    ref_logprobs_N: ray.ObjectRef
+
+
+@dataclass
+class RunningMoments:
+    """Mean and variance of all numbers so far (Chan et al. 1979, eq. 2.1)."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    """Sum of squared deviations from the mean."""
+
+    def add(self, values: np.ndarray) -> None:
+        mean, total = float(values.mean()), self.count + len(values)
+        delta = mean - self.mean
+        self.squares += float(((values - mean) ** 2).sum()) + delta**2 * self.count * len(values) / total
+        self.mean += delta * len(values) / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        return (self.squares / self.count) ** 0.5
 
 
 class RewardAggregator:
-    """Turns samples into scored samples. `state` is what a checkpoint keeps; give it back to go on from there."""
+    """Combines scores with running statistics of each source, which `state` continues from a checkpoint."""
 
     def __init__(
-        self, config: RewardsConfig, scorers: Fleet, folder: Path, state: dict[str, Any] | None = None
+        self,
+        config: RewardsConfig,
+        scorers: ScoringFleet,
+        quarantine: Path,
+        state: dict[str, Any] | None = None,
     ) -> None:
-        self.config, self.scorers, self.path = config, scorers, folder / "quarantine.jsonl"
-        self.state: dict[str, Any] = state or {
-            "seen": 0,
-            "quarantined": 0,
-            "moments": [[0, 0.0, 0.0]] * len(config.sources),
+        self.config, self.scorers, self.quarantine = config, scorers, quarantine
+        self._moments = [RunningMoments() for _ in config.sources]
+        self._num_responses = self._num_quarantined = 0
+        if state:
+            self._moments = [RunningMoments(**moments) for moments in state["moments"]]
+            self._num_responses = state["responses"]
+            self._num_quarantined = state["quarantined"]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: plain values of all batches that were finished."""
+        return {
+            "responses": self._num_responses,
+            "quarantined": self._num_quarantined,
+            "moments": [vars(moments).copy() for moments in self._moments],
         }
 
     def score(
         self, refs: Sequence[ray.ObjectRef], rows: dict[int, dict[str, Any]], temperature: float, step: int
-    ) -> tuple[list[Any], dict[str, float]]:
-        """Has every part scored: `submit` and `finish` in one."""
-        return self.finish([self.submit(i, ref, rows, temperature) for i, ref in enumerate(refs)], step)
+    ) -> tuple[list[ScoredPart], dict[str, float]]:
+        """`submit` for each reference of samples, then `finish`."""
+        parts = [self.submit(index, samples, rows, temperature) for index, samples in enumerate(refs)]
+        return self.finish(parts, step)
 
     def submit(
-        self, index: int, ref: ray.ObjectRef, rows: dict[int, dict[str, Any]], temperature: float
-    ) -> Part:
-        """Has a scoring actor score a part of a batch as soon as it is there."""
-        known = rows if any(source.kind != "model" for source in self.config.sources) else {}
-        return Part(index, ref, *self.scorers.submit_split(index, 2, "score", ref, temperature, known))
+        self, index: int, samples: ray.ObjectRef, rows: dict[int, dict[str, Any]], temperature: float
+    ) -> PendingPart:
+        """Has a scoring actor score samples as soon as they exist. `rows` are rows of the prompt file by prompt id."""
+        if all(source.kind == "model" for source in self.config.sources):
+            rows = {}  # the reward model reads tokens only
+        scores, ref_logprobs_N = self.scorers.submit_score(index, samples, temperature, rows)
+        return PendingPart(index, samples, scores, ref_logprobs_N)
 
-    def finish(self, parts: Sequence[Part], step: int) -> tuple[list[Any], dict[str, float]]:
-        """(batch, metrics): for each part a reference of Samples, its scores_B and a reference of its ref_logprobs_N, as
-        `LearnerActor.iterate` takes them."""
-        found: list[Scores] = self.scorers.get({part.scores: part.index for part in parts}, "score")
-        finite = [np.isfinite(scores.raw_KB).all(0) for scores in found]
-        self._quarantine(
-            found, sum(int((~kept).sum()) for kept in finite), sum(len(kept) for kept in finite), step
+    def finish(self, parts: Sequence[PendingPart], step: int) -> tuple[list[ScoredPart], dict[str, float]]:
+        """(scored parts, metrics) of a batch, in the order of `parts`. Samples and ref_logprobs_N stay references.
+
+        Raises RunStoppedError if more responses than rewards.quarantine_share have no reward.
+        """
+        references = {part.scores: part.index for part in parts}
+        results: list[Scores] = self.scorers.wait(references, "score")
+        kept = [np.isfinite(scores.raw_CB).all(axis=0) for scores in results]
+        self._record_quarantine(results, kept, step)
+        raw_CB = np.concatenate(
+            [scores.raw_CB[:, kept_B] for scores, kept_B in zip(results, kept, strict=True)], axis=1
         )
-        raw_KB = np.concatenate(
-            [scores.raw_KB[:, kept] for scores, kept in zip(found, finite, strict=True)], axis=1
-        )
-        total_B, metrics = self._combined(raw_KB.astype(np.float64))
-        shares = np.split(total_B.astype(np.float32), np.cumsum([int(kept.sum()) for kept in finite])[:-1])
-        batch: list[Any] = []
-        for part, kept, share_B in zip(parts, finite, shares, strict=True):
-            samples, reference = part.samples, part.reference
-            if not kept.all():
-                chosen = np.flatnonzero(kept).tolist()
-                samples, reference = self.scorers.submit_split(
-                    part.index, 2, "select", samples, reference, chosen
+        reward_B, metrics = self._combine(raw_CB.astype(np.float64))
+        metrics["rewards/quarantined"] = float(self._num_quarantined)
+        ends = np.cumsum([int(kept_B.sum()) for kept_B in kept])
+        shares = np.split(reward_B.astype(np.float32), ends[:-1])
+        scored = []
+        for part, kept_B, scores_B in zip(parts, kept, shares, strict=True):
+            samples, ref_logprobs_N = part.samples, part.ref_logprobs_N
+            if not kept_B.all():
+                chosen = np.flatnonzero(kept_B).tolist()
+                samples, ref_logprobs_N = self.scorers.submit_select(
+                    part.index, samples, ref_logprobs_N, chosen
                 )
-            batch += [samples, share_B, reference]
-        metrics["rewards/quarantined"] = float(self.state["quarantined"])
-        return batch, metrics
+            scored.append(ScoredPart(samples, scores_B, ref_logprobs_N))
+        return scored, metrics
 
-    def _combined(self, raw_KB: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-        """The weighted sum (B,) of the sources' scores, and the mean raw score of each source where there are several."""
-        total_B, metrics = np.zeros(raw_KB.shape[1]), {}
-        for k, source in enumerate(self.config.sources):
-            score_B = clipped(raw_KB[k], source)
+    def _combine(self, raw_CB: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        """(reward_B, mean raw score of each source if there are several)."""
+        reward_B, metrics = np.zeros(raw_CB.shape[1]), {}
+        for source, raw_B, moments in zip(self.config.sources, raw_CB, self._moments, strict=True):
+            score_B = clip(raw_B, source)
             if source.normalize:
-                count, mean, square = self.state["moments"][k] = merged(self.state["moments"][k], score_B)
-                score_B = (score_B - mean) / max(1e-6, (square / count) ** 0.5)
-            total_B += source.weight * score_B
-            metrics[f"rewards/{source.name}"] = float(raw_KB[k].mean())
-        return total_B, metrics if len(self.config.sources) > 1 else {}
+                moments.add(score_B)
+                score_B = (score_B - moments.mean) / max(1e-6, moments.std)
+            reward_B += source.weight * score_B
+            if len(self.config.sources) > 1:
+                metrics[f"rewards/{source.name}"] = float(raw_B.mean())
+        return reward_B, metrics
 
-    def _quarantine(self, found: Sequence[Scores], lost: int, seen: int, step: int) -> None:
-        faults = [fault for scores in found for fault in scores.faults]
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps({"step": step, **fault}, default=str) + "\n" for fault in faults))
-        self.state["seen"] += seen
-        self.state["quarantined"] += lost
-        if lost == seen or self.state["quarantined"] > self.config.quarantine_share * self.state["seen"]:
-            raise UserError(
-                f"{self.state['quarantined']} of {self.state['seen']} responses have no reward, over "
-                f"rewards.quarantine_share={self.config.quarantine_share}; the last: {faults[-1]['source']}: "
-                f"{faults[-1]['reason']}; all are in {self.path}"
+    def _record_quarantine(self, results: Sequence[Scores], kept: Sequence[np.ndarray], step: int) -> None:
+        """Writes the responses without a reward down, counts them, and stops the run if they are too many."""
+        failures = [failure for scores in results for failure in scores.failures]
+        with open(self.quarantine, "a", encoding="utf-8") as file:
+            for failure in failures:
+                file.write(json.dumps({"step": step, **failure}, default=str) + "\n")
+        kept_B = np.concatenate(kept)
+        self._num_responses += len(kept_B)
+        self._num_quarantined += int((~kept_B).sum())
+        share = self.config.quarantine_share
+        if not kept_B.any() or self._num_quarantined > share * self._num_responses:
+            last = failures[-1]
+            raise RunStoppedError(
+                f"{self._num_quarantined} of {self._num_responses} responses have no reward, over "
+                f"rewards.quarantine_share={share}; the last: {last['source']}: {last['reason']}; all are in "
+                f"{self.quarantine}"
             )
 
 
-def clipped(score_B: np.ndarray, source: RewardSource) -> np.ndarray:
-    return score_B if source.clip is None else score_B.clip(-source.clip, source.clip)
-
-
-def merged(moments: Sequence[float], score_B: np.ndarray) -> list[float]:
-    """[count, mean, sum of squared deviations] with further scores (Chan et al. 1979, eq. 2.1)."""
-    count, mean, square = moments
-    more, other = len(score_B), float(score_B.mean())
-    total, apart = count + more, other - mean
-    return [
-        total,
-        mean + apart * more / total,
-        square + float(((score_B - other) ** 2).sum()) + apart**2 * count * more / total,
-    ]
+def clip(score_B: np.ndarray, source: RewardSource) -> np.ndarray:
+    if source.clip is None:
+        return score_B
+    return score_B.clip(-source.clip, source.clip)

@@ -22,7 +22,7 @@ import ray
 
 from actors import prompt_group
 from actors.config import Decoding
-from cluster.fleets.fleet import WATCH_S, Fleet, done
+from cluster.fleets.fleet import WATCH_S, Fleet, wait_any
 from cluster.rl.reward_aggregator import Part, RewardAggregator
 
 PUMP_S = 0.25  # how long an engine works before it hands over what is finished, where rollouts run ahead
@@ -141,7 +141,7 @@ class RolloutScheduler:
         """Keeps everybody busy and waits for something to happen; returns those of `others` that are done."""
         self._admit()
         self._pump()
-        ready = done([*self._pumping, *others], WATCH_S)
+        ready = wait_any([*self._pumping, *others], WATCH_S)
         for ref in ready:
             if ref in self._pumping:
                 self._gather(ref)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from cluster.context import Context
-from cluster.fleets.manager import generate
 from cluster.quickstart.labelers import Labeler, make_labelers
 from cluster.rl.weight_sync import load_weights
 from cluster.run.progress import progress
@@ -47,8 +46,7 @@ def run(context: Context) -> dict[str, Any]:
             seeds = [
                 context.config.seed * 10**6 + int(i) * 10 + k for i in chosen for k in range(config.responses)
             ]
-            refs = generate(
-                rollouts,
+            refs = rollouts.generate(
                 [tokens[i] for i in chosen],
                 chosen.tolist(),
                 decoding,
@@ -57,7 +55,7 @@ def run(context: Context) -> dict[str, Any]:
                 seeds,
             )
             lines = []
-            for samples in rollouts.get(refs, "generate"):
+            for samples in rollouts.wait(refs, "generate"):
                 texts = tokenizer.batch_decode(
                     [samples.response(b) for b in range(samples.size)], skip_special_tokens=True
                 )

@@ -1,0 +1,108 @@
+"""The calls that stages make on the learner ranks, with their types; `actors.learner.LearnerActor` describes each.
+
+Most of them are collectives: they go to every rank in the same order, and the value of rank 0 stands for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster.fleets.fleet import Fleet
+from learners.config import PretrainConfig, RewardModelConfig, SFTConfig
+from learners.rl.config import PPOConfig
+from learners.rl.scored_parts import ScoredPart, flatten_parts
+
+
+class LearnerFleet(Fleet):
+    """DeepSpeed ranks that have joined one process group. They hold one task at a time; each `start_*` replaces it and
+    returns the number of its optimizer steps."""
+
+    def join(self) -> None:
+        """Has all ranks join one process group at an address of rank 0."""
+        address, port = self.wait([self.submit(0, "address")], "address")[0]
+        self.all("join", address, port)
+
+    def start_pretrain(self, config: PretrainConfig, folder: Path, seed: int) -> int:
+        return self._rank_0("start_pretrain", config, folder, seed)
+
+    def start_sft(self, policy: Path, config: SFTConfig, folder: Path, seed: int) -> int:
+        return self._rank_0("start_sft", policy, config, folder, seed)
+
+    def start_reward_model(self, policy: Path, config: RewardModelConfig, folder: Path, seed: int) -> int:
+        return self._rank_0("start_reward", policy, config, folder, seed)
+
+    def submit_start_ppo(
+        self, policy: Path, reward_model: Path | None, config: PPOConfig, corpus: Path | None, seed: int
+    ) -> list[ray.ObjectRef]:
+        """Does not wait, so that the other fleets start meanwhile. One reference for each rank, for `wait`."""
+        return self.submit_all("start_ppo", policy, reward_model, config, corpus, seed)
+
+    def train(self, count: int) -> list[dict[str, float]]:
+        """Up to `count` supervised steps; the metrics of each."""
+        return self._rank_0("train", count)
+
+    def validate(self) -> dict[str, float]:
+        return self._rank_0("validate")
+
+    def pair_agreement(self) -> Any:
+        """How the reward model agrees with the rankings of each held-out prompt."""
+        return self._rank_0("agreement")
+
+    def center_rewards(self, demonstrations: Path) -> float:
+        """Shifts the reward model so that demonstrations score 0 on average; returns the shift."""
+        return self._rank_0("center", demonstrations)
+
+    def submit_ppo_update(
+        self, version: int, kl_coef: float, parts: Sequence[ScoredPart]
+    ) -> list[ray.ObjectRef]:
+        """One PPO iteration. One reference for each rank, of (metrics, seconds, digest of the batch)."""
+        return self.submit_all("iterate", version, kl_coef, *flatten_parts(parts))
+
+    def count_groups_with_signal(self, parts: Sequence[ScoredPart]) -> int:
+        """How many prompts have responses whose scores differ."""
+        return self.wait([self.submit(0, "groups_with_signal", *flatten_parts(parts))], "groups_with_signal")[
+            0
+        ]
+
+    def pretrain_loss(self) -> float:
+        """Loss of the policy on held-out sequences of the pretraining corpus."""
+        return self._rank_0("pretrain_loss")
+
+    def send_weights(self, transport: Any, version: int) -> Any:
+        """Hands the policy's weights to a transport; returns the payload that `RolloutFleet.update_weights` takes."""
+        return self._rank_0("send_weights", transport, version)
+
+    def submit_probe_logprobs(self, sequences: list[np.ndarray]) -> list[ray.ObjectRef]:
+        """Log-probabilities of every token but the first of each sequence. One reference for each rank."""
+        return self.submit_all("probe", sequences)
+
+    def save(self, folder: Path, tag: str = "state") -> None:
+        """Raises DiskFullError if the disk is full."""
+        self.all("save", folder, tag)
+
+    def load(self, folder: Path, tag: str = "state") -> int:
+        """Restores a saved state; returns the optimizer steps done."""
+        return self._rank_0("load", folder, tag)
+
+    def export(self, folder: Path, use_ema: bool = False) -> None:
+        """Writes the model as a Hugging Face folder, completely or not at all."""
+        self.all("export", folder, use_ema)
+
+    def flops_per_token(self) -> tuple[float, float | None]:
+        """(FLOPs to train the current task's models on one token, peak FLOP/s of a rank's device if known)."""
+        return self.wait([self.submit(0, "flops_per_token")], "flops_per_token")[0]
+
+    def utilization(self, tokens_per_second: float) -> dict[str, float]:
+        """Model FLOP utilization (perf/mfu) of the current task; empty where the device's peak is not known."""
+        flops, peak = self.flops_per_token()
+        if not peak:
+            return {}
+        return {"perf/mfu": tokens_per_second * flops / (peak * len(self))}
+
+    def _rank_0(self, method: str, *args: Any) -> Any:
+        return self.all(method, *args)[0]

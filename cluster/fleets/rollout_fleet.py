@@ -1,0 +1,74 @@
+"""The calls that stages and the rollout scheduler make on the vLLM engines, with their types.
+
+`actors.rollout.RolloutActor` describes each; `actors.prompt_group.RolloutEngine` is the part that test doubles implement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors.config import Decoding
+from actors.prompt_group import PromptGroup
+from cluster.fleets.fleet import Fleet
+
+
+class RolloutFleet(Fleet):
+    """vLLM engines that hold the same policy version."""
+
+    def ready(self) -> list[dict[str, Any]]:
+        """Name, weight version, process id and start-up seconds of each engine."""
+        return self.all("ready")
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        prompt_ids: Sequence[int],
+        decoding: Decoding,
+        end_token: int,
+        n: int = 1,
+        seeds: Sequence[int] | None = None,
+    ) -> list[ray.ObjectRef]:
+        """Starts sampling n responses to each prompt over the whole fleet. One Samples reference per engine, in the order of
+        the prompts. `seeds` holds one per response, prompt by prompt."""
+        share = -(-len(prompts) // len(self))
+        refs = []
+        for index, start in enumerate(range(0, len(prompts), share)):
+            end = start + share
+            tokens = [list(prompt) for prompt in prompts[start:end]]
+            engine_seeds = None
+            if seeds is not None:
+                engine_seeds = list(seeds[start * n : end * n])
+            ids = list(prompt_ids[start:end])
+            refs.append(self.submit(index, "generate", tokens, ids, decoding, end_token, n, engine_seeds))
+        return refs
+
+    def submit_run_groups(
+        self,
+        index: int,
+        new: Sequence[PromptGroup],
+        decoding: Decoding,
+        end_token: int,
+        max_groups: int,
+        min_version: int,
+        seconds: float | None = None,
+    ) -> tuple[ray.ObjectRef, ray.ObjectRef]:
+        """(GroupStatus reference, Samples reference) of one engine; see `RolloutEngine.run_groups`."""
+        arguments = (new, decoding, end_token, max_groups, min_version, seconds)
+        status, samples = self.submit_split(index, 2, "run_groups", *arguments)
+        return status, samples
+
+    def update_weights(self, payload: Any, version: int, min_version: int = 0) -> list[Any]:
+        """Loads what `LearnerFleet.send_weights` returned into every engine, and drops groups begun before `min_version`."""
+        return self.all("update_weights", payload, version, min_version)
+
+    def prompt_logprobs(self, sequences: list[list[int]]) -> list[list[np.ndarray]]:
+        """For each engine: log-probabilities of every token but the first of each sequence, at temperature 1."""
+        return self.all("prompt_logprobs", sequences)
+
+    def cancel_groups(self) -> None:
+        """Drops all groups that engines work on."""
+        self.all("cancel")

@@ -1,0 +1,27 @@
+"""The calls on the scoring actors, with their types; `actors.scoring.ScoringActor` describes each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from cluster.fleets.fleet import Fleet
+
+
+class ScoringFleet(Fleet):
+    """Actors that each hold the sources of reward and the reference policy."""
+
+    def submit_score(
+        self, index: int, samples: ray.ObjectRef, temperature: float, rows: dict[int, dict[str, Any]]
+    ) -> tuple[ray.ObjectRef, ray.ObjectRef]:
+        """(Scores reference, ref_logprobs_N reference) of one Samples reference. `rows` are the prompts' rows by prompt id."""
+        scores, ref_logprobs_N = self.submit_split(index, 2, "score", samples, temperature, rows)
+        return scores, ref_logprobs_N
+
+    def submit_select(
+        self, index: int, samples: ray.ObjectRef, ref_logprobs_N: ray.ObjectRef, kept: list[int]
+    ) -> tuple[ray.ObjectRef, ray.ObjectRef]:
+        """The same two references for the kept responses only, without the tokens passing through the driver."""
+        samples, ref_logprobs_N = self.submit_split(index, 2, "select", samples, ref_logprobs_N, kept)
+        return samples, ref_logprobs_N
