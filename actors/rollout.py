@@ -34,6 +34,7 @@ import numpy as np
 from actors.config import Decoding, RolloutConfig
 from actors.prompt_group import GroupStatus, PromptGroup
 from actors.vllm_samples import samples_from_outputs
+from actors.weights.transport import WeightPayload
 from common.errors import UserError
 from learners.data.samples import Samples
 from learners.models import resolve_model_path
@@ -145,7 +146,7 @@ class RolloutActor:
         self._drop(list(self._groups))
         self._dropped = []
 
-    def update_weights(self, payload: dict[str, Any], version: int, min_version: int = 0) -> float:
+    def update_weights(self, payload: WeightPayload, version: int, min_version: int = 0) -> float:
         """Loads the weights that a transport sent; returns the seconds it took.
 
         Groups that began under weights before `min_version` are dropped. The others pause meanwhile, compute their keys

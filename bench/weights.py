@@ -17,10 +17,9 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from actors.config import RolloutConfig
-from actors.weights.transport import FileTransport, make_transport
+from actors.weights.transport import FilePayload, FileTransport, make_transport
 from cluster.fleets.fleet import Fleet
 from cluster.fleets.manager import QUIET
 from common.ray_session import start_ray
@@ -43,12 +42,12 @@ class Ranks:
         ]
         options = {"num_cpus": 0, "runtime_env": {"env_vars": {**QUIET, "OMP_NUM_THREADS": "1"}}}
         self.fleet = Fleet("learner", "actors.learner:LearnerActor", arguments, options, folder / "logs")
-        address, port = self.fleet.get([self.fleet.submit(0, "address")], "address")[0]
+        address, port = self.fleet.wait([self.fleet.submit(0, "address")], "address")[0]
         self.fleet.all("join", address, port)
         self.fleet.all("start_ppo", path, None, PPOConfig(advantage="grpo"), None, 0)
 
-    def send(self, transport: FileTransport, version: int) -> dict[str, Any]:
-        payload: dict[str, Any] = self.fleet.all("send_weights", transport, version)[0]
+    def send(self, transport: FileTransport, version: int) -> FilePayload:
+        payload: FilePayload = self.fleet.all("send_weights", transport, version)[0]
         return payload
 
 
@@ -70,7 +69,7 @@ def measure(name: str, engines: int, zero: int, folder: Path) -> None:
     options = {"num_cpus": 0, "runtime_env": {"env_vars": env}}
     fleet = Fleet("rollout", "actors.rollout:RolloutActor", arguments, options, folder / "logs")
     ranks = Ranks(path, folder) if zero == 3 else None
-    transport = make_transport("file", folder)
+    transport = make_transport(folder, None)
     sent, updated, copied, size = [], [], [], 0
     try:
         fleet.all("ready")
@@ -87,9 +86,9 @@ def measure(name: str, engines: int, zero: int, folder: Path) -> None:
             fleet.all("update_weights", payload, version)
             updated.append(time.perf_counter() - started)
             started = time.perf_counter()
-            shutil.copyfile(payload["path"], f"{payload['path']}.copy")
+            shutil.copyfile(payload.path, f"{payload.path}.copy")
             copied.append(time.perf_counter() - started)
-            size = payload["size"]
+            size = payload.size
     finally:
         for started_fleet in [fleet, *([ranks.fleet] if ranks else [])]:
             started_fleet.stop()

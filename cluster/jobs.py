@@ -119,7 +119,7 @@ def _environment() -> dict[str, str]:
     kept = {
         k: v
         for k, v in os.environ.items()
-        if k.startswith("WANDB_") or k in ("HF_HOME", "HF_TOKEN", "HERO_WEIGHTS_DIR")
+        if k.startswith("WANDB_") or k in ("HF_HOME", "HF_TOKEN")
     }
     return {**kept, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
 

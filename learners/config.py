@@ -118,8 +118,8 @@ class LearnerConfig(Section):
     """Arithmetic of the supervised stages (pretrain, sft, reward); bfloat16 keeps float32 master weights."""
     packing: bool = True
     """Put several sequences in each row of a forward pass, so that next to nothing is padding."""
-    transport: Literal["file"] = "file"
-    """How weights reach the rollout engines."""
+    weights_dir: str | None = None
+    """Folder through which weights reach the engines, on a file system that all hosts share. Empty: shared memory."""
 
     def inactive_keys(self) -> dict[str, str]:
         least = {"offload_optimizer": 1, "offload_parameters": 3}

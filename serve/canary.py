@@ -15,6 +15,7 @@ import numpy as np
 
 from actors.config import RewardsConfig, ScoringConfig
 from actors.scoring import ScoringActor
+from actors.weights.tolerance import logprob_tolerance
 from learners.config import ModelConfig
 from learners.data.config import DataConfig, SourceConfig
 from learners.data.samples import Samples, offsets_of
@@ -77,7 +78,7 @@ def judge(outputs: Sequence[Any], model: Path, reward: Path | None, config: Serv
 def objection(before: dict[str, float], after: dict[str, float], config: ServeConfig) -> str | None:
     """Why the new version must not be served; None if it may."""
     limits = config.canary
-    bound = limits.max_logprob_error or (1e-5 if config.dtype == "float32" else 0.05)
+    bound = logprob_tolerance(config.dtype, limits.max_logprob_error)
     if not after["logprob_error"] <= bound:
         return (
             f"log-probabilities differ from the learner's by {after['logprob_error']:.1e}, over {bound:.0e}"

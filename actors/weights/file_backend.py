@@ -12,7 +12,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from actors.weights.transport import stored_tensors
+from actors.weights.transport import iter_safetensors
 
 
 @dataclass
@@ -39,7 +39,7 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        self.model.load_weights(stored_tensors(update_info.path))
+        self.model.load_weights(iter_safetensors(update_info.path))
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
