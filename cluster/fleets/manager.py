@@ -112,7 +112,7 @@ class FleetManager:
         settings = self.config.scoring
         argument = {
             "reference": models[0],
-            "reward": models[1],
+            "reward_model": models[1],
             "model": self.config.model,
             "config": settings,
             "rewards": self.config.rewards,

@@ -71,4 +71,4 @@ class RolloutFleet(Fleet):
 
     def cancel_groups(self) -> None:
         """Drops all groups that engines work on."""
-        self.all("cancel")
+        self.all("cancel_groups")

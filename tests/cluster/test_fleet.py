@@ -1,4 +1,4 @@
-"""FleetManager of real Ray actors: what the driver learns when one of them fails, and what is refused before it would hang."""
+"""Fleets of real Ray actors: what the driver learns when one of them fails, and what is refused before it would hang."""
 
 import os
 import signal
@@ -10,10 +10,12 @@ import ray
 
 from cluster.config import ClusterConfig, RunConfig
 from cluster.fleets.fleet import Fleet
-from cluster.fleets.manager import FleetManager
-from common.errors import FleetError, UserError
+from cluster.fleets.manager import SECTIONS, FleetManager
+from common.errors import DiskFullError, FleetError, UserError, WeightSyncError
 from common.files import write_json
 from common.ray_session import start_ray
+
+ERRORS = {error.__name__: error for error in (UserError, DiskFullError, WeightSyncError, FleetError)}
 
 
 class Worker:
@@ -28,8 +30,8 @@ class Worker:
     def double(self, value):
         return 2 * value + self.number
 
-    def refuse(self):
-        raise UserError("row 3 of data.jsonl has no prompt")
+    def refuse(self, error_name):
+        raise ERRORS[error_name]("row 3 of data.jsonl has no prompt")
 
     def fail_if(self, number):
         if number == self.number:
@@ -39,7 +41,7 @@ class Worker:
     def sleep(self):
         time.sleep(60)
 
-    def give_up(self):
+    def exit(self):
         raise SystemExit("half of the weights are new")
 
 
@@ -51,37 +53,46 @@ def session():
 
 
 @pytest.fixture
-def fleet(session, tmp_path):
-    made = Fleet(
-        "worker",
-        "tests.cluster.test_fleet:Worker",
-        [{"number": i} for i in (0, 1)],
-        {"num_cpus": 0},
-        tmp_path,
-    )
-    yield made
-    made.stop()
+def make_fleet(session, tmp_path):
+    """Makes fleets of Workers, one for each number; stops them at the end."""
+    fleets = []
+
+    def make(numbers, kind="worker", **limits):
+        arguments = [{"number": number} for number in numbers]
+        target = "tests.cluster.test_fleet:Worker"
+        fleet = Fleet(kind, target, arguments, {"num_cpus": 0}, tmp_path, ClusterConfig(**limits))
+        fleets.append(fleet)
+        return fleet
+
+    yield make
+    for fleet in fleets:
+        fleet.stop()
 
 
-def test_results_come_in_the_order_of_the_actors_and_objects_arrive_as_values(fleet):
+@pytest.fixture
+def fleet(make_fleet):
+    return make_fleet([0, 1])
+
+
+def test_results_are_in_actor_order_and_object_refs_arrive_as_values(fleet):
     assert fleet.all("double", 5) == [10, 11]
     assert fleet.all("double", ray.put(7)) == [14, 15]
     assert min(fleet.busy()) >= 0
 
 
-def test_a_dead_actor_is_named_with_its_log_although_the_other_would_go_on(fleet, tmp_path):
+def test_death_ends_the_wait_and_names_actor_and_log(fleet, tmp_path):
     victim = fleet.all("pid")[1]
     refs = [fleet.submit(i, "sleep") for i in range(2)]
     time.sleep(0.5)
     os.kill(victim, signal.SIGKILL)
     started = time.monotonic()
     with pytest.raises(FleetError, match="worker-1 died during generation") as caught:
-        fleet.get(refs, "generation")
+        fleet.wait(refs, "generation")
     assert str(tmp_path / "worker-1.log") in str(caught.value)
     assert time.monotonic() - started < 30
 
 
-def test_a_failure_names_actor_cause_and_log_and_the_log_has_the_traceback(fleet, tmp_path):
+def test_failure_names_actor_and_cause_and_log_has_the_traceback(fleet, tmp_path):
     with pytest.raises(FleetError, match=r"worker-0 failed in fail_if \(ZeroDivisionError: no tokens\)"):
         fleet.all("fail_if", 0)
     text = (tmp_path / "worker-0.log").read_text()
@@ -89,123 +100,105 @@ def test_a_failure_names_actor_cause_and_log_and_the_log_has_the_traceback(fleet
     assert "no tokens" in text
 
 
-def test_what_the_user_did_wrong_arrives_as_it_was_said(fleet):
-    with pytest.raises(UserError, match=r"^row 3 of data.jsonl has no prompt$"):
-        fleet.all("refuse")
+@pytest.mark.parametrize("name", ERRORS)
+def test_project_error_of_an_actor_keeps_class_and_message(fleet, name):
+    with pytest.raises(ERRORS[name], match=r"^row 3 of data.jsonl has no prompt$") as caught:
+        fleet.all("refuse", name)
+    assert type(caught.value) is ERRORS[name]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learners": {"ranks": 8, "threads": 1}}, "the learner fleet needs 8 CPU"),
-        ({"learners": {"ranks": 1, "gpus": 1}}, "the learner fleet needs 1 GPU"),
+        ({"learners": {"ranks": 8, "threads": 1}}, "the learner fleet needs 8 CPU .* in section learners "),
+        ({"learners": {"ranks": 1, "gpus": 1}}, "the learner fleet needs 1 GPU .* in section learners "),
     ],
 )
-def test_a_fleet_that_would_wait_for_ever_is_refused(session, tmp_path, settings, message):
-    fleets = FleetManager(RunConfig.model_validate({"name": "fleet", **settings}), tmp_path)
+def test_fleet_without_room_is_refused(session, tmp_path, settings, message):
+    manager = FleetManager(RunConfig.model_validate({"name": "fleet", **settings}), tmp_path)
     with pytest.raises(UserError, match=message):
-        fleets.learners()
-    fleets.transport.close()
+        manager.learners()
+    manager.transport.close()
 
 
-def test_an_actor_whose_process_stops_is_told_from_one_that_works_and_is_replaced(session, tmp_path):
-    limits = ClusterConfig(heartbeat_timeout_s=4)
-    made = Fleet(
-        "worker",
-        "tests.cluster.test_fleet:Worker",
-        [{"number": i} for i in (0, 1)],
-        {"num_cpus": 0},
-        tmp_path,
-        limits,
-    )
-    try:
-        victim = made.all("pid")[1]
-        at_work = made.submit(0, "sleep")
-        os.kill(victim, signal.SIGSTOP)
-        with pytest.raises(FleetError, match=r"worker-1 hangs in double \(no heartbeat for"):
-            made.all("double", 1)
-        assert made.lost(patience=1) == [1]
-        made.replace(1)
-        assert made.lost(patience=1) == []
-        assert made.get([made.submit(1, "double", 5)], "double") == [11]
-        assert not ray.wait([at_work], timeout=0)[0]
-        deadline = time.monotonic() + 20
-        while psutil.pid_exists(victim) and psutil.Process(victim).status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < deadline, "the stopped process is still there"
-            time.sleep(0.1)
-    finally:
-        made.stop()
+def test_every_fleet_names_a_section_of_the_config():
+    assert set(SECTIONS.values()) <= set(RunConfig.model_fields)
 
 
-def test_an_actor_that_gives_up_is_lost_and_one_that_only_failed_is_not(fleet):
+def test_stopped_process_is_hung_and_restarted_and_a_busy_one_is_not(make_fleet):
+    fleet = make_fleet([0, 1], heartbeat_timeout_s=4)
+    victim = fleet.all("pid")[1]
+    at_work = fleet.submit(0, "sleep")
+    os.kill(victim, signal.SIGSTOP)
+    with pytest.raises(FleetError, match=r"worker-1 hangs in double \(no heartbeat for"):
+        fleet.all("double", 1)
+    assert fleet.dead_or_hung(patience_s=1) == [1]
+    fleet.restart(1)
+    assert fleet.dead_or_hung(patience_s=1) == []
+    assert fleet.wait([fleet.submit(1, "double", 5)], "double") == [11]
+    assert not ray.wait([at_work], timeout=0)[0]
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(victim) and psutil.Process(victim).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the stopped process is still there"
+        time.sleep(0.1)
+
+
+def test_actor_that_exits_is_dead_and_one_that_failed_a_call_is_not(fleet):
     with pytest.raises(FleetError, match="worker-1 failed in fail_if"):
-        fleet.get({fleet.submit(1, "fail_if", 1): 1}, "fail_if")
-    assert fleet.lost() == []
-    with pytest.raises(FleetError, match="worker-1 died during give_up"):
-        fleet.get({fleet.submit(1, "give_up"): 1}, "give_up")
-    assert fleet.lost() == [1]
+        fleet.wait({fleet.submit(1, "fail_if", 1): 1}, "fail_if")
+    assert fleet.dead_or_hung() == []
+    with pytest.raises(FleetError, match="worker-1 died during exit"):
+        fleet.wait({fleet.submit(1, "exit"): 1}, "exit")
+    assert fleet.dead_or_hung() == [1]
 
 
-def test_a_call_that_takes_too_long_is_a_stall(session, tmp_path):
-    limits = ClusterConfig(call_timeout_s=4)
-    made = Fleet("worker", "tests.cluster.test_fleet:Worker", [{}], {"num_cpus": 0}, tmp_path, limits)
-    try:
-        with pytest.raises(
-            FleetError, match=r"worker-0 hangs in sleep \(at work for . s, over cluster.call_timeout_s=4"
-        ):
-            made.all("sleep")
-        assert made.lost(patience=1) == [0]
-    finally:
-        made.stop()
+def test_call_over_the_call_timeout_is_a_hang(make_fleet):
+    fleet = make_fleet([0], call_timeout_s=4)
+    message = r"worker-0 hangs in sleep \(in this call for . s, over cluster.call_timeout_s=4"
+    with pytest.raises(FleetError, match=message):
+        fleet.all("sleep")
+    assert fleet.dead_or_hung(patience_s=1) == [0]
 
 
-def test_a_fleet_grows_by_actors_that_have_started_and_those_that_leave_finish_their_work(session, tmp_path):
-    made = Fleet("worker", "tests.cluster.test_fleet:Worker", [{"number": 0}], {"num_cpus": 0}, tmp_path)
-    try:
-        made.grow({"number": 1})
-        made.grow({"nonsense": 1})
-        assert made.expected == 3
-        told, deadline = [], time.monotonic() + 60
-        while len(told) < 2:
-            assert time.monotonic() < deadline
-            told += made.settle()
-            time.sleep(0.1)
-        assert told[0] == "worker-1 has joined"
-        assert told[1].startswith("worker-2 failed to start")
-        assert made.names == ["worker-0", "worker-1"]
-        assert made.all("double", 5) == [10, 11]
-        last = [made.submit(1, "double", i) for i in range(3)]
-        made.shrink(1)
-        assert made.all("double", 5) == [10]
-        assert ray.get(last) == [1, 3, 5]
-    finally:
-        made.stop()
+def test_started_actors_are_admitted_and_removed_ones_finish_their_calls(make_fleet):
+    fleet = make_fleet([0])
+    fleet.add({"number": 1})
+    fleet.add({"nonsense": 1})
+    assert fleet.expected_size == 3
+    messages, deadline = [], time.monotonic() + 60
+    while len(messages) < 2:
+        assert time.monotonic() < deadline
+        messages += fleet.admit_started()
+        time.sleep(0.1)
+    assert messages[0] == "worker-1 has joined"
+    assert messages[1].startswith("worker-2 failed to start")
+    assert fleet.names == ["worker-0", "worker-1"]
+    assert fleet.all("double", 5) == [10, 11]
+    last = [fleet.submit(1, "double", i) for i in range(3)]
+    fleet.remove(1)
+    assert fleet.all("double", 5) == [10]
+    assert ray.get(last) == [1, 3, 5]
 
 
-def test_wishes_for_a_fleet_hold_until_the_run_ends(session, tmp_path):
-    fleets = FleetManager(RunConfig.model_validate({"name": "fleet"}), tmp_path)
-    fleets._makers["rollout"] = lambda i: {"number": i} if i < 2 else {"nonsense": i}
-    fleets._fleets["rollout"] = Fleet(
-        "rollout", "tests.cluster.test_fleet:Worker", [{"number": 0}], {"num_cpus": 0}, tmp_path
-    )
-    try:
-        assert fleets.resize() == []
-        write_json(tmp_path / "scale.json", {"rollout": 2})
-        told, deadline = fleets.resize(), time.monotonic() + 60
-        while "rollout-1 has joined" not in told:
-            assert time.monotonic() < deadline
-            told += fleets.resize()
-        assert told == ["rollout fleet: from 1 to 2", "rollout-1 has joined"]
-        write_json(tmp_path / "scale.json", {"rollout": 3})
-        told = fleets.resize()
-        while len(told) < 2:
-            assert time.monotonic() < deadline
-            told += fleets.resize()
-        assert told[1].startswith("rollout-2 failed to start")
-        assert fleets.resize() == []  # it is not tried for ever
-        write_json(tmp_path / "scale.json", {"rollout": 1})
-        assert fleets.resize() == ["rollout fleet: from 2 to 1"]
-        assert fleets._fleets["rollout"].all("double", 1) == [2]
-    finally:
-        fleets._fleets.pop("rollout").stop()
-        fleets.transport.close()
+def test_scale_request_is_applied_once_and_holds_until_the_next(make_fleet, tmp_path):
+    manager = FleetManager(RunConfig.model_validate({"name": "fleet"}), tmp_path)
+    fleet, scale = make_fleet([0], kind="rollout"), manager.paths.scale
+    manager.adopt(fleet, lambda i: {"number": i} if i < 2 else {"nonsense": i})
+    assert manager.apply_scale_requests() == []
+    write_json(scale, {"rollout": 2})
+    messages, deadline = manager.apply_scale_requests(), time.monotonic() + 60
+    while "rollout-1 has joined" not in messages:
+        assert time.monotonic() < deadline
+        messages += manager.apply_scale_requests()
+    assert messages == ["rollout fleet: from 1 to 2", "rollout-1 has joined"]
+    write_json(scale, {"rollout": 3})
+    messages = manager.apply_scale_requests()
+    while len(messages) < 2:
+        assert time.monotonic() < deadline
+        messages += manager.apply_scale_requests()
+    assert messages[1].startswith("rollout-2 failed to start")
+    assert manager.apply_scale_requests() == []  # it is not tried again
+    write_json(scale, {"rollout": 1})
+    assert manager.apply_scale_requests() == ["rollout fleet: from 2 to 1"]
+    assert fleet.all("double", 1) == [2]
+    manager.transport.close()

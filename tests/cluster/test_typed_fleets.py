@@ -1,0 +1,104 @@
+"""The typed fleets call methods that their actors have, with arguments that these take."""
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.learner import LearnerActor
+from actors.rollout import RolloutActor
+from actors.scoring import ScoringActor
+from cluster.fleets.learner_fleet import LearnerFleet
+from cluster.fleets.rollout_fleet import RolloutFleet
+from cluster.fleets.scoring_fleet import ScoringFleet
+from learners.rl.scored_parts import ScoredPart
+
+ACTORS = {LearnerFleet: LearnerActor, RolloutFleet: RolloutActor, ScoringFleet: ScoringActor}
+FOLDER, REF = Path("folder"), object()
+PART = ScoredPart(REF, np.zeros(2), REF)
+
+CALLS = [
+    (LearnerFleet, "start_pretrain", (None, FOLDER, 0)),
+    (LearnerFleet, "start_sft", (FOLDER, None, FOLDER, 0)),
+    (LearnerFleet, "start_reward_model", (FOLDER, None, FOLDER, 0)),
+    (LearnerFleet, "submit_start_ppo", (FOLDER, None, None, None, 0)),
+    (LearnerFleet, "train", (5,)),
+    (LearnerFleet, "validate", ()),
+    (LearnerFleet, "pair_agreement", ()),
+    (LearnerFleet, "center_rewards", (FOLDER,)),
+    (LearnerFleet, "submit_ppo_update", (1, 0.1, [PART, PART])),
+    (LearnerFleet, "count_groups_with_signal", ([PART, PART],)),
+    (LearnerFleet, "pretrain_loss", ()),
+    (LearnerFleet, "send_weights", (None, 3)),
+    (LearnerFleet, "submit_probe_logprobs", ([np.zeros(3)],)),
+    (LearnerFleet, "save", (FOLDER,)),
+    (LearnerFleet, "load", (FOLDER,)),
+    (LearnerFleet, "export", (FOLDER, True)),
+    (LearnerFleet, "flops_per_token", ()),
+    (LearnerFleet, "join", ()),
+    (RolloutFleet, "ready", ()),
+    (RolloutFleet, "generate", ([[1, 2]], [0], None, 0)),
+    (RolloutFleet, "submit_run_groups", (0, [], None, 0, 4, 0, 0.25)),
+    (RolloutFleet, "update_weights", (None, 2, 1)),
+    (RolloutFleet, "prompt_logprobs", ([[1, 2]],)),
+    (RolloutFleet, "cancel_groups", ()),
+    (ScoringFleet, "submit_score", (0, REF, 1.0, {})),
+    (ScoringFleet, "submit_select", (0, REF, REF, [1])),
+]
+
+
+def recording(fleet_class):
+    """A fleet of two actors that are not there: it binds each call to the signature of the actor's method."""
+    calls = []
+
+    class Recording(fleet_class):
+        def __init__(self):
+            pass
+
+        def __len__(self):
+            return 2
+
+        def submit(self, index, method, *args, **kwargs):
+            bound = inspect.signature(getattr(ACTORS[fleet_class], method)).bind(self, *args, **kwargs)
+            calls.append((index, method, bound.arguments))
+            return len(calls)
+
+        def submit_split(self, index, count, method, *args, **kwargs):
+            return [self.submit(index, method, *args, **kwargs)] * count
+
+        def wait(self, refs, doing):
+            return [("127.0.0.1", ref) for ref in refs]
+
+    return Recording(), calls
+
+
+@pytest.mark.parametrize(("fleet_class", "method", "arguments"), CALLS, ids=lambda value: str(value)[:40])
+def test_call_fits_the_method_of_the_actor(fleet_class, method, arguments):
+    fleet, calls = recording(fleet_class)
+    getattr(fleet, method)(*arguments)
+    assert calls
+
+
+def test_every_method_of_a_typed_fleet_is_checked():
+    for fleet_class in ACTORS:
+        public = {name for name in vars(fleet_class) if not name.startswith("_")}
+        checked = {method for checked_class, method, _ in CALLS if checked_class is fleet_class}
+        assert public - {"utilization"} == checked
+
+
+def test_generate_splits_prompts_ids_and_seeds_over_the_engines():
+    fleet, calls = recording(RolloutFleet)
+    prompts = [[1], [2], [3]]
+    assert len(fleet.generate(prompts, [7, 8, 9], None, 0, n=2, seeds=[10, 11, 20, 21, 30, 31])) == 2
+    (first, _, one), (second, _, other) = calls
+    assert (first, second) == (0, 1)
+    assert (one["prompts"], one["prompt_ids"], one["seeds"]) == ([[1], [2]], [7, 8], [10, 11, 20, 21])
+    assert (other["prompts"], other["prompt_ids"], other["seeds"]) == ([[3]], [9], [30, 31])
+
+
+@pytest.mark.parametrize(("peak", "expected"), [(100.0, {"perf/mfu": 0.15}), (None, {})])
+def test_utilization_counts_all_ranks_and_needs_a_known_peak(peak, expected):
+    fleet, _ = recording(LearnerFleet)
+    fleet.flops_per_token = lambda: (6.0, peak)
+    assert fleet.utilization(5.0) == pytest.approx(expected)
