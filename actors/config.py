@@ -1,4 +1,7 @@
-"""The sections of the run configuration that say how responses are sampled and scored."""
+"""Sections of the run configuration: how vLLM engines run, how responses are sampled and how they are scored.
+
+`serve.config.ServeConfig` extends `EngineConfig`; the other sections are read by the actors and the driver.
+"""
 
 from __future__ import annotations
 
@@ -9,53 +12,62 @@ from pydantic import Field, model_validator
 from common.config import DType, Section
 
 
-class RolloutConfig(Section):
-    actors: int = Field(1, ge=1)
-    """vLLM engines."""
+class EngineConfig(Section):
+    """What every vLLM engine needs: those of the rollout actors and those of the serving replicas."""
+
     threads: int = Field(2, ge=1)
-    """CPU threads of each engine."""
+    """CPU threads of each actor or replica."""
     gpus: float = Field(0.0, ge=0)
-    """GPUs of each engine (of each of its workers under tensor parallelism)."""
+    """GPUs of each actor or replica (of each of its workers under tensor parallelism)."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs that one engine's model is split over."""
     dtype: DType = "float32"
-    """Arithmetic of the engine; a run sets it to ppo.dtype, so that rollouts and learner agree."""
+    """Arithmetic of the engine."""
     max_sequences: int = Field(256, ge=1)
-    """Sequences an engine works on at a time."""
+    """Sequences that an engine processes at a time."""
     max_model_len: int | None = Field(None, ge=16)
-    """Longest sequence an engine takes. Empty: model.context."""
+    """Longest sequence of an engine, prompt and response, in tokens. Empty: the model's own limit."""
     kv_cache_gib: float = Field(0.5, gt=0)
     """Key-value cache of an engine on CPU, GiB."""
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    """Share of a GPU's memory that an engine may take."""
     enforce_eager: bool = True
     """Run without compiling or capturing the model: starts in seconds. Turn off for long runs on GPUs."""
+
+
+class RolloutConfig(EngineConfig):
+    actors: int = Field(1, ge=1)
+    """Rollout actors, each with one vLLM engine."""
+    dtype: DType = "float32"
+    """Arithmetic of the engine; a run sets it to ppo.dtype, so that rollouts and learner agree."""
+    max_model_len: int | None = Field(None, ge=16)
+    """Longest sequence of an engine, prompt and response, in tokens. Empty: model.context."""
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    """Share of a GPU's memory that an engine may take."""
 
 
 class Decoding(Section):
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature; 0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling: smallest set of tokens with at least this probability. 1: off."""
+    """Nucleus sampling: only the smallest set of tokens with at least this total probability. 1: off."""
     top_k: int = Field(0, ge=0)
-    """Sample from the k likeliest tokens only. 0: off."""
+    """Sample only from the k most probable tokens. 0: off."""
     min_p: float = Field(0.0, ge=0, le=1)
-    """Leave out tokens less likely than this share of the likeliest. 0: off."""
+    """Exclude tokens whose probability is below this share of the largest. 0: off."""
     max_tokens: int = Field(32, ge=1)
-    """Longest response, the end token included."""
+    """Longest response in tokens, the end token included."""
 
 
 class RewardSource(Section):
     weight: float = 1.0
-    """What its score is multiplied by in the sum of all sources."""
+    """Factor of its score in the sum over all sources."""
     clip: float | None = Field(None, gt=0)
-    """Its scores are clipped to plus or minus this, before normalisation. Empty: not at all."""
+    """Its scores are clipped to plus or minus this, before normalization. Empty: no clipping."""
     normalize: bool = False
-    """Take off the mean of its scores so far and divide by their standard deviation."""
+    """Subtract the mean of its scores so far and divide by their standard deviation."""
 
     @property
     def name(self) -> str:
-        """What its metrics are called."""
+        """Name in metrics and messages. Unique among the sources of a run."""
         return "model"
 
 
@@ -68,9 +80,9 @@ class FunctionReward(RewardSource):
     kind: Literal["function"] = "function"
     """A Python function, called in the scoring actors."""
     path: str
-    """module:function (row, response, ended) -> number; row is that of the prompt file."""
+    """module:function (row, response, ended) -> number; row is the prompt's row of the prompt file."""
     retries: int = Field(1, ge=0)
-    """Calls after the first where it raises or its number is not finite."""
+    """Further calls if it raises or its number is not finite."""
 
     @property
     def name(self) -> str:
@@ -79,15 +91,15 @@ class FunctionReward(RewardSource):
 
 class HTTPReward(RewardSource):
     kind: Literal["http"] = "http"
-    """An endpoint that takes {"row", "response", "ended"} by POST and answers {"reward": number}."""
+    """An HTTP endpoint that takes {"row", "response", "ended"} by POST and answers {"reward": number}."""
     url: str
-    """Where it listens."""
+    """URL of the endpoint."""
     timeout_s: float = Field(10.0, gt=0)
-    """Longest wait for one answer, seconds."""
+    """Timeout of one request, seconds."""
     retries: int = Field(3, ge=0)
-    """Requests after the first where one fails; the pause before each doubles, from 0.1 s."""
+    """Further requests if one fails or its number is not finite; the pause before each doubles, from 0.1 s."""
     concurrency: int = Field(8, ge=1)
-    """Most requests of one scoring actor at a time."""
+    """Largest number of simultaneous requests of one scoring actor."""
 
     @property
     def name(self) -> str:
@@ -98,30 +110,31 @@ class RewardsConfig(Section):
     sources: list[Annotated[ModelReward | FunctionReward | HTTPReward, Field(discriminator="kind")]] = Field(
         [ModelReward()], min_length=1
     )
-    """Where the reward comes from; the weighted sum of all."""
+    """Sources of the reward, which is the weighted sum of their scores."""
     quarantine_share: float = Field(0.02, ge=0, lt=1)
-    """Responses whose reward fails or is not finite are left out and recorded; over this share of all, the run stops."""
+    """Responses without a finite score from every source are excluded and recorded; above this share of all responses, the
+    run stops."""
 
     @property
-    def from_model(self) -> bool:
+    def uses_reward_model(self) -> bool:
         return any(source.kind == "model" for source in self.sources)
 
     @model_validator(mode="after")
-    def _names(self) -> RewardsConfig:
+    def _check_unique_names(self) -> RewardsConfig:
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
-            raise ValueError(f"sources: each may be there once, found {', '.join(names)}")
+            raise ValueError(f"sources: each may occur once; these are configured: {', '.join(names)}")
         return self
 
 
 class ScoringConfig(Section):
     actors: int = Field(1, ge=1)
-    """Actors that each hold the reward model and the reference policy."""
+    """Scoring actors; each holds the reward model and the reference policy."""
     threads: int = Field(2, ge=1)
-    """CPU threads of each."""
+    """CPU threads of each actor."""
     gpus: float = Field(0.0, ge=0)
-    """GPUs of each."""
+    """GPUs of each actor."""
     dtype: DType = "float32"
     """Arithmetic of both models."""
     batch_tokens: int = Field(8192, ge=16)
-    """Most padded tokens in one forward pass."""
+    """Largest number of tokens in one forward pass, padding included."""

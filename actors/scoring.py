@@ -1,11 +1,12 @@
 """A scoring actor: the sources of reward and the reference (SFT) policy, for inference only.
 
-`cluster.fleets.fleet` makes these into Ray actors. Each call takes the samples of one rollout actor straight from the
-object store and returns their scores and reference log-probabilities in the same flat layout.
+`cluster.fleets` hosts it in a Ray actor. Each call takes the samples of one rollout actor straight from the object store
+and returns their scores and reference log-probabilities in the same flat layout.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from actors.config import RewardsConfig, ScoringConfig
-from actors.text_rewards import TextReward
+from actors.text_rewards import RewardRequest, RewardResult, TextReward
 from common.errors import UserError
 from learners.config import ModelConfig
 from learners.data.batching import pad, plan_micro_batches
@@ -23,90 +24,131 @@ from learners.models import PolicyModule, ScalarModule, load_policy, load_scalar
 
 @dataclass(frozen=True)
 class Scores:
-    """What each of K sources says of B samples, as it came: neither clipped nor weighted."""
+    """The scores of B responses by C reward sources, before clipping, normalization and weighting."""
 
-    raw_KB: np.ndarray
+    raw_CB: np.ndarray
     """float32; nan where a source has no score."""
-    faults: list[dict[str, Any]]
-    """For each score that is missing: source, reason, prompt, response."""
+    failures: list[dict[str, Any]]
+    """One for each missing score: source, reason, prompt, response."""
 
 
 class ScoringActor:
-    """Sources of reward and reference policy on one device. Without a reward model (`reward`) its scores are 0."""
+    """Reward sources and reference policy on one device. Without a reward model the model's scores are 0."""
 
     def __init__(
         self,
         reference: str,
-        reward: str | None,
+        reward_model: str | None,
         config: ScoringConfig,
         rewards: RewardsConfig,
         model: ModelConfig,
     ) -> None:
+        """`reference` and `reward_model` are model folders. Raises UserError if their vocabularies differ."""
         torch.set_num_threads(config.threads)
-        self.config, self.rewards = config, rewards
-        self.device = torch.device("cuda" if torch.cuda.is_available() and config.gpus else "cpu")
+        self.config, self.sources = config, rewards.sources
+        self.device = torch.device("cpu")
+        if config.gpus and torch.cuda.is_available():
+            self.device = torch.device("cuda")
         policy = load_policy(reference, config.dtype, model.attention)
         self.reference = PolicyModule(policy).to(self.device).eval()
-        scalar = load_scalar(reward, config.dtype, model.attention) if reward and rewards.from_model else None
-        self.reward = ScalarModule(scalar).to(self.device).eval() if scalar else None
-        if self.reward and self.reward.model.config.vocab_size != policy.config.vocab_size:
-            raise UserError(
-                f"{reward}: the reward model's vocabulary has {self.reward.model.config.vocab_size} entries, the policy's "
-                f"({reference}) {policy.config.vocab_size}; both must come from one tokenizer"
-            )
+        self.reward_model: ScalarModule | None = None
+        if reward_model and rewards.uses_reward_model:
+            scalar = load_scalar(reward_model, config.dtype, model.attention)
+            _check_same_vocabulary(reward_model, scalar, reference, policy)
+            self.reward_model = ScalarModule(scalar).to(self.device).eval()
         self.tokenizer = load_tokenizer(reference, model)
         self.pad_token: int = self.tokenizer.pad_token_id
-        self.text_rewards = [None if s.kind == "model" else TextReward(s) for s in rewards.sources]
+        self.text_rewards: dict[int, TextReward] = {}
+        """Those of the sources that read the text, by their position in `sources`."""
+        for c, source in enumerate(self.sources):
+            if source.kind != "model":
+                self.text_rewards[c] = TextReward(source)
 
     @torch.inference_mode()
     def score(
         self, samples: Samples, temperature: float, rows: dict[int, dict[str, Any]]
     ) -> tuple[Scores, np.ndarray]:
-        """(scores, ref_logprobs_N): what every source says of every response, and the reference log-probability (float32)
-        of every response token at the sampling temperature (0 on prompts). `rows` are the prompts' by `prompt_ids_B`."""
-        texts = self.tokenizer.batch_decode(
-            [samples.response(b) for b in range(samples.size)], skip_special_tokens=True
-        )
-        asked = [rows.get(int(i), {}) for i in samples.prompt_ids_B]
-        cases = list(zip(asked, texts, samples.ended_B.tolist(), strict=True))
-        pending = [source and source.start(cases) for source in self.text_rewards]
-        scalars_B, ref_N = self._forward(samples, temperature)
-        if not np.isfinite(ref_N).all():
+        """(scores, ref_logprobs_N): the score of every response by every source, and the reference log-probability (nats,
+        float32) of every response token at the sampling temperature, 0 on prompts. `rows` holds rows of the prompt file
+        by `prompt_ids_B`; only sources that read the text need them. Raises FloatingPointError if a reference
+        log-probability is not finite."""
+        requests = self._requests(samples, rows)
+        # Submitted before the forward passes and collected after, so that both run at the same time.
+        pending = {c: reward.submit(requests) for c, reward in self.text_rewards.items()}
+        model_scores_B, ref_logprobs_N = self._forward(samples, temperature)
+        if not np.isfinite(ref_logprobs_N).all():
             raise FloatingPointError(
                 "a reference log-probability is not finite; the reference policy is broken"
             )
-        raw_KB, faults = np.zeros((len(pending), samples.size), dtype=np.float32), []
-        for k, futures in enumerate(pending):
-            found = (
-                [f.result() for f in futures] if futures else [(float(x), "not finite") for x in scalars_B]
-            )
-            raw_KB[k] = [score for score, _ in found]
-            name = self.rewards.sources[k].name
-            for b in np.flatnonzero(~np.isfinite(raw_KB[k])):
-                told = {"prompt": asked[b].get("prompt"), "response": texts[b]}
-                faults.append({"source": name, "reason": found[b][1], **told})
-        return Scores(np.where(np.isfinite(raw_KB), raw_KB, np.nan), faults), ref_N
+        return self._collect(requests, pending, model_scores_B), ref_logprobs_N
 
-    def select(self, samples: Samples, ref_N: np.ndarray, kept: list[int]) -> tuple[Samples, np.ndarray]:
-        """The chosen samples and their reference log-probabilities."""
-        return samples.select(kept), ref_N[concat_ranges(samples.offsets, kept)]
+    def select(
+        self, samples: Samples, ref_logprobs_N: np.ndarray, kept: list[int]
+    ) -> tuple[Samples, np.ndarray]:
+        """The samples at positions `kept`, and their reference log-probabilities."""
+        return samples.select(kept), ref_logprobs_N[concat_ranges(samples.offsets, kept)]
+
+    def _requests(self, samples: Samples, rows: dict[int, dict[str, Any]]) -> list[RewardRequest]:
+        responses = [samples.response(b) for b in range(samples.size)]
+        texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+        requests = []
+        for prompt_id, text, ended in zip(samples.prompt_ids_B, texts, samples.ended_B, strict=True):
+            requests.append(RewardRequest(rows.get(int(prompt_id), {}), text, bool(ended)))
+        return requests
+
+    def _collect(
+        self,
+        requests: list[RewardRequest],
+        pending: dict[int, list[Future[RewardResult]]],
+        model_scores_B: np.ndarray,
+    ) -> Scores:
+        """Waits for the text rewards and puts all scores together."""
+        raw_CB = np.zeros((len(self.sources), len(requests)), dtype=np.float32)
+        failures = []
+        for c, source in enumerate(self.sources):
+            if c in pending:
+                results = [future.result() for future in pending[c]]
+            else:
+                results = [RewardResult(float(score), "not finite") for score in model_scores_B]
+            for b, (request, result) in enumerate(zip(requests, results, strict=True)):
+                raw_CB[c, b] = result.score
+                if not np.isfinite(result.score):
+                    raw_CB[c, b] = np.nan
+                    failures.append(
+                        {
+                            "source": source.name,
+                            "reason": result.failure,
+                            "prompt": request.row.get("prompt"),
+                            "response": request.response,
+                        }
+                    )
+        return Scores(raw_CB, failures)
 
     def _forward(self, samples: Samples, temperature: float) -> tuple[np.ndarray, np.ndarray]:
         """(scores_B of the reward model at each response's last token, ref_logprobs_N)."""
         scores_B = np.zeros(samples.size, dtype=np.float32)
-        ref_N = np.zeros(samples.offsets[-1], dtype=np.float32)
-        response_N = samples.response_mask_N
-        for micro in plan_micro_batches(samples.lengths_B, 1, self.config.batch_tokens)[0]:
-            sequences = [samples.sequence(b) for b in micro]
+        ref_logprobs_N = np.zeros(samples.offsets[-1], dtype=np.float32)
+        response_mask_N = samples.response_mask_N
+        for micro_batch in plan_micro_batches(samples.lengths_B, 1, self.config.batch_tokens)[0]:
+            sequences = [samples.sequence(b) for b in micro_batch]
             tokens_BT = pad(sequences, self.pad_token).to(self.device)
-            target_mask_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
-            for row, b in enumerate(micro):
-                target_mask_BT[row, samples.prompt_lengths_B[b] : len(sequences[row])] = True
-            logprobs_N, _ = self.reference(tokens_BT, target_mask_BT, temperature=temperature)
-            spans = [np.arange(samples.offsets[b], samples.offsets[b + 1]) for b in micro]
-            where = np.concatenate(spans)
-            ref_N[where[response_N[where]]] = logprobs_N.cpu().numpy()
-            if self.reward:
-                scalars_BT = self.reward(tokens_BT)
-                scores_B[micro] = [float(scalars_BT[row, len(s) - 1]) for row, s in enumerate(sequences)]
-        return scores_B, ref_N
+            response_mask_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+            for row, b in enumerate(micro_batch):
+                response_mask_BT[row, samples.prompt_lengths_B[b] : len(sequences[row])] = True
+            logprobs_N, _ = self.reference(tokens_BT, response_mask_BT, temperature=temperature)
+            positions = concat_ranges(samples.offsets, micro_batch)
+            ref_logprobs_N[positions[response_mask_N[positions]]] = logprobs_N.cpu().numpy()
+            if self.reward_model:
+                scalars_BT = self.reward_model(tokens_BT)
+                for row, b in enumerate(micro_batch):
+                    scores_B[b] = float(scalars_BT[row, len(sequences[row]) - 1])
+        return scores_B, ref_logprobs_N
+
+
+def _check_same_vocabulary(reward_path: str, reward_model: Any, policy_path: str, policy: Any) -> None:
+    reward_size, policy_size = reward_model.config.vocab_size, policy.config.vocab_size
+    if reward_size != policy_size:
+        raise UserError(
+            f"{reward_path}: the reward model's vocabulary has {reward_size} entries, the policy's ({policy_path}) "
+            f"{policy_size}; both must come from one tokenizer"
+        )

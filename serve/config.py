@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from actors.config import Decoding
-from common.config import DType, Section
+from actors.config import Decoding, EngineConfig
+from common.config import Section
 
 
 class ExtraModelConfig(Section):
@@ -41,7 +41,7 @@ class CanaryConfig(Section):
     """Largest rise of the share of refusals."""
 
 
-class ServeConfig(Section):
+class ServeConfig(EngineConfig):
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(8000, ge=1, le=65535)
@@ -50,22 +50,8 @@ class ServeConfig(Section):
     """Copies of the engines behind the endpoint."""
     autoscaling: AutoscalingConfig | None = None
     """Bounds between which Ray Serve chooses the number of replicas, instead of `replicas`."""
-    threads: int = Field(2, ge=1)
-    """CPU threads of each replica."""
-    gpus: float = Field(0.0, ge=0)
-    """GPUs of each replica."""
-    tensor_parallel: int = Field(1, ge=1)
-    """GPUs that one replica's model is split over."""
-    dtype: DType = "float32"
-    """Arithmetic of the served models."""
-    max_model_len: int | None = Field(None, ge=16)
-    """Longest conversation in tokens. Empty: the model's own limit."""
     max_sequences: int = Field(64, ge=1)
-    """Sequences an engine works on at a time."""
-    kv_cache_gib: float = Field(0.5, gt=0)
-    """Key-value cache of an engine on CPU, GiB."""
-    enforce_eager: bool = True
-    """Run without compiling or capturing the model: starts in seconds. Turn off for long service on GPUs."""
+    """Sequences that an engine processes at a time."""
     name: str = "hero"
     """Model name that clients ask for: the current policy."""
     decoding: Decoding = Decoding()
