@@ -62,7 +62,7 @@ class Scorer:
     def ready(self) -> None: ...
 
     def score(self, samples: Samples, temperature: float, rows: Any) -> tuple[SimpleNamespace, np.ndarray]:
-        return SimpleNamespace(raw_KB=np.zeros((1, samples.size), np.float32), faults=[]), np.zeros_like(
+        return SimpleNamespace(raw_CB=np.zeros((1, samples.size), np.float32), failures=[]), np.zeros_like(
             samples.logprobs_N
         )
 

@@ -67,7 +67,7 @@ def judge(outputs: Sequence[Any], model: Path, reward: Path | None, config: Serv
     texts = [t.strip() for t in load_tokenizer(model).batch_decode(answers, skip_special_tokens=True)]
     return {
         "logprob_error": float(np.abs(samples.logprobs_N - learner_N)[samples.response_mask_N].mean()),
-        **({"reward": float(scores.raw_KB.mean())} if reward else {}),
+        **({"reward": float(scores.raw_CB.mean())} if reward else {}),
         "rude": float(np.mean([bool(RUDE.search(t)) for t in texts])),
         "refusal": float(np.mean([bool(REFUSAL.search(t)) for t in texts])),
         "ended": float(samples.ended_B.mean()),

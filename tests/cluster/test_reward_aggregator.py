@@ -38,7 +38,7 @@ def scorers(tmp_path_factory):
     start_ray(None, 2, 0.1)
     arguments = {
         "reference": str(folder / "policy"),
-        "reward": str(folder / "reward"),
+        "reward_model": str(folder / "reward"),
         "config": ScoringConfig(),
         "rewards": RewardsConfig(sources=SOURCES),
         "model": fixtures.MODEL,
@@ -69,7 +69,7 @@ def test_sources_are_clipped_then_normalised_then_weighed_and_added(scorers, tmp
     whole, _ = fixtures.make_batch(size=12)
     judged = ray.get(scorers.submit(0, "score", whole, 1.0, rows_of(worths)))[0]
     clipped = np.minimum(worths, 3.0)
-    expected = 2 * judged.raw_KB[0].clip(-0.5, 0.5) + 0.5 * (clipped - clipped.mean()) / clipped.std()
+    expected = 2 * judged.raw_CB[0].clip(-0.5, 0.5) + 0.5 * (clipped - clipped.mean()) / clipped.std()
     assert np.allclose(scores_B, expected, atol=1e-5)
     assert metrics["rewards/worth"] == pytest.approx(np.mean(worths))
     assert (tmp_path / "quarantine.jsonl").read_text() == ""
@@ -78,7 +78,7 @@ def test_sources_are_clipped_then_normalised_then_weighed_and_added(scorers, tmp
     again = batch(scorers, tmp_path, [0.0] * 12, state=state)[1]
     both = np.concatenate([clipped, np.zeros(12)])
     assert np.allclose(
-        again - 2 * judged.raw_KB[0].clip(-0.5, 0.5), 0.5 * (0 - both.mean()) / both.std(), atol=1e-5
+        again - 2 * judged.raw_CB[0].clip(-0.5, 0.5), 0.5 * (0 - both.mean()) / both.std(), atol=1e-5
     )
 
 
