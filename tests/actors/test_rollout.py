@@ -1,7 +1,12 @@
-"""A real vLLM engine: its log-probabilities are the model's, and an update changes every kind of weight or nothing."""
+"""A real vLLM engine: its log-probabilities are the model's, and an update changes every kind of weight or nothing.
+
+The engine runs in a process of its own (`exercise_engine`), which puts everything that the tests look at into one dict:
+a start takes several seconds, and a refused payload must not end the test process.
+"""
 
 import multiprocessing
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from actors.config import Decoding, RolloutConfig
+from actors.prompt_group import GroupStatus, PromptGroup
 from actors.weights.transport import FileTransport
 from common.errors import UserError
 from learners.data.tokenizer import train_tokenizer
@@ -16,6 +22,7 @@ from learners.models import build_policy
 from tests.learners.fixtures import MODEL, TEXTS
 
 PROMPTS = [[10, 11, 12, 13], [40, 41, 42], [7, 8, 9, 10, 11, 12, 13, 14]]
+LOADED_VERSION = 5
 # One weight of every kind; tied models have no head of their own.
 KINDS = (
     "embed_tokens",
@@ -31,7 +38,7 @@ KINDS = (
 )
 
 
-def untied() -> LlamaForCausalLM:
+def untied_model() -> LlamaForCausalLM:
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=320,
@@ -47,182 +54,266 @@ def untied() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def reference(model, sequences):
-    """Log-probability of every token but the first, by transformers."""
-    found = []
+def plain_logprobs(model, sequences):
+    """Log-probability of every token but the first of each sequence, by transformers."""
+    logprobs = []
     with torch.no_grad():
-        for s in sequences:
-            logits = model(torch.tensor([s])).logits[0, :-1].log_softmax(-1)
-            found.append(logits.gather(1, torch.tensor(s[1:])[:, None]).squeeze(1).numpy())
-    return np.concatenate(found)
+        for sequence in sequences:
+            log_softmax = model(torch.tensor([sequence])).logits[0, :-1].log_softmax(-1)
+            chosen = log_softmax.gather(1, torch.tensor(sequence[1:])[:, None])
+            logprobs.append(chosen.squeeze(1).numpy())
+    return np.concatenate(logprobs)
 
 
-def pumped(actor, model, transport, decoding, end, whole):
-    """Groups that come and go, with new weights in the middle: what `test_groups_…` looks at."""
-    found = {}
-    new = [(10 + i, i, prompt, [2 * i, 2 * i + 1]) for i, prompt in enumerate(PROMPTS)]
-    told, samples = actor.run_groups(new[:2], decoding, end, most=2, oldest=0)
-    found["first"] = (told, samples.prompt_ids_B.tolist())
-    found["as generated"] = all(samples.response(b).tolist() == whole.response(b).tolist() for b in range(4))
-    long = Decoding(max_tokens=40)
-    told, samples = actor.run_groups(
-        [(20, 7, [10, 11], [2]), (21, 8, [12, 13], [3])], long, end, most=2, oldest=0, seconds=0
+def max_sampling_error(model, samples):
+    """Largest difference between the engine's log-probability of a response token and the model's."""
+    expected = []
+    for b in range(samples.size):
+        expected += [[0.0], plain_logprobs(model, [samples.sequence(b).tolist()])]
+    error_N = np.abs(np.concatenate(expected) - samples.logprobs_N)
+    return float(error_N[samples.response_mask_N].max())
+
+
+def response_lists(samples):
+    return [samples.response(b).tolist() for b in range(samples.size)]
+
+
+def response_versions(samples):
+    return samples.versions_N[samples.response_mask_N].tolist()
+
+
+def exercise_generate(actor, model, decoding, end_token):
+    seeds = list(range(6))
+    samples = actor.generate(PROMPTS, [0, 1, 2], decoding, end_token, n=2, seeds=seeds)
+    alone = actor.generate(PROMPTS[1:2], [1], decoding, end_token, n=2, seeds=seeds[2:4])
+    # More tokens than vLLM takes in one step (4,096): no seeded prompt may be processed in two parts.
+    long_prompts = [list(range(8, 58))] * 128
+    crowd = actor.generate(
+        long_prompts, range(128), Decoding(max_tokens=4), end_token, seeds=list(range(128))
     )
-    found["nothing yet"] = (told, samples)
+    return {
+        "responses": response_lists(samples),
+        "responses alone": response_lists(alone),
+        "sequences": [samples.sequence(b).tolist() for b in range(samples.size)],
+        "prompt ids": samples.prompt_ids_B.tolist(),
+        "versions": set(response_versions(samples)),
+        "ended": samples.ended_B.tolist(),
+        "error": max_sampling_error(model, samples),
+        "crowd": crowd.size,
+    }
+
+
+def exercise_groups(actor, model, transport, decoding, end_token):
+    """Groups in flight while other groups and new weights arrive."""
+    results = {}
+    short = []
+    for i, prompt in enumerate(PROMPTS[:2]):
+        short.append(PromptGroup(10 + i, i, prompt, [2 * i, 2 * i + 1]))
+    status, samples = actor.run_groups(short, decoding, end_token, max_groups=2, min_version=0)
+    results["first"] = (status, samples.prompt_ids_B.tolist(), response_lists(samples))
+
+    long = Decoding(max_tokens=40)
+    new = [PromptGroup(20, 7, [10, 11], [2]), PromptGroup(21, 8, [12, 13], [3])]
+    results["nothing yet"] = actor.run_groups(new, long, end_token, max_groups=2, min_version=0, seconds=0)
     for _ in range(5):
         actor._step()
-    found["beside"] = (
-        actor.generate(PROMPTS[:1], [0], Decoding(max_tokens=2), end, seeds=[0]).response(0).tolist()
-    )
+    beside = actor.generate(PROMPTS[:1], [0], Decoding(max_tokens=2), end_token, seeds=[0])
+    results["generated beside"] = beside.response(0).tolist()
+
     actor.update_weights(transport.send(model.named_parameters(), 0, 6), 6)
-    told, samples = actor.run_groups([(22, 9, [10, 11], [4])], long, end, most=1, oldest=0)
-    found["across"] = (told, samples.versions_N[samples.response_mask_N].tolist())
-    expected = np.concatenate(
-        [[0.0, *reference(model, [samples.sequence(b).tolist()])] for b in range(samples.size)]
-    )
-    found["error"] = float(np.abs(expected - samples.logprobs_N)[samples.response_mask_N].max())
-    actor.update_weights(transport.send(model.named_parameters(), 0, 7), 7, oldest=6)
-    found["dropped"] = actor.run_groups([], long, end, most=9, oldest=0)
-    found["left"] = actor.engine.get_num_unfinished_requests()
-    actor.update_weights(transport.send(model.named_parameters(), 0, 5), 5)
-    return found
+    new = [PromptGroup(22, 9, [10, 11], [4])]
+    status, samples = actor.run_groups(new, long, end_token, max_groups=1, min_version=0)
+    results["over an update"] = (status, response_versions(samples), max_sampling_error(model, samples))
+
+    actor.update_weights(transport.send(model.named_parameters(), 0, 7), 7, min_version=6)
+    status, samples = actor.run_groups([], long, end_token, max_groups=9, min_version=0)
+    results["dropped"] = (status, response_versions(samples))
+    results["unfinished requests"] = actor.engine.get_num_unfinished_requests()
+
+    # Finished, but too old by the time it would be returned.
+    new = [PromptGroup(30, 1, PROMPTS[0], [1])]
+    actor.run_groups(new, decoding, end_token, max_groups=0, min_version=0, seconds=0)
+    actor.update_weights(transport.send(model.named_parameters(), 0, 8), 8)
+    results["finished too late"] = actor.run_groups([], decoding, end_token, max_groups=1, min_version=8)
+    new = [PromptGroup(31, 1, PROMPTS[0], [1])]
+    actor.run_groups(new, decoding, end_token, max_groups=1, min_version=0, seconds=0)
+    actor.cancel_groups()
+    results["cancelled"] = actor.run_groups([], decoding, end_token, max_groups=1, min_version=0)
+    results["left"] = (actor.engine.get_num_unfinished_requests(), len(actor._finished))
+    actor.update_weights(transport.send(model.named_parameters(), 0, LOADED_VERSION), LOADED_VERSION)
+    return results
 
 
-def exercise(folder, queue):
-    from actors.rollout import RolloutActor
-
-    config = RolloutConfig(kv_cache_gib=0.05, max_sequences=128, max_model_len=64, threads=2)
-    actor = RolloutActor("rollout-0", str(folder / "model"), config, seed=0, version=5)
-    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-    decoding, end = Decoding(max_tokens=12), model.config.eos_token_id
-    stops = (
-        model.generation_config.eos_token_id
-    )  # the end of a turn, and for our own tokenizer the end of a text
-    result = {"end": end, "stops": stops if isinstance(stops, list) else [stops]}
-
-    seeds = list(range(6))
-    first = actor.generate(PROMPTS, [0, 1, 2], decoding, end_token=end, n=2, seeds=seeds)
-    alone = actor.generate(PROMPTS[1:2], [1], decoding, end_token=end, n=2, seeds=seeds[2:4])
-    result["same alone"] = [first.response(2).tolist(), first.response(3).tolist()] == [
-        alone.response(0).tolist(),
-        alone.response(1).tolist(),
-    ]
-    result["prompt ids"] = first.prompt_ids_B.tolist()
-    result["versions"] = set(first.versions_N[first.response_mask_N].tolist())
-    result["lengths"] = first.response_lengths_B.tolist()
-    result["ended"] = first.ended_B.tolist()
-    result["last"] = [int(first.response(b)[-1]) for b in range(first.size)]
-    sequences = [first.sequence(b).tolist() for b in range(first.size)]
-    expected = np.concatenate([[0.0, *reference(model, [s])] for s in sequences])
-    result["sampled error"] = float(np.abs(expected - first.logprobs_N)[first.response_mask_N].max())
-
-    # More tokens than vLLM takes in one step (4,096): no seeded prompt may be taken in two parts.
-    crowd = actor.generate(
-        [list(range(8, 58))] * 128, range(128), Decoding(max_tokens=4), end, seeds=list(range(128))
-    )
-    result["crowd"] = crowd.size
-
-    result["run_groups"] = pumped(actor, model, FileTransport(folder / "flow"), decoding, end, first)
-    transport, version = FileTransport(folder / "weights"), 5
+def exercise_updates(actor, model, transport, sequences, end_token):
+    """Changes one kind of weight after the other: (largest change of a log-probability, error against the model)."""
+    version, changes = LOADED_VERSION, {}
     before = np.concatenate(actor.prompt_logprobs(sequences))
-    result["changes"], names = {}, [*KINDS, *([] if model.config.tie_word_embeddings else ["lm_head"])]
-    for kind in names:
-        name = next(n for n, _ in model.named_parameters() if kind in n)
+    kinds = list(KINDS)
+    if not model.config.tie_word_embeddings:
+        kinds.append("lm_head")
+    for kind in kinds:
+        parameter = next(p for name, p in model.named_parameters() if kind in name)
         with torch.no_grad():
-            parameter = dict(model.named_parameters())[name]
             parameter.add_(torch.randn_like(parameter) * 0.3 * parameter.std().clamp(min=0.3))
         version += 1
         actor.update_weights(transport.send(model.named_parameters(), 0, version), version)
         after = np.concatenate(actor.prompt_logprobs(sequences))
-        result["changes"][kind] = (
-            float(np.abs(after - before).max()),
-            float(np.abs(after - reference(model, sequences)).mean()),
-        )
+        error = np.abs(after - plain_logprobs(model, sequences))
+        changes[kind] = (float(np.abs(after - before).max()), float(error.mean()))
         before = after
-    again = actor.generate(PROMPTS, [0, 1, 2], decoding, end_token=end)
-    result["new versions"] = (set(again.versions_N[again.response_mask_N].tolist()), version)
+    samples = actor.generate(PROMPTS, [0, 1, 2], Decoding(max_tokens=12), end_token)
+    return {"changes": changes, "versions": set(response_versions(samples)), "last version": version}
 
+
+def exercise_refusals(actor, model, transport, sequences, folder):
+    version = actor.version
+    before = np.concatenate(actor.prompt_logprobs(sequences))
     payload = transport.send(model.named_parameters(), 0, version + 1)
-    damaged = folder / "damaged.safetensors"
-    shutil.copy(payload["path"], damaged)
-    with open(damaged, "r+b") as file:
-        file.truncate(damaged.stat().st_size - 100)
-    result["refused"] = []
-    for bad in (
-        {**payload, "path": str(damaged)},
-        {**payload, "path": "/nowhere"},
-        {**payload, "header": "0"},
+    truncated = folder / "truncated.safetensors"
+    shutil.copy(payload.path, truncated)
+    with open(truncated, "r+b") as file:
+        file.truncate(truncated.stat().st_size - 100)
+    refused = {}
+    for name, changed in (
+        ("truncated", {"path": str(truncated)}),
+        ("missing", {"path": "/nowhere"}),
+        ("other header", {"header_digest": "0"}),
     ):
         try:
-            actor.update_weights(bad, version + 1)
-        except (UserError, SystemExit) as fault:
-            result["refused"].append((type(fault).__name__, str(fault)))
-    result["unharmed"] = float(np.abs(np.concatenate(actor.prompt_logprobs(sequences)) - before).max())
-    result["version after"] = actor.version == version
+            actor.update_weights(replace(payload, **changed), version + 1)
+        except (UserError, SystemExit) as error:
+            refused[name] = (type(error).__name__, str(error))
+    after = np.concatenate(actor.prompt_logprobs(sequences))
     try:
-        actor.generate([[5] * 60], [0], decoding, end_token=end)
-    except UserError as fault:
-        result["too long"] = str(fault)
-    queue.put(result)
+        actor.generate([[5] * 60], [0], Decoding(max_tokens=12), end_token=0)
+    except UserError as error:
+        refused["too long"] = str(error)
+    return {
+        "refused": refused,
+        "change": float(np.abs(after - before).max()),
+        "version kept": actor.version == version,
+    }
+
+
+def exercise_engine(folder, queue):
+    from actors.rollout import RolloutActor
+
+    config = RolloutConfig(kv_cache_gib=0.05, max_sequences=128, max_model_len=64, threads=2)
+    actor = RolloutActor("rollout-0", str(folder / "model"), config, seed=0, version=LOADED_VERSION)
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    decoding, end_token = Decoding(max_tokens=12), model.config.eos_token_id
+    # The end of a turn, and for our own tokenizer the end of a text.
+    stop_tokens = model.generation_config.eos_token_id
+    if not isinstance(stop_tokens, list):
+        stop_tokens = [stop_tokens]
+    results = {"end token": end_token, "stop tokens": stop_tokens}
+    results["generate"] = exercise_generate(actor, model, decoding, end_token)
+    sequences = results["generate"]["sequences"]
+    groups = exercise_groups(actor, model, FileTransport(folder / "groups"), decoding, end_token)
+    results["groups"] = groups
+    transport = FileTransport(folder / "weights")
+    results["updates"] = exercise_updates(actor, model, transport, sequences, end_token)
+    results["refusals"] = exercise_refusals(actor, model, transport, sequences, folder)
+    queue.put(results)
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
-def result(request, tmp_path_factory):
+def results(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     tokenizer = train_tokenizer(TEXTS, MODEL.vocab_size)
-    model = build_policy(MODEL, tokenizer, seed=1) if request.param == "tied" else untied()
+    model = build_policy(MODEL, tokenizer, seed=1) if request.param == "tied" else untied_model()
     model.save_pretrained(folder / "model")
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=exercise, args=(folder, queue))
+    process = context.Process(target=exercise_engine, args=(folder, queue))
     process.start()
-    found = queue.get(timeout=240)
+    engine_results = queue.get(timeout=240)
     process.join(60)
-    return found
+    return engine_results
 
 
-def test_samples_are_the_models_and_belong_to_their_seeds(result):
-    assert result["sampled error"] < 1e-5
-    assert result["same alone"]
-    assert result["crowd"] == 128
-    assert result["prompt ids"] == [0, 0, 1, 1, 2, 2]
-    assert result["versions"] == {5}
-    for length, ended, last in zip(result["lengths"], result["ended"], result["last"], strict=True):
-        assert ended == (last == result["end"])
-        assert length == 12 or last in result["stops"]
+def test_sampled_logprobs_are_the_models(results):
+    generated = results["generate"]
+    assert generated["error"] < 1e-5
+    assert generated["prompt ids"] == [0, 0, 1, 1, 2, 2]
+    assert generated["versions"] == {LOADED_VERSION}
 
 
-def test_groups_come_and_go_and_those_at_work_go_on_under_new_weights(result):
-    found = result["run_groups"]
-    assert found["first"] == ({"done": [10, 11], "dropped": []}, [0, 0, 1, 1])
-    assert found["as generated"]
-    assert found["nothing yet"] == ({"done": [], "dropped": []}, None)
-    assert found["beside"]
-    told, versions = found["across"]
-    assert told == {"done": [20], "dropped": []}
+def test_responses_depend_on_their_seeds_alone(results):
+    generated = results["generate"]
+    assert generated["responses"][2:4] == generated["responses alone"]
+    assert generated["crowd"] == 128
+
+
+def test_response_ends_by_a_stop_token_or_the_length_limit(results):
+    generated = results["generate"]
+    for response, ended in zip(generated["responses"], generated["ended"], strict=True):
+        assert ended == (response[-1] == results["end token"])
+        assert len(response) == 12 or response[-1] in results["stop tokens"]
+
+
+def test_groups_give_the_same_samples_as_generate(results):
+    status, prompt_ids, responses = results["groups"]["first"]
+    assert status == GroupStatus(finished=[10, 11])
+    assert prompt_ids == [0, 0, 1, 1]
+    assert responses == results["generate"]["responses"][:4]
+
+
+def test_groups_in_flight_continue_under_new_weights(results):
+    groups = results["groups"]
+    assert groups["nothing yet"] == (GroupStatus(), None)
+    assert groups["generated beside"]
+    status, versions, error = groups["over an update"]
+    assert status == GroupStatus(finished=[20])
     assert sorted(set(versions)) == [5, 6]
     assert versions == sorted(versions)
-    assert found["error"] < 1e-5
-    told, samples = found["dropped"]
-    assert told == {"done": [22], "dropped": [21]}
-    assert set(samples.versions_N[samples.response_mask_N].tolist()) <= {6, 7}
-    assert found["left"] == 0
+    assert error < 1e-5
 
 
-def test_an_update_changes_every_kind_of_weight(result):
-    for kind, (moved, error) in result["changes"].items():
-        assert moved > 1e-3, f"{kind} did not reach the engine"
+def test_groups_begun_before_min_version_are_dropped(results):
+    groups = results["groups"]
+    status, versions = groups["dropped"]
+    assert status == GroupStatus(finished=[22], dropped=[21])
+    assert set(versions) <= {6, 7}
+    assert groups["unfinished requests"] == 0
+    assert groups["finished too late"] == (GroupStatus(dropped=[30]), None)
+
+
+def test_cancelled_groups_are_not_reported(results):
+    assert results["groups"]["cancelled"] == (GroupStatus(), None)
+    assert results["groups"]["left"] == (0, 0)
+
+
+def test_an_update_changes_every_kind_of_weight(results):
+    updates = results["updates"]
+    for kind, (change, error) in updates["changes"].items():
+        assert change > 1e-3, f"{kind} did not reach the engine"
         assert error < 1e-5, f"{kind} reached the engine wrong"
-    versions, last = result["new versions"]
-    assert versions == {last}
+    assert updates["versions"] == {updates["last version"]}
 
 
-def test_a_damaged_payload_ends_the_process_and_one_that_is_not_there_is_the_users_to_mend(result):
-    (short, why_short), (missing, why_missing), (changed, why_changed) = result["refused"]
-    assert (short, missing, changed) == ("SystemExit", "UserError", "SystemExit")
-    assert "the file is incomplete" in why_short
-    assert "no such file" in why_missing
-    assert "names and shapes are not those that were sent" in why_changed
-    assert result["unharmed"] == 0
-    assert result["version after"]
-    assert "more than the engine's 64" in result["too long"]
+def test_damaged_weights_end_the_process(results):
+    refused = results["refusals"]["refused"]
+    for name, reason in (
+        ("truncated", "the file is incomplete"),
+        ("other header", "names and shapes are not those that were sent"),
+    ):
+        kind, message = refused[name]
+        assert kind == "SystemExit"
+        assert reason in message
+
+
+def test_missing_weights_are_a_user_error(results):
+    kind, message = results["refusals"]["refused"]["missing"]
+    assert kind == "UserError"
+    assert "no such file" in message
+    assert "learners.weights_dir" in message
+
+
+def test_refused_weights_leave_the_engine_unchanged(results):
+    assert results["refusals"]["change"] == 0
+    assert results["refusals"]["version kept"]
+
+
+def test_a_prompt_over_the_context_is_refused(results):
+    assert "more than the engine's 64" in results["refusals"]["refused"]["too long"]
