@@ -1,9 +1,11 @@
-"""Every random draw of a run comes from a named stream of its seed, so that no two uses share their numbers.
+"""Every random draw of a run comes from a named stream of its seed, so that no two uses share their
+numbers.
 
     generator(seed, Stream.PROMPT_ORDER, epoch).permutation(count)
 
-The stream and its counters are the spawn key of a numpy `SeedSequence`, which keeps streams apart for any seed and any
-number of counters. (A plain list as entropy does not: numpy pads it with zeros, so [seed, 1] and [seed, 1, 0] are one.)
+The stream and its counters are the spawn key of a numpy `SeedSequence`, which keeps streams apart
+for any seed and any number of counters. (A plain list as entropy does not: numpy pads it with
+zeros, so [seed, 1] and [seed, 1, 0] are one.)
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ class Stream(IntEnum):
     LORA_INIT = 15
     EVALUATION_SEEDS = 16
     CORPUS_SPLIT = 17
+    ENGINES = 18
+    """counters: index of the rollout actor; for requests without a seed of their own"""
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:

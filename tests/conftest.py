@@ -1,18 +1,18 @@
-"""What tests of several modules share."""
+"""Fixtures of several test modules."""
 
 import signal
 
 import pytest
 
-from tests.runs import OVERRIDES, finished, reach, start
+from tests.runs import OVERRIDES, start, wait_for_step, wait_until_finished
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    """A finished run of all stages that was stopped in SFT by Ctrl-C, and that nobody disturbed in PPO."""
+    """A finished run of all stages, interrupted by Ctrl-C in SFT and undisturbed in PPO."""
     root = tmp_path_factory.mktemp("e2e") / "run"
     process = start(root, *OVERRIDES)
-    reach(process, root, "sft", 6)
+    wait_for_step(process, root, "sft", 6)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=90) == 130
-    return finished(start(root, *OVERRIDES), root)
+    return wait_until_finished(start(root, *OVERRIDES), root)

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from common.run_paths import RunPaths
+
 HERO = [sys.executable, "-m", "cluster.cli"]
 ITERATIONS = 7
 OVERRIDES = [
@@ -25,9 +27,13 @@ OVERRIDES = [
 
 
 def environment() -> dict[str, str]:
-    """Without what Ray and W&B of this process have left: W&B names its service process there, and sharing that of the tests
+    """Without the variables of this process's Ray and W&B: W&B names its service process there, and sharing that of the tests
     would share its locks on runs."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "WANDB_"))}
+    variables = dict(os.environ)
+    for name in os.environ:
+        if name.startswith(("RAY_", "WANDB_")):
+            del variables[name]
+    return variables
 
 
 def free_port() -> int:
@@ -36,12 +42,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(root: Path, *more: str) -> subprocess.Popen:
+def start(root: Path, *overrides: str) -> subprocess.Popen:
     """`hero run` in the directory `root`; it prints into root.log beside it."""
     # A shell's background job ignores Ctrl-C, and so would what the tests start there.
     with open(f"{root}.log", "a") as log:
         return subprocess.Popen(
-            [*HERO, "run", "configs/tiny.yaml", f"run_dir={root}", *more],
+            [*HERO, "run", "configs/tiny.yaml", f"run_dir={root}", *overrides],
             stdout=log,
             stderr=log,
             env=environment(),
@@ -49,35 +55,38 @@ def start(root: Path, *more: str) -> subprocess.Popen:
         )
 
 
-def printed(root: Path) -> str:
-    """The last of what a run printed."""
+def output_tail(root: Path) -> str:
+    """The end of what a run printed."""
     return Path(f"{root}.log").read_text()[-3000:]
 
 
-def finished(process: subprocess.Popen, root: Path) -> Path:
-    assert process.wait(timeout=600) == 0, printed(root)
+def wait_until_finished(process: subprocess.Popen, root: Path) -> Path:
+    assert process.wait(timeout=600) == 0, output_tail(root)
     return root
 
 
-def rows(path: Path, stage: str) -> list[dict]:
-    """The metrics of a stage so far; the last line may be half-written."""
+def jsonl(path: Path) -> list[dict]:
+    """Complete lines of a file that may be written to at the same time."""
     text = path.read_text() if path.exists() else ""
-    return [
-        r for line in text[: text.rfind("\n") + 1].splitlines() if (r := json.loads(line))["stage"] == stage
-    ]
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def reach(process: subprocess.Popen, root: Path, stage: str, step: int) -> float:
-    """Waits until a step has been logged; returns when that was seen."""
+def metrics(root: Path, stage: str) -> list[dict]:
+    """The metrics of a stage so far."""
+    return [row for row in jsonl(RunPaths(root).metrics) if row["stage"] == stage]
+
+
+def wait_for_step(process: subprocess.Popen, root: Path, stage: str, step: int) -> float:
+    """Waits until a step has been logged; returns the time at which it was read."""
     deadline = time.monotonic() + 300
-    while not any(row["step"] >= step for row in rows(root / "metrics.jsonl", stage)):
-        assert process.poll() is None, printed(root)
+    while not any(row["step"] >= step for row in metrics(root, stage)):
+        assert process.poll() is None, output_tail(root)
         assert time.monotonic() < deadline, f"{stage} {step}: not within 300 s"
         time.sleep(0.02)
     return time.monotonic()
 
 
-def copy(source: Path, root: Path) -> Path:
+def copy_up_to_reward(source: Path, root: Path) -> Path:
     """A run directory that is done up to the reward model."""
     for stage in ("data", "pretrain", "sft", "collect", "reward"):
         shutil.copytree(source / stage, root / stage)

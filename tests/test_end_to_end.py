@@ -1,4 +1,4 @@
-"""The whole loop on a very small config, with every real component: stopped in the middle, resumed, served, asked."""
+"""All stages on a very small config, with every real component: interrupted and resumed, served and queried."""
 
 import itertools
 import json
@@ -7,85 +7,88 @@ import subprocess
 import pytest
 from openai import OpenAI
 
-from cluster.config import STAGES
+from cluster.stage_registry import STAGES
+from common.run_paths import RunPaths
 from learners.rl.advantages import adapted_kl_coef
 from serve.config import ServeConfig
-from tests.runs import HERO, ITERATIONS, OVERRIDES, finished, rows, start
+from tests.runs import HERO, ITERATIONS, OVERRIDES, jsonl, metrics, start, wait_until_finished
 
 
 @pytest.mark.timeout(900)
-def test_every_stage_is_done_and_every_step_is_there_once(run):
+def test_every_stage_is_done_and_every_step_logged_once(run):
     for stage in STAGES:
-        assert (run / stage / "done.json").exists()
+        assert RunPaths(run).stage(stage).done.exists()
     for stage, steps in (("pretrain", 30), ("ppo", ITERATIONS)):
-        assert sorted({r["step"] for r in rows(run / "metrics.jsonl", stage)}) == list(range(1, steps + 1))
-    assert [r["step"] for r in rows(run / "metrics.jsonl", "ppo")] == list(range(1, ITERATIONS + 1))
+        assert sorted({row["step"] for row in metrics(run, stage)}) == list(range(1, steps + 1))
+    assert [row["step"] for row in metrics(run, "ppo")] == list(range(1, ITERATIONS + 1))
     assert not list(run.glob("*/checkpoints"))
 
 
-def test_learning_follows_the_rules(run):
-    ppo = rows(run / "metrics.jsonl", "ppo")
+def test_first_ratio_and_kl_are_exact_and_loss_falls(run):
+    ppo = metrics(run, "ppo")
     assert ppo[0]["val/first_ratio_error"] < 1e-5
     assert abs(ppo[0]["objective/kl"]) < 1e-4
-    assert all(r["sync/mean_error"] < 1e-5 and r["mismatch/mean"] < 1e-5 for r in ppo)
-    pretrain = [r["loss/train"] for r in rows(run / "metrics.jsonl", "pretrain") if "loss/train" in r]
-    assert pretrain[-1] < pretrain[0] - 1
+    assert all(row["sync/mean_error"] < 1e-5 and row["mismatch/mean"] < 1e-5 for row in ppo)
+    losses = [row["loss/train"] for row in metrics(run, "pretrain") if "loss/train" in row]
+    assert losses[-1] < losses[0] - 1
 
 
-def test_the_kl_coefficient_adapts(run):
-    ppo = rows(run / "metrics.jsonl", "ppo")
+def test_kl_coefficient_adapts(run):
+    ppo = metrics(run, "ppo")
     assert ppo[0]["kl_coef"] == 0.35
     for before, after in itertools.pairwise(ppo):
-        expected = adapted_kl_coef(
-            before["kl_coef"], before["objective/kl"], target=0.5, horizon=64, samples=16
-        )
+        kl_coef, kl = before["kl_coef"], before["objective/kl"]
+        expected = adapted_kl_coef(kl_coef, kl, target=0.5, horizon=64, samples=16)
         assert after["kl_coef"] == pytest.approx(expected)
 
 
-def test_alarms_best_of_n_and_the_pretraining_loss_are_kept(run):
-    (alarm,) = [json.loads(line) for line in (run / "ppo" / "alarms.jsonl").read_text().splitlines()]
+def test_alarms_best_of_n_and_pretrain_loss_are_recorded(run):
+    paths = RunPaths(run)
+    (alarm,) = jsonl(paths.alarms)
     assert alarm["alarm"] == "ended"  # so small a policy does not learn to stop
     assert "of the responses end by themselves at iteration 1" in alarm["evidence"]
-    baseline = json.loads((run / "ppo" / "best_of_n.json").read_text())
-    assert [b["n"] for b in baseline] == [1, 2, 4]
+    baseline = json.loads(paths.best_of_n.read_text())
+    assert [entry["n"] for entry in baseline] == [1, 2, 4]
     assert baseline[0]["reward"] < baseline[1]["reward"] < baseline[2]["reward"]
-    assert rows(run / "metrics.jsonl", "ppo")[-1]["eval/pretrain_loss"] > 0
+    assert metrics(run, "ppo")[-1]["eval/pretrain_loss"] > 0
 
 
-def test_rankings_are_in_the_format_that_real_ones_will_use(run):
-    ranking = json.loads((run / "collect" / "rankings.jsonl").read_text().splitlines()[0])
+def test_rankings_have_the_format_of_human_rankings(run):
+    ranking = jsonl(RunPaths(run).rankings)[0]
     assert {"prompt", "responses", "ranks", "labeler", "time", "policy", "decoding"} <= ranking.keys()
     assert len(ranking["responses"]) == len(ranking["ranks"]) == 4
     assert ranking["decoding"]["temperature"] == 1.0
 
 
-def test_a_run_leaves_evaluation_report_timings_and_wandb_files(run):
-    results = json.loads((run / "evaluate" / "results.json").read_text())
+def test_run_leaves_evaluation_report_timings_and_wandb_files(run):
+    paths = RunPaths(run)
+    results = json.loads(paths.evaluation.read_text())
     assert set(results["stages"]) == {"pretrain", "sft", "ppo"}
     sampled = results["stages"]["sft"]["sampled"]
     assert sampled["kl"] == pytest.approx(0, abs=1e-4)
     assert sampled["pass@2"] >= sampled["pass@1"] == sampled["mean@2"]
     assert 0 <= results["win_rate"]["low"] <= results["win_rate"]["rate"] <= results["win_rate"]["high"] <= 1
-    assert "The same prompts answered by each stage" in (run / "report.html").read_text()
-    timings = json.loads((run / "timings.json").read_text())
+    assert "The same prompts answered by each stage" in paths.report.read_text()
+    timings = json.loads(paths.timings.read_text())
     assert timings["peak_memory_gib"] > 1
     assert set(STAGES) <= set(timings["stages"])
     assert list((run / "wandb").glob("offline-run-*/*.wandb"))
 
 
-def test_training_promotes_as_often_as_the_config_says(run):
-    moves = [json.loads(line) for line in (run / "promotions.jsonl").read_text().splitlines()]
-    assert ("ppo-2", "every 2 iterations") in {(m["to"], m["why"]) for m in moves}
-    assert {r["step"] for r in rows(run / "metrics.jsonl", "ppo") if "serve/promoted" in r} == {2, 4, 6}
+def test_training_promotes_every_promote_every_iterations(run):
+    promotions = {(row["to"], row["why"]) for row in jsonl(RunPaths(run).promotions)}
+    assert ("ppo-2", "every 2 iterations") in promotions
+    assert {row["step"] for row in metrics(run, "ppo") if "serve/promoted" in row} == {2, 4, 6}
 
 
-def test_running_it_again_does_nothing(run):
-    before = (run / "ppo" / "done.json").stat().st_mtime_ns
-    finished(start(run, *OVERRIDES), run)
-    assert (run / "ppo" / "done.json").stat().st_mtime_ns == before
+def test_finished_run_does_nothing_when_run_again(run):
+    done = RunPaths(run).stage("ppo").done
+    before = done.stat().st_mtime_ns
+    wait_until_finished(start(run, *OVERRIDES), run)
+    assert done.stat().st_mtime_ns == before
 
 
-def test_the_policy_answers_over_http(run):
+def test_policy_answers_over_http_and_in_hero_chat(run):
     from serve.launch import running
 
     with running(run, ServeConfig(port=8017, kv_cache_gib=0.1)) as (url, served):
@@ -96,12 +99,10 @@ def test_the_policy_answers_over_http(run):
         assert raw.headers["x-weight-version"] == f"ppo-{ITERATIONS}"
         assert raw.parse().usage.completion_tokens <= 8
         greedy = {"model": "hero", "messages": messages, "max_tokens": 8, "temperature": 0}
-        whole = client.chat.completions.create(**greedy).choices[0].message.content
-        pieces = [
-            c.choices[0].delta.content or "" for c in client.chat.completions.create(**greedy, stream=True)
-        ]
-        assert "".join(pieces) == whole
+        complete = client.chat.completions.create(**greedy).choices[0].message.content
+        chunks = client.chat.completions.create(**greedy, stream=True)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == complete
         chat = [*HERO, "chat", url, "--temperature", "0"]
-        said = subprocess.run(chat, input="Hello!\n/quit\n", capture_output=True, text=True, timeout=60)
-        assert said.returncode == 0
-        assert said.stdout.strip()
+        session = subprocess.run(chat, input="Hello!\n/quit\n", capture_output=True, text=True, timeout=60)
+        assert session.returncode == 0
+        assert session.stdout.strip()

@@ -12,21 +12,33 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.runs import OVERRIDES, copy, environment, finished, free_port, reach, start
-from tests.test_chaos import UNTIL, actor, same
+from common.run_paths import RunPaths
+from tests.runs import (
+    OVERRIDES,
+    copy_up_to_reward,
+    environment,
+    free_port,
+    jsonl,
+    start,
+    wait_for_step,
+    wait_until_finished,
+)
+from tests.test_chaos import UNTIL, actor_process, assert_identical
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
 class Nodes:
-    """Nodes of one cluster, each with an address of the loopback network of its own."""
+    """Nodes of one cluster on this machine, each with its own address of the loopback network."""
 
     def __init__(self, port: int) -> None:
         self.port, self.folder, self.processes = port, Path(f"/tmp/hero-nodes-{os.getpid()}"), []
 
     def add(self, cpus: int) -> subprocess.Popen:
         number = len(self.processes) + 1
-        where = ["--head", f"--port={self.port}", "--include-dashboard=false", f"--temp-dir={self.folder}"]
+        role = [f"--address=127.0.0.1:{self.port}"]
+        if number == 1:
+            role = ["--head", f"--port={self.port}", "--include-dashboard=false", f"--temp-dir={self.folder}"]
         command = [
             RAY,
             "start",
@@ -35,7 +47,7 @@ class Nodes:
             f"--node-ip-address=127.0.0.{number}",
             "--disable-usage-stats",
             "--object-store-memory=100000000",
-            *([f"--address=127.0.0.1:{self.port}"] if self.processes else where),
+            *role,
         ]
         with open(f"{self.folder}.log", "a") as log:
             self.processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment()))
@@ -46,19 +58,17 @@ class Nodes:
         return self.processes[-1]
 
     def alive(self) -> list[dict]:
-        """The nodes that the head knows, asked for by a process of its own."""
-        code = f"import ray, json; ray.init('127.0.0.1:{self.port}', logging_level='ERROR'); print(json.dumps(ray.nodes()))"
-        asked = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=environment()
-        )
-        return (
-            [node for node in json.loads(asked.stdout.splitlines()[-1]) if node["Alive"]]
-            if not asked.returncode
-            else []
-        )
+        """The nodes that the head lists as alive, queried by another process: this one must not join the cluster."""
+        connect = f"ray.init('127.0.0.1:{self.port}', logging_level='ERROR')"
+        code = f"import ray, json; {connect}; print(json.dumps(ray.nodes()))"
+        query = [sys.executable, "-c", code]
+        answer = subprocess.run(query, capture_output=True, text=True, env=environment())
+        if answer.returncode:
+            return []
+        return [node for node in json.loads(answer.stdout.splitlines()[-1]) if node["Alive"]]
 
-    def lose(self, node: subprocess.Popen) -> None:
-        """SIGKILL for all of a node at once."""
+    def kill(self, node: subprocess.Popen) -> None:
+        """SIGKILL for all processes of a node at once."""
         for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -67,7 +77,7 @@ class Nodes:
     def end(self) -> None:
         for node in reversed(self.processes):
             if node.poll() is None:
-                self.lose(node)
+                self.kill(node)
         shutil.rmtree(self.folder, ignore_errors=True)
         Path(f"{self.folder}.log").unlink(missing_ok=True)
 
@@ -82,28 +92,25 @@ def nodes():
 
 
 @pytest.mark.timeout(600)
-def test_the_work_of_a_lost_node_goes_to_another(run, nodes, tmp_path):
-    root = copy(run, tmp_path / "run")
+def test_actors_of_a_lost_node_restart_on_another(run, nodes, tmp_path):
+    root = copy_up_to_reward(run, tmp_path / "run")
     nodes.add(cpus=0)  # where the driver is
     workers = [nodes.add(cpus=2), nodes.add(cpus=2)]
     process = start(root, *OVERRIDES, *UNTIL, f"cluster.address=127.0.0.1:{nodes.port}")
-    reach(process, root, "ppo", 3)
-    nodes.lose(next(node for node in workers if houses(node, "learner-0")))
-    struck = time.monotonic()
-    print(f"\nloss of a node: the next step was done after {reach(process, root, 'ppo', 4) - struck:.1f} s")
-    finished(process, root)
-    lost = [
-        name
-        for line in (root / "failures.jsonl").read_text().splitlines()
-        for name in json.loads(line)["lost"]
-    ]
-    assert "learner-0" in lost
-    same(root, run)
+    wait_for_step(process, root, "ppo", 3)
+    nodes.kill(next(node for node in workers if runs_actor(node, "learner-0")))
+    failed_at = time.monotonic()
+    seconds = wait_for_step(process, root, "ppo", 4) - failed_at
+    print(f"\nloss of a node: the next step was done after {seconds:.1f} s")
+    wait_until_finished(process, root)
+    replaced = [name for failure in jsonl(RunPaths(root).failures) for name in failure["replaced"]]
+    assert "learner-0" in replaced
+    assert_identical(root, run)
 
 
-def houses(node: subprocess.Popen, name: str) -> bool:
-    """Whether an actor's process is one of this node's."""
+def runs_actor(node: subprocess.Popen, name: str) -> bool:
+    """Whether an actor's process is on this node."""
     try:
-        return actor(node, name).is_running()
+        return actor_process(node, name).is_running()
     except AssertionError:
         return False

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster.config import load_config
+from cluster.config_loader import load_config
 from cluster.pipeline import run_stages
-from tests.runs import rows
+from tests.runs import metrics
 
 
 def short(row, response, ended):
@@ -70,7 +70,7 @@ def test_rows_that_are_broken_or_too_long_are_left_out_and_counted_in_the_result
     found = json.loads((run / "reward" / "done.json").read_text())["results"]
     counts = {name: found[f"data/rankings/{name}"] for name in ("read", "broken", "overlong", "kept")}
     assert counts == {"read": 42, "broken": 1, "overlong": 1, "kept": 40}
-    logged = [row for row in rows(run / "metrics.jsonl", "reward") if "data/rankings/kept" in row]
+    logged = [row for row in metrics(run, "reward") if "data/rankings/kept" in row]
     assert logged[-1]["data/rankings/overlong"] == 1
 
 
@@ -84,7 +84,7 @@ def test_every_fold_is_reported_with_an_interval_and_a_length_only_baseline(run)
 
 
 def test_ppo_learns_from_the_function_alone_and_leaves_out_what_it_cannot_judge(run):
-    ppo = rows(run / "metrics.jsonl", "ppo")
+    ppo = metrics(run, "ppo")
     assert [row["step"] for row in ppo] == [1, 2]
     assert all(math.isfinite(row["loss/policy_avg"]) and math.isfinite(row["loss/value_avg"]) for row in ppo)
     assert [row["objective/responses"] for row in ppo] == [14, 14]

@@ -26,6 +26,7 @@ from cluster.fleets.rollout_fleet import RolloutFleet
 from cluster.fleets.scale import scale_requests
 from cluster.fleets.scoring_fleet import ScoringFleet
 from common.errors import UserError
+from common.random_streams import Stream, derived_seed
 from common.ray_session import start_ray
 from common.run_paths import RunPaths
 
@@ -89,8 +90,8 @@ class FleetManager:
         )
 
         def arguments_of(index: int) -> dict[str, Any]:
-            name, seed = f"rollout-{index}", self.config.seed * 1000 + index
-            return {"name": name, "model_path": str(model), "config": settings, "seed": seed}
+            seed = derived_seed(self.config.seed, Stream.ENGINES, index)
+            return {"name": f"rollout-{index}", "model_path": str(model), "config": settings, "seed": seed}
 
         arguments = [arguments_of(index) for index in range(settings.actors)]
         # The engine runs inside the actor's process: a weight update is then a plain function call.
