@@ -22,9 +22,14 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 
 from actors.config import Decoding, RewardsConfig
 from cluster.fleets.fleet import Fleet
+from cluster.fleets.rollout_fleet import RolloutFleet
+from cluster.fleets.scoring_fleet import ScoringFleet
+from cluster.rl.prompt_stream import PromptStream
 from cluster.rl.reward_aggregator import RewardAggregator
-from cluster.rl.rollout_scheduler import PromptGroup, RolloutScheduler
+from cluster.rl.rollout_scheduler import RolloutScheduler
 from common.ray_session import start_ray
+from learners.rl.config import PPOConfig
+from learners.rl.scored_parts import flatten_parts
 
 PROMPT, RESPONSE, GROUPS, RESPONSES = (
     128,
@@ -37,31 +42,33 @@ BLOCKS, BLOCK = 6, 4096  # of at least so many samples; the first is not counted
 
 def measure(actors: int, staleness: int, folder: Path) -> str:
     here, size = "bench.simulated", actors * GROUPS
-    rollouts = Fleet("rollout", f"{here}:Engine", [{"length": RESPONSE}] * actors, {"num_cpus": 0}, folder)
-    scorers = Fleet("scoring", f"{here}:Scorer", [{}] * max(1, actors // 8), {"num_cpus": 0}, folder)
+    rollouts = RolloutFleet(
+        "rollout", f"{here}:Engine", [{"length": RESPONSE}] * actors, {"num_cpus": 0}, folder
+    )
+    scorers = ScoringFleet("scoring", f"{here}:Scorer", [{}] * max(1, actors // 8), {"num_cpus": 0}, folder)
     learners = Fleet("learner", f"{here}:Learner", [{}], {"num_cpus": 0}, folder)
     driver, prompt = psutil.Process(), list(range(PROMPT))
     rates, costs, shares, stored = [], [], [], []
     try:
         for fleet in (rollouts, scorers, learners):
             fleet.all("ready")
-        rewards = RewardAggregator(RewardsConfig(), scorers, folder)
+        rewards = RewardAggregator(RewardsConfig(), scorers, folder / "quarantine.jsonl")
         decoding = Decoding(temperature=1.0, max_tokens=RESPONSE)
-        asked = lambda place: PromptGroup(place, {}, prompt, list(range(RESPONSES)))  # noqa: E731
         batches = -(-BLOCK // (size * RESPONSES))
-        flow = RolloutScheduler(
-            rollouts, rewards, asked, size, staleness, decoding, 0, BLOCKS * batches, None
+        config = PPOConfig(
+            prompts=size, responses=RESPONSES, staleness=staleness, iterations=BLOCKS * batches
         )
+        prompts = PromptStream([{}] * size, [prompt] * size, config, seed=0)
+        scheduler = RolloutScheduler(rollouts, rewards, prompts, config, decoding, 0)
         for block in range(BLOCKS):
             before, spent, started = created(), cpu(driver), time.perf_counter()
             for batch in range(block * batches, (block + 1) * batches):
-                flow.version = flow.due = batch
-                refs, _, _, _ = flow.take(batch + 1)
-                flow.due = batch + 1
-                tokens = flow.until(learners, [learners.submit(0, "iterate", *refs)], "iterate")[0]
+                parts = scheduler.next_batch(version=batch).parts
+                refs = [learners.submit(0, "iterate", *flatten_parts(parts))]
+                tokens = scheduler.wait_while_rolling(learners, refs, "iterate")[0]
                 if tokens != size * RESPONSES * (PROMPT + RESPONSE):
                     raise AssertionError(f"{tokens} tokens came")
-                del refs
+                del parts, refs
             wall, samples = time.perf_counter() - started, batches * size * RESPONSES
             if block:
                 rates.append(samples / wall)

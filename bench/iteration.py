@@ -2,7 +2,7 @@
 
     python -m bench.iteration runs/quickstart [rounds]
 
-AdvantageSpec a run whose reward stage is done. Prints median and spread over rounds, after one that is not counted, of
+Needs a run whose reward stage is done. Prints median and spread over rounds, after one that is not counted, of
 - generation, scoring, learning, weight sync and overhead, in seconds;
 - generation against bare vLLM: the same requests given to the same engine by `LLM.generate`, nothing else;
 - learning against bare torch: the same tokens, passes and minibatches in a plain loop of one process with as many
@@ -15,6 +15,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ import torch
 from actors.rollout import RolloutActor
 from cluster.config_loader import load_config
 from cluster.context import Context
+from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.fleets.manager import FleetManager
 from cluster.fleets.rollout_fleet import RolloutFleet
-from cluster.rl.prompt_stream import prompts_of, sample_seeds
+from cluster.rl.prompt_stream import PromptStream
 from cluster.rl.reward_aggregator import RewardAggregator
 from cluster.run.directory import RunDirectory
 from learners.data.batching import pad
@@ -100,72 +102,114 @@ class BareTorch:
         return logprobs_BT, self.critic.score(hidden_BTD).squeeze(2), mask_BT
 
 
-def measure(root: Path, rounds: int) -> dict[str, list[float]]:
-    config = load_config(root / "config.yaml", [f"run_dir={root}"])
-    ppo, run = config.ppo, RunDirectory(config)
-    policy, reward = run.model("sft"), run.model("reward")
+@dataclass
+class Bench:
+    """The system's components, and both baselines, with one run's models."""
+
+    context: Context
+    prompts: PromptStream
+    rollouts: RolloutFleet
+    learners: LearnerFleet
+    rewards: RewardAggregator
+    bare_torch: BareTorch
+    end_token: int
+
+    def round(self, index: int) -> dict[str, float]:
+        """Figures of one iteration of the system beside the baselines on the same prompts, tokens and seeds."""
+        ppo, transport = self.context.config.ppo, self.context.fleets.transport
+        first = index * ppo.prompts
+        groups = [self.prompts[i] for i in range(first, first + ppo.prompts)]
+        prompts, prompt_ids = [group.tokens for group in groups], [group.prompt_id for group in groups]
+        seeds = [seed for group in groups for seed in group.seeds]
+        decoding = self.context.decoding("ppo", ppo.temperature)
+        # Bare vLLM goes first in one round and last in the next; then the weights are one small step further.
+        bare_rate = 0.0
+        if index % 2:
+            bare_rate = self.bare_vllm(prompts, seeds)
+        marks = [time.perf_counter()]
+        refs = self.rollouts.generate(prompts, prompt_ids, decoding, self.end_token, ppo.responses, seeds)
+        ray.wait(refs, num_returns=len(refs), fetch_local=False)
+        marks.append(time.perf_counter())
+        rows = {i: self.prompts.rows[i] for i in prompt_ids}
+        parts, _ = self.rewards.score(refs, rows, ppo.temperature, index)
+        marks.append(time.perf_counter())
+        update_refs = self.learners.submit_ppo_update(index, ppo.kl_coef, parts)
+        metrics, learning_s, _ = self.learners.wait(update_refs, "ppo_update")[0]
+        marks.append(time.perf_counter())
+        payload = self.learners.send_weights(transport, index + 1)
+        self.rollouts.update_weights(payload, index + 1)
+        marks.append(time.perf_counter())
+        if not index % 2:
+            bare_rate = self.bare_vllm(prompts, seeds)
+        samples = Samples.concat(ray.get(refs))
+        torch_rate = self.bare_torch.iterate(samples, ppo.epochs, ppo.minibatches)
+        generation_s, scoring_s, update_s, sync_s = np.diff(marks).tolist()
+        rate = float(samples.response_lengths_B.sum()) / generation_s
+        learned_rate = ppo.epochs * metrics["tokens"] / update_s
+        return {
+            "generation, s": generation_s,
+            "scoring, s": scoring_s,
+            "learning, s": learning_s,
+            "weight sync, s": sync_s,
+            "overhead, s": update_s - learning_s,
+            "generation, tokens/s": rate,
+            "  bare vLLM": bare_rate,
+            "  ratio": rate / bare_rate,
+            "learning, tokens/s": learned_rate,
+            "  bare torch": torch_rate,
+            "  ratio ": learned_rate / torch_rate,
+        }
+
+    def bare_vllm(self, prompts: list[list[int]], seeds: list[int]) -> float:
+        """Tokens/s of the same engine without the system around it."""
+        ppo = self.context.config.ppo
+        arguments = (prompts, ppo.responses, ppo.max_response_tokens, self.end_token, seeds)
+        return ray.get(self.rollouts.submit(0, "bare", *arguments))
+
+
+def start(context: Context) -> Bench:
+    """Starts the fleets of a run, with an engine that can also be measured bare."""
+    config, run, fleets = context.config, context.run, context.fleets
+    ppo = config.ppo
+    policy, reward_model = run.model("sft"), run.model("reward")
     tokenizer = load_tokenizer(policy)
+    rows, tokens = context.prompts("prompts", tokenizer, ppo.max_response_tokens)
+    settings = config.rollout.model_copy(update={"dtype": ppo.dtype, "max_model_len": config.model.context})
+    arguments = {"name": "rollout-0", "model_path": str(policy), "config": settings}
+    rollouts = RolloutFleet(
+        "rollout", "bench.iteration:BenchRollout", [arguments], {"num_cpus": 0}, run.paths.logs
+    )
+    fleets.adopt(rollouts)
+    learners = fleets.learners()
+    quarantine = run.root / "quarantine.jsonl"  # the finished PPO stage keeps its own
+    rewards = RewardAggregator(config.rewards, fleets.scorers(policy, reward_model), quarantine)
+    learners.wait(learners.submit_start_ppo(policy, reward_model, ppo, None, config.seed), "start_ppo")
+    return Bench(
+        context=context,
+        prompts=PromptStream(rows, tokens, ppo, config.seed),
+        rollouts=rollouts,
+        learners=learners,
+        rewards=rewards,
+        bare_torch=BareTorch(policy, reward_model, config.learners.ranks * config.learners.threads),
+        end_token=end_token(tokenizer),
+    )
+
+
+def measure(root: Path, rounds: int) -> dict[str, list[float]]:
+    """By name, the figures of all rounds but the first."""
+    config = load_config(root / "config.yaml", [f"run_dir={root}"])
     fleets = FleetManager(config, root)
-    fleets.start()
-    found: dict[str, list[float]] = {}
+    figures: dict[str, list[float]] = {}
     try:
-        context = Context(config, run, fleets)
-        rows, tokens = context.prompts("prompts", tokenizer, ppo.max_response_tokens)
-        settings = config.rollout.model_copy(
-            update={"dtype": ppo.dtype, "max_model_len": config.model.context}
-        )
-        arguments = {"name": "rollout-0", "model_path": str(policy), "config": settings}
-        rollouts = RolloutFleet("rollout", "bench.iteration:BenchRollout", [arguments], {"num_cpus": 0}, fleets.paths.logs)
-        learners = fleets.learners()
-        rewards = RewardAggregator(config.rewards, fleets.scorers(policy, reward), root)
-        learners.all("start_ppo", policy, reward, ppo, None, config.seed)
-        bare = BareTorch(policy, reward, config.learners.ranks * config.learners.threads)
-        decoding, end = context.decoding("ppo", ppo.temperature), end_token(tokenizer)
-        for i in range(rounds + 1):
-            chosen = prompts_of(i, len(rows), ppo.prompts, config.seed)
-            prompts, seeds = (
-                [tokens[j] for j in chosen],
-                sample_seeds(config.seed, i, ppo.prompts * ppo.responses),
-            )
-            requests = (prompts, ppo.responses, ppo.max_response_tokens, end, seeds)
-            plain_rate = ray.get(rollouts.submit(0, "bare", *requests)) if i % 2 else 0.0
-            marks = [time.perf_counter()]
-            refs = rollouts.generate(prompts, chosen.tolist(), decoding, end, ppo.responses, seeds)
-            ray.wait(refs, num_returns=len(refs), fetch_local=False)
-            marks.append(time.perf_counter())
-            batch, _ = rewards.score(refs, {j: rows[j] for j in chosen.tolist()}, ppo.temperature, i)
-            marks.append(time.perf_counter())
-            (metrics, learning, _), *_ = learners.all("iterate", i, ppo.kl_coef, *batch)
-            marks.append(time.perf_counter())
-            payload = learners.all("send_weights", fleets.transport, i + 1)[0]
-            rollouts.all("update_weights", payload, i + 1)
-            marks.append(time.perf_counter())
-            # Bare vLLM goes first in one round and last in the next; then the weights are one small step further.
-            plain_rate = plain_rate or ray.get(rollouts.submit(0, "bare", *requests))
-            samples = Samples.concat(ray.get(refs))
-            seconds = np.diff(marks)
-            our_rate = float(samples.response_lengths_B.sum()) / seconds[0]
-            torch_rate = bare.iterate(samples, ppo.epochs, ppo.minibatches)
-            row = {
-                "generation, s": seconds[0],
-                "scoring, s": seconds[1],
-                "learning, s": learning,
-                "weight sync, s": seconds[3],
-                "overhead, s": seconds[2] - learning,
-                "generation, tokens/s": our_rate,
-                "  bare vLLM": plain_rate,
-                "  ratio": our_rate / plain_rate,
-                "learning, tokens/s": ppo.epochs * metrics["tokens"] / seconds[2],
-                "  bare torch": torch_rate,
-                "  ratio ": ppo.epochs * metrics["tokens"] / seconds[2] / torch_rate,
-            }
-            if i:
-                for name, value in row.items():
-                    found.setdefault(name, []).append(float(value))
-        rollouts.stop()
+        fleets.start()
+        bench = start(Context(config, RunDirectory(config), fleets))
+        for index in range(rounds + 1):
+            for name, value in bench.round(index).items():
+                if index:
+                    figures.setdefault(name, []).append(float(value))
     finally:
         fleets.close()
-    return found
+    return figures
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
-"""Alarms of the PPO stage: signs that the policy is leaving the ground on which its reward means something.
+"""Alarms of the PPO stage: signs that the policy moves to where its reward means little.
 
-`cluster.stages.ppo` shows each iteration's metrics to an `Alarms`; what rings is written to the run, to W&B and to
-the terminal with its evidence, and stops the run if `alarms.stop` names it.
+`cluster.stages.ppo` passes each iteration's metrics to `Alarms.check` and the alarms that fire to `emit`, which writes them
+to the run, to W&B and to the terminal with their evidence, and stops the run if `alarms.stop` names one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from cluster.config import AlarmName, AlarmsConfig
+from cluster.run.monitor import Monitor
+from cluster.run.progress import Bar
+from common.errors import RunStoppedError
+
+Metrics = dict[str, float]
 
 
 class Alarm(NamedTuple):
@@ -18,68 +23,84 @@ class Alarm(NamedTuple):
 
 
 class Alarms:
-    """Remembers what it has seen. An alarm rings once, and again only after its sign has been gone."""
+    """An alarm fires once when its condition begins to hold, and again only after the condition was absent."""
 
-    def __init__(self, config: AlarmsConfig, seen: Iterable[dict[str, float]] = ()) -> None:
+    def __init__(self, config: AlarmsConfig, earlier: Iterable[Metrics] = ()) -> None:
+        """`earlier` are the metrics of all iterations before a restart: they restore the state."""
         self.config = config
-        self.ringing: set[AlarmName] = set()
-        self._first: dict[str, float] | None = None
-        self._evaluations: list[dict[str, float]] = []
-        for metrics in seen:
+        self.active: set[AlarmName] = set()
+        """Alarms whose condition held in the last iteration."""
+        self._first: Metrics | None = None
+        self._evaluations: list[Metrics] = []
+        for metrics in earlier:
             self.check(metrics)
 
-    def check(self, metrics: dict[str, float]) -> list[Alarm]:
-        """What rings anew in an iteration's metrics (with its "step")."""
-        self._first = self._first or metrics
-        signs = self._signs(metrics, self._first)
+    def check(self, metrics: Metrics) -> list[Alarm]:
+        """The alarms that fire on one iteration's metrics (with its "step")."""
+        if self._first is None:
+            self._first = metrics
+        conditions = self._conditions(metrics, self._first)
         if "eval/score" in metrics:
             self._evaluations.append(metrics)
-            signs += self._overoptimized(metrics)
-        elif "overoptimization" in self.ringing:
-            signs.append(Alarm("overoptimization", ""))  # nothing new is known before the next evaluation
-        new = [alarm for alarm in signs if alarm.name not in self.ringing]
-        self.ringing = {alarm.name for alarm in signs}
-        return new
+            conditions += self._overoptimization(metrics)
+        elif "overoptimization" in self.active:
+            # Between two evaluations there is nothing new to decide on: the condition stays.
+            conditions.append(Alarm("overoptimization", ""))
+        fired = [alarm for alarm in conditions if alarm.name not in self.active]
+        self.active = {alarm.name for alarm in conditions}
+        return fired
 
-    def _signs(self, now: dict[str, float], first: dict[str, float]) -> list[Alarm]:
-        config, at = self.config, f"at iteration {now['step']:g}"
-        kl, ended = now["objective/kl"], now["response/ended"]
-        entropy, entropy_then = now["objective/entropy"], first["objective/entropy"]
-        length, length_then = now["response/length"], first["response/length"]
-        found = []
+    def _conditions(self, metrics: Metrics, first: Metrics) -> list[Alarm]:
+        """Alarms whose condition holds on the metrics of one iteration and the first."""
+        config, at = self.config, f"at iteration {metrics['step']:g}"
+        alarms = []
+        kl = metrics["objective/kl"]
         if kl > config.kl:
-            found.append(
-                Alarm("kl", f"mean KL to the SFT policy {kl:.2f} nats {at}, over alarms.kl={config.kl:g}")
-            )
-        if entropy < config.entropy * entropy_then:
-            was = f"{entropy_then:.3f} in the first iteration, under alarms.entropy={config.entropy:g} of it"
-            found.append(Alarm("entropy", f"entropy {entropy:.4f} nats a token {at}, {was}"))
+            evidence = f"mean KL to the SFT policy {kl:.2f} nats {at}, over alarms.kl={config.kl:g}"
+            alarms.append(Alarm("kl", evidence))
+        entropy, entropy_first = metrics["objective/entropy"], first["objective/entropy"]
+        if entropy < config.entropy * entropy_first:
+            limit = f"under alarms.entropy={config.entropy:g} of it"
+            evidence = f"entropy {entropy:.4f} nats a token {at}, {entropy_first:.3f} in the first iteration, {limit}"
+            alarms.append(Alarm("entropy", evidence))
+        ended = metrics["response/ended"]
         if ended < config.ended:
-            found.append(
-                Alarm(
-                    "ended", f"{ended:.1%} of the responses end by themselves {at}, under {config.ended:.0%}"
-                )
+            evidence = f"{ended:.1%} of the responses end by themselves {at}, under {config.ended:.0%}"
+            alarms.append(Alarm("ended", evidence))
+        length, length_first = metrics["response/length"], first["response/length"]
+        if length > config.length * length_first:
+            limit = f"over alarms.length={config.length:g} times that"
+            evidence = (
+                f"responses of {length:.1f} tokens {at}, {length_first:.1f} in the first iteration, {limit}"
             )
-        if length > config.length * length_then:
-            was = f"{length_then:.1f} in the first iteration, over alarms.length={config.length:g} times that"
-            found.append(Alarm("length", f"responses of {length:.1f} tokens {at}, {was}"))
-        return found
+            alarms.append(Alarm("length", evidence))
+        return alarms
 
-    def _overoptimized(self, now: dict[str, float]) -> list[Alarm]:
-        """Gao et al. 2022 (arXiv:2210.10760): the proxy goes on rising after the gold score has turned."""
-        best = max(self._evaluations, key=lambda m: m["eval/score"])
-        error = (now["eval/score_error"] ** 2 + best["eval/score_error"] ** 2) ** 0.5
-        fell = best["eval/score"] - now["eval/score"]
-        if not (fell > self.config.overoptimization * error and now["eval/reward"] > best["eval/reward"]):
+    def _overoptimization(self, metrics: Metrics) -> list[Alarm]:
+        """Gao et al. 2022 (arXiv:2210.10760): the proxy reward goes on rising after the gold score has turned."""
+        best = max(self._evaluations, key=lambda evaluation: evaluation["eval/score"])
+        error = (metrics["eval/score_error"] ** 2 + best["eval/score_error"] ** 2) ** 0.5
+        fall = best["eval/score"] - metrics["eval/score"]
+        score_falls = fall > self.config.overoptimization * error
+        reward_rises = metrics["eval/reward"] > best["eval/reward"]
+        if not (score_falls and reward_rises):
             return []
-        return [
-            Alarm(
-                "overoptimization",
-                (
-                    f"the judge's score fell from {best['eval/score']:.3f} at iteration {best['step']:g} to {now['eval/score']:.3f} "
-                    f"at {now['step']:g} ({fell / max(error, 1e-12):.1f} standard errors) while the reward rose from "
-                    f"{best['eval/reward']:.3f} to {now['eval/reward']:.3f} and the KL from {best['eval/kl']:.2f} to "
-                    f"{now['eval/kl']:.2f} nats"
-                ),
+        evidence = (
+            f"the judge's score fell from {best['eval/score']:.3f} at iteration {best['step']:g} to "
+            f"{metrics['eval/score']:.3f} at {metrics['step']:g} ({fall / max(error, 1e-12):.1f} standard errors) while "
+            f"the reward rose from {best['eval/reward']:.3f} to {metrics['eval/reward']:.3f} and the KL from "
+            f"{best['eval/kl']:.2f} to {metrics['eval/kl']:.2f} nats"
+        )
+        return [Alarm("overoptimization", evidence)]
+
+
+def emit(fired: Sequence[Alarm], step: int, config: AlarmsConfig, monitor: Monitor, bar: Bar) -> None:
+    """Writes alarms to the run, W&B and the terminal. Raises RunStoppedError for one that `alarms.stop` names."""
+    for name, evidence in fired:
+        monitor.alarm(step, name, evidence)
+        bar.print_line(f"alarm {name}: {evidence}")
+    for name, evidence in fired:
+        if name in config.stop:
+            raise RunStoppedError(
+                f"the run stops at iteration {step}, since alarms.stop has {name}: {evidence}"
             )
-        ]

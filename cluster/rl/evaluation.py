@@ -1,101 +1,188 @@
-"""What collect, ppo and evaluate share: putting weights into the engines, and judging responses."""
+"""Responses of the engines' present policy to held-out prompts, with rewards and the judge's measures.
+
+Used by the stages ppo (every few iterations, and the best-of-N baseline) and evaluate. Waits for rollout and scoring
+actors. Here P is the number of prompts, J the number of responses to each, C the number of reward sources.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from actors.config import RewardsConfig
 from cluster.context import Context
 from common.errors import UserError
+from common.random_streams import Stream, generator
 from learners.data.samples import Samples
 from learners.data.tokenizer import end_token
 from learners.models import load_tokenizer
 from learners.rl.estimates import best_of_n, best_of_n_kl, pass_at_k
 
+Answer = dict[str, Any]
+"""One response: text, ended, reward (of each source too if there are several), and the judge's measures."""
 
-def respond(
-    context: Context,
-    rows: Sequence[dict[str, Any]],
-    tokens: Sequence[Sequence[int]],
-    temperature: float,
-    count: int,
-) -> tuple[Samples, np.ndarray, list[dict[str, Any]]]:
-    """(samples, ref_logprobs_N, answers): `count` responses to each row with the engines' present weights, row by row; an
-    answer has text, ended, reward and the judge's measures."""
+
+@dataclass(frozen=True)
+class EvaluationPrompts:
+    """Rows of a prompt file with their token ids."""
+
+    rows: list[dict[str, Any]]
+    tokens: list[list[int]]
+
+    def select(self, indices: Sequence[int]) -> EvaluationPrompts:
+        return EvaluationPrompts([self.rows[i] for i in indices], [self.tokens[i] for i in indices])
+
+    def sample(self, count: int, seed: int) -> EvaluationPrompts:
+        """`count` prompts (or all if there are fewer), the same for the same seed."""
+        order = generator(seed, Stream.EVALUATION_PROMPTS).permutation(len(self.rows))
+        return self.select(order[:count].tolist())
+
+
+@dataclass(frozen=True)
+class JudgedResponses:
+    """J responses to each of P prompts, prompt by prompt."""
+
+    samples: Samples
+    ref_logprobs_N: np.ndarray
+    answers: list[Answer]
+
+
+def respond(context: Context, prompts: EvaluationPrompts, temperature: float, count: int) -> JudgedResponses:
+    """Samples `count` responses to each prompt with the weights that the engines hold, and has them scored and judged."""
     policy = context.run.model("sft")
     tokenizer = load_tokenizer(policy)
-    scorers, sources = (
-        context.fleets.scorers(policy, context.run.reward_model()),
-        context.config.rewards.sources,
-    )
-    seeds = [context.config.seed * 10**6 + 7 * i for i in range(len(rows) * count)]
-    decoding = context.decoding("evaluate", temperature)
     rollouts = context.fleets.rollouts(policy)
-    refs = rollouts.generate(tokens, range(len(rows)), decoding, end_token(tokenizer), count, seeds)
-    scored = [scorers.submit(i, "score", ref, 1.0, dict(enumerate(rows))) for i, ref in enumerate(refs)]
+    scorers = context.fleets.scorers(policy, context.run.reward_model())
+    seeds: list[int] = []
+    for index in range(len(prompts.rows)):
+        rng = generator(context.config.seed, Stream.EVALUATION_SEEDS, index)
+        seeds += rng.integers(0, 2**31, size=count).tolist()
+    decoding = context.decoding("evaluate", temperature)
+    prompt_ids = range(len(prompts.rows))
+    refs = rollouts.generate(prompts.tokens, prompt_ids, decoding, end_token(tokenizer), count, seeds)
+    # References are scored as soon as they exist; the driver reads the samples meanwhile. Temperature 1: log-probabilities
+    # of the reference policy are compared with those of the policy itself.
+    rows = dict(enumerate(prompts.rows))
+    scored = [scorers.submit_score(index, ref, 1.0, rows) for index, ref in enumerate(refs)]
     samples = Samples.concat(rollouts.wait(refs, "generate"))
-    parts = scorers.wait(scored, "score")
-    texts = tokenizer.batch_decode(
-        [samples.response(b) for b in range(samples.size)], skip_special_tokens=True
-    )
+    scores = scorers.wait([scores_ref for scores_ref, _ in scored], "score")
+    references = scorers.wait([ref_logprobs_ref for _, ref_logprobs_ref in scored], "score")
+    raw_CB = np.concatenate([part.raw_CB for part in scores], axis=1)
+    rewards = reward_columns(raw_CB, context.config.rewards)
+    responses = [samples.response(b) for b in range(samples.size)]
+    texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
     judge = context.judge()
-    raw_KB = np.concatenate([scores.raw_KB for scores, _ in parts], axis=1)
-    total_B = np.array([source.weight for source in sources]) @ raw_KB
     answers = []
     for b, text in enumerate(texts):
-        scores = {"reward": total_B[b]}
-        if len(sources) > 1:
-            scores |= {f"reward/{source.name}": raw_KB[k, b] for k, source in enumerate(sources)}
-        known = {name: float(score) if np.isfinite(score) else None for name, score in scores.items()}
-        found = judge(rows[samples.prompt_ids_B[b]], text, bool(samples.ended_B[b])) if judge else {}
-        answers.append({"text": text, "ended": bool(samples.ended_B[b]), **known, **found})
-    return samples, np.concatenate([p[1] for p in parts]), answers
+        ended = bool(samples.ended_B[b])
+        answer = {"text": text, "ended": ended}
+        for name, reward_B in rewards.items():
+            answer[name] = finite_or_none(reward_B[b])
+        if judge:
+            answer |= judge(prompts.rows[samples.prompt_ids_B[b]], text, ended)
+        answers.append(answer)
+    return JudgedResponses(samples, np.concatenate(references), answers)
+
+
+def reward_columns(raw_CB: np.ndarray, config: RewardsConfig) -> dict[str, np.ndarray]:
+    """By name, for each response: the weighted sum of the raw scores and, if there are several sources, each of them. Neither
+    clipped nor normalized, so that evaluations of different iterations compare."""
+    weights_C = np.array([source.weight for source in config.sources])
+    columns = {"reward": weights_C @ raw_CB}
+    if len(config.sources) > 1:
+        for source, raw_B in zip(config.sources, raw_CB, strict=True):
+            columns[f"reward/{source.name}"] = raw_B
+    return columns
+
+
+def finite_or_none(value: float) -> float | None:
+    if not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def judge_policy(
-    context: Context, rows: Sequence[dict[str, Any]], tokens: Sequence[Sequence[int]], temperature: float
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Answers every row with the engines' present weights: (rates and means, the first answer to each row)."""
+    context: Context, prompts: EvaluationPrompts, temperature: float
+) -> tuple[dict[str, float], list[Answer]]:
+    """(rates and means, first answer to each prompt) of the policy that the engines hold. Raises UserError if
+    evaluate.pass_metric is not a measure of the judge."""
     config = context.config.evaluate
-    count = config.samples if temperature else 1
-    samples, ref_N, answers = respond(context, rows, tokens, temperature, count)
-    columns = columns_of(answers, count)
-    rates = {name: float(np.nanmean(values_PM)) for name, values_PM in columns.items()}
-    rates |= {"length": float(samples.response_lengths_B.mean()), "count": float(samples.size)}
+    count = 1  # greedy responses to one prompt are all equal
+    if temperature:
+        count = config.samples
+    responses = respond(context, prompts, temperature, count)
+    samples = responses.samples
+    columns = answer_columns(responses.answers, count)
+    rates = {name: float(np.nanmean(values_PJ)) for name, values_PJ in columns.items()}
+    rates["length"] = float(samples.response_lengths_B.mean())
+    rates["count"] = float(samples.size)
     if temperature == 1.0:
-        rates["kl"] = float((samples.logprobs_N - ref_N)[samples.response_mask_N].sum() / samples.size)
+        # The engine's log-probabilities are of the distribution sampled from, the reference's of temperature 1.
+        log_ratio_N = samples.logprobs_N - responses.ref_logprobs_N
+        rates["kl"] = float(log_ratio_N[samples.response_mask_N].sum() / samples.size)
     if "score" in columns:
-        rates["score_error"] = (
-            float(columns["score"].mean(1).std(ddof=1) / len(rows) ** 0.5) if len(rows) > 1 else 0.0
-        )
+        rates["score_error"] = standard_error(columns["score"].mean(axis=1))
     if count > 1 and config.judge:
         if config.pass_metric not in columns:
             raise UserError(
-                f"evaluate.pass_metric={config.pass_metric}: not a measure of {config.judge}, which gives {', '.join(columns)}"
+                f"evaluate.pass_metric={config.pass_metric}: not a measure of {config.judge}, which gives "
+                f"{', '.join(columns)}"
             )
-        known = columns[config.pass_metric][~np.isnan(columns[config.pass_metric]).any(1)]
-        for k in sorted({2**i for i in range(count.bit_length())} | {count}):
-            right = [pass_at_k(int((row_M >= 1).sum()), count, k) for row_M in known]
-            rates[f"pass@{k}"] = float(np.mean(right))
-        rates[f"mean@{count}"] = rates["pass@1"]
-    return rates, answers[::count]
+        rates |= pass_rates(columns[config.pass_metric])
+    return rates, responses.answers[::count]
 
 
-def columns_of(answers: Sequence[dict[str, Any]], count: int) -> dict[str, np.ndarray]:
-    """Reward and the judge's measures as float (P, M) arrays over prompts and responses, nan where a measure has none."""
-    names = [name for name in answers[0] if name != "text" and any(a[name] is not None for a in answers)]
-    return {n: np.array([a[n] for a in answers], dtype=float).reshape(-1, count) for n in names}
+def answer_columns(answers: Sequence[Answer], count: int) -> dict[str, np.ndarray]:
+    """By name: rewards and the judge's measures as float64 (P, J) arrays, nan for an answer without the measure. Measures
+    that no answer has are left out."""
+    columns = {}
+    for name in answers[0]:
+        if name == "text":
+            continue
+        values = [answer[name] for answer in answers]
+        if any(value is not None for value in values):
+            columns[name] = np.array(values, dtype=float).reshape(-1, count)
+    return columns
 
 
-def best_of_sft(
-    context: Context, rows: Sequence[dict[str, Any]], tokens: Sequence[Sequence[int]], most: int
-) -> list[dict[str, float]]:
-    """Best of n = 1, 2, 4, … up to `most` samples by the reward model, from the engines' present weights: n, analytic KL,
-    mean reward and measures of the chosen response."""
-    columns = columns_of(respond(context, rows, tokens, 1.0, most)[2], most)
-    return [
-        {"n": n, "kl": best_of_n_kl(n), **{k: best_of_n(columns["reward"], v, n) for k, v in columns.items()}}
-        for n in (2**i for i in range(most.bit_length()))
-    ]
+def standard_error(means_P: np.ndarray) -> float:
+    """Of the mean over prompts; 0 if there is only one."""
+    if len(means_P) < 2:
+        return 0.0
+    return float(means_P.std(ddof=1) / len(means_P) ** 0.5)
+
+
+def pass_rates(measure_PJ: np.ndarray) -> dict[str, float]:
+    """pass@k for k = 1, 2, 4, ... and J, and mean@J. A response passes if its measure is at least 1. Prompts with a response
+    that has no measure (nan) are left out."""
+    count = measure_PJ.shape[1]
+    complete_P = ~np.isnan(measure_PJ).any(axis=1)
+    passed_P = (measure_PJ[complete_P] >= 1).sum(axis=1)
+    rates = {}
+    for k in sorted({*powers_of_two(count), count}):
+        rates[f"pass@{k}"] = float(np.mean([pass_at_k(int(passed), count, k) for passed in passed_P]))
+    rates[f"mean@{count}"] = rates["pass@1"]
+    return rates
+
+
+def best_of_n_baseline(context: Context, prompts: EvaluationPrompts, count: int) -> list[Mapping[str, float]]:
+    """Best of n = 1, 2, 4, ... up to `count` samples by the reward, with the weights that the engines hold: n, the analytic
+    KL, and the mean reward and measures of the chosen response."""
+    answers = respond(context, prompts, 1.0, count).answers
+    columns = answer_columns(answers, count)
+    baseline = []
+    for n in powers_of_two(count):
+        row: dict[str, float] = {"n": n, "kl": best_of_n_kl(n)}
+        for name, values_PJ in columns.items():
+            row[name] = best_of_n(columns["reward"], values_PJ, n)
+        baseline.append(row)
+    return baseline
+
+
+def powers_of_two(limit: int) -> list[int]:
+    """1, 2, 4, ... up to and including `limit`."""
+    return [2**exponent for exponent in range(limit.bit_length())]

@@ -1,4 +1,4 @@
-"""Live promotion while PPO trains: `ppo.promote_every: N` moves the served policy every N iterations."""
+"""Promotion while PPO trains: with `ppo.promote_every: N` the endpoint serves a new policy every N iterations."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from common.errors import UserError
 from serve import promotion
 
 
-def promote_served(context: Context, step: int) -> dict[str, float]:
-    """Exports the policy of an iteration and has the endpoint of this run try it and take it. Returns metrics.
+def promote_from_training(context: Context, step: int) -> dict[str, float]:
+    """Exports the policy of an iteration, stores it as a version and promotes it at the endpoint that serves this run. Does
+    nothing in the iterations between. Returns metrics.
 
-    A version that is refused, or an endpoint that goes away meanwhile, is told and logged; training goes on.
+    Training goes on if the endpoint refuses the version or cannot be reached; a warning says why.
     """
     every = context.config.ppo.promote_every
     if not every or step % every:
         return {}
     started = time.perf_counter()
-    folder = context.run.stage("ppo") / "served"
-    context.fleets.learners().all("export", folder, averaged=True)
-    context.run.keep("ppo", step, folder)
+    folder = context.run.paths.ppo_export
+    context.fleets.learners().export(folder, use_ema=True)
+    version = context.run.store_version("ppo", step, folder)
     try:
-        row = promotion.promote(context.run.root, f"ppo-{step}", f"every {every} iterations", who="hero run")
-        outcome = row["outcome"] + (f": {row['reason']}" if "reason" in row else "")
-    except (UserError, httpx.HTTPError) as fault:
-        outcome = str(fault)
+        row = promotion.promote(context.run.root, version, f"every {every} iterations", who="hero run")
+        outcome = row["outcome"]
+        if "reason" in row:
+            outcome += f": {row['reason']}"
+    except (UserError, httpx.HTTPError) as error:
+        outcome = str(error)
     if outcome != "promoted":
-        logging.warning("ppo-%d is not served: %s", step, outcome)
+        logging.warning("%s is not served: %s", version, outcome)
     return {"serve/promoted": float(outcome == "promoted"), "time/promotion": time.perf_counter() - started}

@@ -49,7 +49,8 @@ class RunningMoments:
     def add(self, values: np.ndarray) -> None:
         mean, total = float(values.mean()), self.count + len(values)
         delta = mean - self.mean
-        self.squares += float(((values - mean) ** 2).sum()) + delta**2 * self.count * len(values) / total
+        squares = float(((values - mean) ** 2).sum())
+        self.squares = self.squares + squares + delta**2 * self.count * len(values) / total
         self.mean += delta * len(values) / total
         self.count = total
 

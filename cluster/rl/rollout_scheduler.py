@@ -1,220 +1,241 @@
-"""Prompts on their way to the learners: admitted, answered, scored, gathered into batches.
+"""Keeps rollout and scoring actors busy and gathers their results into batches for the learners.
 
-    admit ─► rollout actors (run_groups) ─samples─► scoring actors ─► forming batches ─► take
+    PromptStream ─► rollout actors ──samples──► scoring actors ─► open batches ─► next_batch ─► learners
+                     (run_groups)   references   (score)
 
-One loop, two settings. With staleness 0 a batch is admitted once the weights that it is for are loaded: the synchronous
-algorithm. With staleness S rollouts run ahead: at any time at most S + 1 batches are on their way before the next one is
-taken, and S while the learners work on it (Fu et al. 2025, AReaL, eq. 3). What comes in under weights too old for the
-batch that it would be part of is dropped and asked again, so no sample is ever older than S versions when it is learned
-from.
+The driver moves references only; samples stay in the object store. Each group has a state (`cluster.rl.group_table`):
+
+    QUEUED ─► IN_FLIGHT ─► FINISHED ─► BATCHED        dropped as stale: IN_FLIGHT ─► QUEUED
+
+    call                waits for                              unblocked by
+    next_batch          the first open batch to be full        an engine's call that returns finished groups
+    wait_while_rolling  calls to another fleet (the learners)  the last of them; engines and scorers are served meanwhile
+    poll                any call, at most WATCH_S              any call that ends
+
+Capacity. With staleness S at most (S + 1 - learning) x batch groups are outstanding, that is IN_FLIGHT or FINISHED, where
+`learning` is 1 while the learners work on a batch and 0 otherwise (Fu et al. 2025, AReaL, eq. 3), and never more than the
+run still needs. With S = 0 nothing runs while the learners work: the synchronous algorithm. A group that was begun under
+weights older than `version - S`, where `version` is what its batch is for, is dropped and queued again, so no token that
+is learned from is ever more than S versions old.
+
+Example. S = 1, batch = 2, engines whose groups finish in any order:
+
+    next_batch(0)       capacity 4   0 1 2 3 in flight under weights 0; 0 and 2 finish and are the batch
+    wait_while_rolling  capacity 2   1 3 are outstanding, so nothing is added; 3 finishes
+    weights 1                        1 goes on, its next tokens are of version 1
+    next_batch(1)       capacity 4   4 5 in flight under weights 1; 4 finishes, the batch is 3 4
+    wait_while_rolling  capacity 2   1 5 are outstanding
+    weights 2                        1 was begun under weights 0, older than 2 - 1: dropped, QUEUED
+    next_batch(2)       capacity 4   1 6 7 in flight under weights 2, 5 still under 1; ...
 """
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from heapq import heapify, heapreplace
 from typing import Any
 
 import ray
 
-from actors import prompt_group
 from actors.config import Decoding
+from actors.prompt_group import GroupStatus
 from cluster.fleets.fleet import WATCH_S, Fleet, wait_any
-from cluster.rl.reward_aggregator import Part, RewardAggregator
+from cluster.fleets.rollout_fleet import RolloutFleet
+from cluster.rl.group_table import GroupTable
+from cluster.rl.prompt_stream import PromptStream
+from cluster.rl.reward_aggregator import PendingPart, RewardAggregator
+from learners.rl.config import PPOConfig
+from learners.rl.scored_parts import ScoredPart
 
-PUMP_S = 0.25  # how long an engine works before it hands over what is finished, where rollouts run ahead
-
-
-@dataclass(frozen=True)
-class PromptGroup:
-    """A prompt to be answered, once for each seed."""
-
-    prompt_id: int
-    row: dict[str, Any]
-    tokens: list[int]
-    seeds: list[int]
+RETURN_S = 0.25
+"""How long an engine works before it returns what is finished, with staleness over 0."""
 
 
 @dataclass
-class PendingBatch:
-    """A batch that is being gathered."""
+class OpenBatch:
+    """A batch that groups are gathered for."""
 
-    places: list[int] = field(default_factory=list)
-    parts: list[tuple[int, Part]] = field(default_factory=list)
-    came: list[float] = field(default_factory=list)
-    """When each of the places was handed over."""
+    finished: list[int] = field(default_factory=list)
+    """Group indices."""
+    finished_at: list[float] = field(default_factory=list)
+    """When each of them came in (time.monotonic)."""
+    parts: list[PendingPart] = field(default_factory=list)
     reserved: int = 0
-    """Groups that engines were asked for and have not handed over."""
+    """Groups that calls to engines may still return for this batch."""
+
+    @property
+    def num_taken(self) -> int:
+        return len(self.finished) + self.reserved
+
+
+@dataclass(frozen=True)
+class PendingCall:
+    """A call of `run_groups` that has not returned."""
+
+    engine: int
+    batch: OpenBatch
+    max_groups: int
+    """What it may return; reserved in the batch."""
+    samples: ray.ObjectRef
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """Scored samples of the groups of one batch."""
+
+    parts: list[ScoredPart]
+    prompt_ids: list[int]
+    """Of its groups, in ascending order of their indices."""
+    metrics: dict[str, float]
+    """Of the rewards and of the scheduler."""
+    generation_s: float
+    """Seconds that the driver waited for engines."""
 
 
 class RolloutScheduler:
-    """`asked(place)` is what the `place`-th group of the run asks; the run ends with version `last`. `state` is what a
-    checkpoint keeps of the flow."""
+    """Groups of a prompt stream, sampled, scored and batched. `state` continues from a checkpoint."""
 
     def __init__(
         self,
-        rollouts: Fleet,
+        rollouts: RolloutFleet,
         rewards: RewardAggregator,
-        asked: Callable[[int], PromptGroup],
-        size: int,
-        staleness: int,
+        prompts: PromptStream,
+        config: PPOConfig,
         decoding: Decoding,
         end_token: int,
-        last: int,
-        state: dict[str, Any] | None,
+        state: dict[str, Any] | None = None,
     ) -> None:
-        self.rollouts, self.rewards, self.asked = rollouts, rewards, asked
-        self.size, self.staleness, self.decoding, self.end_token = size, staleness, decoding, end_token
-        self._last = last
-        self._next: int = state["next"] if state else 0
-        self._again: list[int] = list(state["again"]) if state else []
-        self._flying: dict[int, dict[int, int]] = defaultdict(
-            dict
-        )  # by engine: place, tokens that it may take
-        self._new: dict[int, list[int]] = defaultdict(
-            list
-        )  # those of them that the engine has yet to hear of
-        self._pumping: dict[ray.ObjectRef, tuple[int, ray.ObjectRef, PendingBatch, int]] = {}
-        self._forming: list[PendingBatch] = []
-        self._known: dict[int, PromptGroup] = {}
-        self.due = 0
-        """Version of the weights that the next batch is for."""
-        self.version = 0
-        """Version of the weights that the engines have; one less than `due` while the learners are at work."""
-        self.dropped = 0
-        rollouts.all("cancel_groups")
+        self.rollouts, self.rewards, self.config = rollouts, rewards, config
+        self.decoding, self.end_token = decoding, end_token
+        self.table = GroupTable(prompts, decoding.max_tokens, state)
+        self.num_stale = 0
+        """Groups that were dropped as stale in this run."""
+        if state:
+            self.num_stale = state["num_stale"]
+        self._target_version = 0
+        """Policy version that the first open batch is for."""
+        self._engine_version = 0
+        """Policy version of the engines; one less than the target while the learners work."""
+        self._open_batches: list[OpenBatch] = []
+        self._pending_calls: dict[ray.ObjectRef, PendingCall] = {}
+        # Engines that outlived the driver before this one may still hold its groups.
+        rollouts.cancel_groups()
 
     @property
     def state(self) -> dict[str, Any]:
-        """What has been asked and not been learned from is asked again by whoever goes on from here."""
-        return {"next": self._next, "again": sorted([*self._again, *self._known])}
+        """For a checkpoint: whoever continues from it samples again whatever no learner has had."""
+        return {**self.table.state, "num_stale": self.num_stale}
 
-    def take(self, step: int) -> tuple[list[Any], list[int], dict[str, float], float]:
-        """The next batch, scored: (batch as learners take it, prompts, metrics, seconds that were waited for engines)."""
+    def next_batch(self, version: int) -> RolloutBatch:
+        """The next batch to learn from, scored. `version` is the policy version of learners and engines now. Also called
+        again for the same version, for further samples (`cluster.rl.dynamic_sampling`)."""
+        self._target_version = self._engine_version = version
         started = time.perf_counter()
-        while not (self._forming and len(self._forming[0].places) == self.size):
-            self._turn([])
-        waited = time.perf_counter() - started
-        batch = self._forming.pop(0)
-        queued = time.monotonic() - sum(batch.came) / self.size
-        for place in batch.places:
-            del self._known[place]
-        parts = [part for _, part in sorted(batch.parts, key=lambda entry: entry[0])]
-        scored, metrics = self.rewards.finish(parts, step)
-        share = self.dropped / max(1, self._next + self.dropped)
+        while not self._open_batches or len(self._open_batches[0].finished) < self.config.prompts:
+            self.poll([])
+        generation_s = time.perf_counter() - started
+        batch = self._open_batches.pop(0)
+        # From here on the learners work on this batch, and engines sample for the next version.
+        self._target_version = version + 1
+        queue_s = time.monotonic() - sum(batch.finished_at) / len(batch.finished_at)
+        # By engine, and for each in the order of its calls, which does not depend on timing with staleness 0.
+        parts, metrics = self.rewards.finish(sorted(batch.parts, key=lambda part: part.index), version + 1)
+        groups = self.table.hand_over(batch.finished)
         metrics |= {
-            "flow/queue_seconds": queued,
-            "flow/dropped": float(self.dropped),
-            "flow/dropped_share": share,
+            "flow/queue_seconds": queue_s,
+            "flow/dropped": float(self.num_stale),
+            "flow/dropped_share": self.num_stale / max(1, self.table.num_assigned + self.num_stale),
         }
-        return scored, [self.asked(place).prompt_id for place in sorted(batch.places)], metrics, waited
+        return RolloutBatch(parts, [group.prompt_id for group in groups], metrics, generation_s)
 
-    def until(self, fleet: Fleet, refs: Sequence[ray.ObjectRef], doing: str) -> list[Any]:
-        """Results of one call to each actor of another fleet; rollouts and scoring go on meanwhile."""
-        whose = {ref: i for i, ref in enumerate(refs)}
+    def wait_while_rolling(self, fleet: Fleet, refs: Sequence[ray.ObjectRef], doing: str) -> list[Any]:
+        """Results of one call to each actor of another fleet, in their order; rollouts and scoring go on meanwhile."""
+        index_of = {ref: index for index, ref in enumerate(refs)}
         pending = list(refs)
-        found: dict[ray.ObjectRef, Any] = {}
+        results: dict[ray.ObjectRef, Any] = {}
         while pending:
-            for ref in self._turn(pending):
-                found[ref] = fleet.result(ref, whose[ref], doing)
+            for ref in self.poll(pending):
+                results[ref] = fleet.result(ref, index_of[ref], doing)
                 pending.remove(ref)
-            fleet.watch([whose[ref] for ref in pending], doing)
-        return [found[ref] for ref in refs]
+            fleet.watch([index_of[ref] for ref in pending], doing)
+        return [results[ref] for ref in refs]
 
-    def release(self, count: int) -> None:
-        """Takes back what all engines but the first `count` are at; it is asked again."""
-        for index in [i for i in self._flying if i >= count]:
-            places = list(self._flying.pop(index))
-            self._new.pop(index, None)
-            self._again += places
-            for place in places:
-                del self._known[place]
-        for ref, (index, _, batch, most) in list(self._pumping.items()):
-            if index >= count:
-                del self._pumping[ref]
-                batch.reserved -= most
+    def requeue_engines(self, first: int) -> None:
+        """Queues again what the engines from number `first` on work on, since they are about to leave the fleet."""
+        self.table.requeue_engines(first)
+        for ref, call in list(self._pending_calls.items()):
+            if call.engine >= first:
+                del self._pending_calls[ref]
+                call.batch.reserved -= call.max_groups
 
-    def _turn(self, others: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
-        """Keeps everybody busy and waits for something to happen; returns those of `others` that are done."""
-        self._admit()
-        self._pump()
-        ready = wait_any([*self._pumping, *others], WATCH_S)
-        for ref in ready:
-            if ref in self._pumping:
-                self._gather(ref)
-        self.rollouts.watch([index for index, *_ in self._pumping.values()], "run_groups")
-        return [ref for ref in ready if ref in others]
+    def poll(self, others: Sequence[ray.ObjectRef]) -> list[ray.ObjectRef]:
+        """Gives every idle engine work and waits until a call ends, to an engine or one of `others`. Returns those of
+        `others` that have ended."""
+        self.table.assign(self._free_capacity(), len(self.rollouts))
+        self._call_idle_engines()
+        ended = wait_any([*self._pending_calls, *others], WATCH_S)
+        for ref in ended:
+            if ref in self._pending_calls:
+                self._on_returned(ref)
+        self.rollouts.watch([call.engine for call in self._pending_calls.values()], "run_groups")
+        return [ref for ref in ended if ref in others]
 
-    @property
-    def _ahead(self) -> int:
-        """Batches that may be on their way now."""
-        return min(self.staleness + 1 - (self.due - self.version), self._last - self.due)
+    def _allowed_batches(self) -> int:
+        """Batches that groups may be outstanding for (see Capacity above)."""
+        learning = self._target_version - self._engine_version
+        remaining = self.config.iterations - self._target_version
+        return min(self.config.staleness + 1 - learning, remaining)
 
-    def _admit(self) -> None:
-        """Finds new groups for the engines with the least to do."""
-        wanted = self._ahead * self.size - len(self._known)
-        least = [(sum(self._flying[i].values()), i) for i in range(len(self.rollouts))] if wanted > 0 else []
-        heapify(least)
-        for _ in range(wanted):
-            if self._again:
-                place = self._again.pop(0)
-            else:
-                place, self._next = self._next, self._next + 1
-            ask = self._known[place] = self.asked(place)
-            load, index = least[0]
-            tokens = self._flying[index][place] = (len(ask.tokens) + self.decoding.max_tokens) * len(
-                ask.seeds
-            )
-            self._new[index].append(place)
-            heapreplace(least, (load + tokens, index))
+    def _free_capacity(self) -> int:
+        return self._allowed_batches() * self.config.prompts - self.table.num_outstanding
 
-    def _pump(self) -> None:
-        """Asks every engine that has something to do for as many groups as a forming batch still lacks."""
-        busy = {index for index, *_ in self._pumping.values()}
-        for index in range(len(self.rollouts)):
-            flying = self._flying[index]
-            number, batch = self._open()
-            if index in busy or not flying or batch is None:
+    def _call_idle_engines(self) -> None:
+        """Has every idle engine that holds groups work on them, for the first batch that still needs some."""
+        busy = {call.engine for call in self._pending_calls.values()}
+        seconds = None
+        if self.config.staleness:
+            seconds = RETURN_S
+        for engine in range(len(self.rollouts)):
+            num_in_flight = self.table.num_in_flight(engine)
+            if engine in busy or not num_in_flight:
                 continue
-            most = min(len(flying), self.size - len(batch.places) - batch.reserved)
-            batch.reserved += most
-            asks = [(place, self._known[place]) for place in self._new[index]]
-            new = [
-                prompt_group.PromptGroup(place, ask.prompt_id, ask.tokens, ask.seeds) for place, ask in asks
-            ]
-            self._new[index] = []
-            limits = (most, number - self.staleness, PUMP_S if self.staleness else None)
-            told, samples = self.rollouts.submit_split(
-                index, 2, "run_groups", new, self.decoding, self.end_token, *limits
+            number = self._next_open_batch()
+            if number is None:
+                return
+            batch = self._open_batches[number]
+            max_groups = min(num_in_flight, self.config.prompts - batch.num_taken)
+            batch.reserved += max_groups
+            min_version = self._target_version + number - self.config.staleness
+            new = self.table.take_unsent(engine)
+            status, samples = self.rollouts.submit_run_groups(
+                engine, new, self.decoding, self.end_token, max_groups, min_version, seconds
             )
-            self._pumping[told] = (index, samples, batch, most)
+            self._pending_calls[status] = PendingCall(engine, batch, max_groups, samples)
 
-    def _open(self) -> tuple[int, PendingBatch | None]:
-        """The first batch that lacks groups nobody was asked for, and the version that will learn from it."""
-        for i in range(self._ahead):
-            if i == len(self._forming):
-                self._forming.append(PendingBatch())
-            batch = self._forming[i]
-            if len(batch.places) + batch.reserved < self.size:
-                return self.due + i, batch
-        return 0, None
+    def _next_open_batch(self) -> int | None:
+        """Number of the first open batch that still needs groups, or None. Batch 0 is for the target version, batch 1 for the
+        version after it, and so on."""
+        for number in range(self._allowed_batches()):
+            if number == len(self._open_batches):
+                self._open_batches.append(OpenBatch())
+            if self._open_batches[number].num_taken < self.config.prompts:
+                return number
+        return None
 
-    def _gather(self, ref: ray.ObjectRef) -> None:
-        """Sends what an engine has finished on to be scored."""
-        index, samples, batch, most = self._pumping.pop(ref)
-        status: prompt_group.GroupStatus = self.rollouts.result(ref, index, "run_groups")
-        batch.reserved -= most
-        for place in (*status.finished, *status.dropped):
-            del self._flying[index][place]
-        for place in status.dropped:
-            del self._known[place]
-        self._again += status.dropped
-        self.dropped += len(status.dropped)
-        if status.finished:
-            rows = {self._known[place].prompt_id: self._known[place].row for place in status.finished}
-            batch.places += status.finished
-            batch.came += [time.monotonic()] * len(status.finished)
-            batch.parts.append((index, self.rewards.submit(index, samples, rows, self.decoding.temperature)))
+    def _on_returned(self, ref: ray.ObjectRef) -> None:
+        """Sends what an engine has finished to a scoring actor, and queues again what it has dropped."""
+        call = self._pending_calls.pop(ref)
+        status: GroupStatus = self.rollouts.result(ref, call.engine, "run_groups")
+        batch = call.batch
+        batch.reserved -= call.max_groups
+        self.table.requeue(call.engine, status.dropped)
+        self.num_stale += len(status.dropped)
+        if not status.finished:
+            return
+        self.table.finish(call.engine, status.finished)
+        batch.finished += status.finished
+        batch.finished_at += [time.monotonic()] * len(status.finished)
+        rows = self.table.rows_of(status.finished)
+        part = self.rewards.submit(call.engine, call.samples, rows, self.decoding.temperature)
+        batch.parts.append(part)

@@ -1,48 +1,93 @@
-"""Weights from learners (or a folder) into engines, and the proof that they arrived."""
+"""Weights into the rollout engines: from the learners, with a proof that they arrived, or from a folder.
+
+    learners ─send_weights─► payload ─update_weights─► engines        push
+    learners ─probe_logprobs─┐                                        verify
+    engines ──prompt_logprobs┴─► equal within the tolerance, or WeightSyncError
+
+Used by the stages ppo (`WeightSync`), collect and evaluate (`load_weights`). Waits for learners and engines.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from huggingface_hub import snapshot_download
 
-from actors.weights.transport import stored_tensors
+from actors.weights.tolerance import logprob_tolerance
+from actors.weights.transport import WeightTransport, iter_safetensors
 from cluster.context import Context
-from common.errors import UserError
+from cluster.fleets.learner_fleet import LearnerFleet
+from cluster.fleets.rollout_fleet import RolloutFleet
+from common.errors import UserError, WeightSyncError
+from learners.rl.config import PPOConfig
+
+NUM_PROBES = 8
+"""Prompts whose log-probabilities are compared after each sync."""
+
+
+class WeightSync:
+    """Brings the learners' policy into every engine of a fleet."""
+
+    def __init__(
+        self,
+        learners: LearnerFleet,
+        rollouts: RolloutFleet,
+        transport: WeightTransport,
+        config: PPOConfig,
+        prompts: Sequence[Sequence[int]],
+    ) -> None:
+        """The first of `prompts` are the probes."""
+        self.learners, self.rollouts, self.transport = learners, rollouts, transport
+        self.config = config
+        self.probes = [np.array(tokens, dtype=np.int32) for tokens in prompts[:NUM_PROBES]]
+
+    def push(self, version: int) -> dict[str, float]:
+        """Sends, loads and verifies the weights of a policy version. Groups that are then too old to learn from are dropped by
+        the engines. Returns metrics; raises WeightSyncError."""
+        started = time.perf_counter()
+        payload = self.learners.send_weights(self.transport, version)
+        self.rollouts.update_weights(payload, version, version - self.config.staleness)
+        loaded = time.perf_counter()
+        errors = self.verify(version)
+        return {**errors, "time/sync": loaded - started, "time/probe": time.perf_counter() - loaded}
+
+    def verify(self, version: int) -> dict[str, float]:
+        """Compares the log-probabilities that learners and engines give the probes.
+
+        The tolerance is on the mean absolute difference, in nats. The largest difference is a metric only: it belongs to
+        tokens so improbable that float32 itself does not resolve them better. Raises WeightSyncError over the tolerance.
+        """
+        learner_refs = self.learners.submit_probe_logprobs(self.probes)
+        engines = self.rollouts.prompt_logprobs([probe.tolist() for probe in self.probes])
+        expected = np.concatenate(self.learners.wait(learner_refs, "probe_logprobs")[0])
+        errors = [np.abs(np.concatenate(engine) - expected) for engine in engines]
+        mean = max(float(error.mean()) for error in errors)
+        tolerance = logprob_tolerance(self.config.dtype, self.config.max_logprob_error)
+        # Written so that a mean of nan fails too.
+        if not mean <= tolerance:
+            raise WeightSyncError(
+                f"weight sync to version {version}: the engines' log-probabilities differ from the learner's by {mean:.2e}, "
+                f"over the bound ppo.max_logprob_error={tolerance:.0e}; the engines do not hold the learner's weights, so "
+                "the run stops"
+            )
+        return {"sync/mean_error": mean, "sync/max_error": max(float(error.max()) for error in errors)}
 
 
 def load_weights(context: Context, folder: Path) -> int:
-    """Puts the weights of a Hugging Face folder into every engine; returns the version they are known by."""
+    """Loads a Hugging Face folder, or a model of the hub by its name, into every engine. Returns the version that the engines
+    give it. Raises UserError if it has no safetensors files."""
     rollouts = context.fleets.rollouts(folder)
-    version = max(state["version"] for state in rollouts.all("ready")) + 1
-    stored = folder if folder.is_dir() else Path(snapshot_download(str(folder)))
-    if not list(stored.glob("*.safetensors")):
+    version = max(engine["version"] for engine in rollouts.ready()) + 1
+    local = folder
+    if not local.is_dir():
+        local = Path(snapshot_download(str(folder)))
+    if not list(local.glob("*.safetensors")):
         raise UserError(
             f"{folder}: no weights in *.safetensors files; save the model again with transformers"
         )
-    payload = context.fleets.transport.send(stored_tensors(str(stored)), rank=0, version=version)
-    rollouts.all("update_weights", payload, version)
+    payload = context.fleets.transport.send(iter_safetensors(local), rank=0, version=version)
+    rollouts.update_weights(payload, version)
     return version
-
-
-def verify_sync(context: Context, sequences: list[np.ndarray], version: int) -> dict[str, float]:
-    """Compares the log-probabilities of probe prompts between learners and engines; over the bound the run stops.
-
-    The bound is on the mean absolute difference, in nats. The largest is reported beside it: it belongs to tokens so
-    unlikely that float32 itself resolves them no better.
-    """
-    config = context.config.ppo
-    bound = config.max_logprob_error or (1e-5 if config.dtype == "float32" else 0.05)
-    learners, rollouts = context.fleets.learners(), context.fleets.rollouts(context.run.model("sft"))
-    probed = [learners.submit(i, "probe", sequences) for i in range(len(learners))]
-    engines = rollouts.all("prompt_logprobs", [s.tolist() for s in sequences])
-    expected = np.concatenate(learners.get(probed, "probe")[0])
-    errors = [np.abs(np.concatenate(engine) - expected) for engine in engines]
-    mean = max(float(e.mean()) for e in errors)
-    if not mean <= bound:
-        raise UserError(
-            f"weight sync to version {version}: the engines' log-probabilities differ from the learner's by {mean:.2e}, over "
-            f"the bound ppo.max_logprob_error={bound:.0e}; the engines do not hold the learner's weights, so the run stops"
-        )
-    return {"sync/mean_error": mean, "sync/max_error": max(float(e.max()) for e in errors)}

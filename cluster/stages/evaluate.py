@@ -1,66 +1,94 @@
-"""Stage 6: every stage's model answers the held-out prompts, sampled and greedy; PPO is compared with SFT."""
+"""Stage 6: the model of every stage answers the held-out prompts, greedy and sampled; PPO is compared with SFT.
+
+Writes evaluate/results.json (rates of each stage, and the win rate of PPO over SFT by the judge) and answers.jsonl (the
+sampled answers of all stages to the same prompt side by side).
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from cluster.context import Context
-from cluster.rl.evaluation import judge_policy
+from cluster.rl.evaluation import Answer, EvaluationPrompts, judge_policy
 from cluster.rl.weight_sync import load_weights
 from cluster.run.progress import progress
 from common.files import write_json, write_text
 from learners.models import load_tokenizer
 
-MODELS = ("pretrain", "sft", "ppo")
+STAGES = ("pretrain", "sft", "ppo")
+"""Stages whose model is a policy."""
+TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}
+
+Rates = dict[str, float]
 
 
 def run(context: Context) -> dict[str, Any]:
-    folder, config = context.run.stage("evaluate"), context.config.evaluate
-    stages = [s for s in MODELS if (context.run.root / s / "model").is_dir()]
+    """Returns what it writes to results.json."""
+    config, paths = context.config.evaluate, context.run.paths
+    context.run.stage("evaluate")
     tokenizer = load_tokenizer(context.run.model("sft"))
     rows, tokens = context.prompts("heldout", tokenizer, config.max_response_tokens)
-    rows, tokens = rows[: config.prompts], tokens[: config.prompts]
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    answers: dict[str, list[dict[str, Any]]] = {}
-    with context.monitor("evaluate") as monitor, progress("evaluate", total=2 * len(stages)) as bar:
+    prompts = EvaluationPrompts(rows[: config.prompts], tokens[: config.prompts])
+    stages = [stage for stage in STAGES if paths.stage(stage).model.is_dir()]
+    rates: dict[str, dict[str, Rates]] = {}
+    answers: dict[str, list[Answer]] = {}
+    total = len(stages) * len(TEMPERATURES)
+    with context.monitor("evaluate") as monitor, progress("evaluate", total=total) as bar:
         for stage in stages:
             load_weights(context, context.run.model(stage))
-            found[stage] = {}
-            for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-                found[stage][name], answers[stage] = judge_policy(context, rows, tokens, temperature)
+            rates[stage] = {}
+            for name, temperature in TEMPERATURES.items():
+                # The sampled answers, which come last, are the ones that are kept.
+                rates[stage][name], answers[stage] = judge_policy(context, prompts, temperature)
                 bar.advance(1, f"{stage} {name}")
-        results: dict[str, Any] = {"stages": found}
-        if context.judge() and {"sft", "ppo"} <= set(stages):
+        results: dict[str, Any] = {"stages": rates}
+        if config.judge and {"sft", "ppo"} <= set(stages):
             results["win_rate"] = win_rate(answers["ppo"], answers["sft"], config.judge)
-        monitor.log(
-            1, {f"{s}/{n}/{k}": v for s, by in found.items() for n, r in by.items() for k, v in r.items()}
-        )
-    lines = [
-        {"prompt": row["prompt"], "task": row.get("task"), "answers": {s: answers[s][i] for s in stages}}
-        for i, row in enumerate(rows)
-    ]
-    write_text(folder / "answers.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    write_json(folder / "results.json", results)
+        monitor.log(1, flat_rates(rates))
+    write_text(paths.answers, answer_lines(prompts.rows, answers))
+    write_json(paths.evaluation, results)
     return results
 
 
-def win_rate(
-    challenger: list[dict[str, Any]], baseline: list[dict[str, Any]], judge: str | None
-) -> dict[str, Any]:
+def flat_rates(rates: Mapping[str, Mapping[str, Rates]]) -> Rates:
+    """As metrics named STAGE/DECODING/RATE."""
+    flat = {}
+    for stage, by_decoding in rates.items():
+        for decoding, values in by_decoding.items():
+            for name, value in values.items():
+                flat[f"{stage}/{decoding}/{name}"] = value
+    return flat
+
+
+def answer_lines(rows: Sequence[dict[str, Any]], answers: Mapping[str, Sequence[Answer]]) -> str:
+    """answers.jsonl: for each prompt the answer of every stage."""
+    lines = []
+    for index, row in enumerate(rows):
+        by_stage = {stage: stage_answers[index] for stage, stage_answers in answers.items()}
+        line = {"prompt": row["prompt"], "task": row.get("task"), "answers": by_stage}
+        lines.append(json.dumps(line) + "\n")
+    return "".join(lines)
+
+
+def win_rate(challenger: Sequence[Answer], baseline: Sequence[Answer], judge: str | None) -> dict[str, Any]:
     """Share of prompts where the judge scores the challenger higher, ties half, with a 95% normal interval over prompts."""
-    pairs = [(ours["score"], theirs["score"]) for ours, theirs in zip(challenger, baseline, strict=True)]
-    points = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs]
-    rate = sum(points) / len(points)
-    variance = sum((p - rate) ** 2 for p in points) / max(1, len(points) - 1)
-    margin = 1.96 * math.sqrt(variance / len(points))
+    scores_P = np.array([answer["score"] for answer in challenger])
+    baseline_scores_P = np.array([answer["score"] for answer in baseline])
+    points_P = (scores_P > baseline_scores_P) + 0.5 * (scores_P == baseline_scores_P)
+    count, rate = len(points_P), float(points_P.mean())
+    variance = float(((points_P - rate) ** 2).sum()) / max(1, count - 1)
+    margin = 1.96 * math.sqrt(variance / count)
     return {
         "challenger": "ppo",
         "baseline": "sft",
         "rate": rate,
         "low": max(0.0, rate - margin),
         "high": min(1.0, rate + margin),
-        "count": len(points),
+        "count": count,
         "judge": judge,
     }

@@ -1,30 +1,38 @@
 """Stage 5: the actor-learner loop.
 
-    prompts -> rollout actors (vLLM) -> scoring actors (reward, reference) -> learners (PPO) -> weights -> rollout actors
+    prompts ─► rollout actors (vLLM) ─► scoring actors (reward, reference) ─► learners (PPO) ─► weights ─► rollout actors
 
-The driver moves references: samples go from actor to actor through the object store (`cluster.rl.rollout_scheduler`). Each iteration ends
-with new weights in the engines and a proof that they arrived.
+`PPOStage.iterate` is one iteration. The driver moves references: samples go from actor to actor through the object store
+(`cluster.rl.rollout_scheduler`). The policy version of an iteration is the number of updates before it: iteration `step`
+(from 1) learns with version `step - 1` and ends with version `step` in the learners and, verified, in the engines.
+
+After a failure the pipeline starts the stage again. It continues from the last checkpoint: the learners' state, the KL
+coefficient, the scheduler's groups and the running statistics of the rewards; alarms are restored from metrics.jsonl.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cluster.context import Context
-from cluster.fleets.fleet import utilization
-from cluster.rl.alarms import Alarm, Alarms
-from cluster.rl.evaluation import best_of_sft, judge_policy
-from cluster.rl.promotion import promote_served
-from cluster.rl.prompt_stream import prompts_of, sample_seeds
+from cluster.rl.alarms import Alarms, emit
+from cluster.rl.dynamic_sampling import DynamicSampler
+from cluster.rl.evaluation import EvaluationPrompts, best_of_n_baseline, judge_policy
+from cluster.rl.iteration_metrics import (
+    IterationTimer,
+    flop_utilization,
+    throughput_metrics,
+    time_metrics,
+)
+from cluster.rl.promotion import promote_from_training
+from cluster.rl.prompt_stream import PromptStream
 from cluster.rl.reward_aggregator import RewardAggregator
-from cluster.rl.rollout_scheduler import PromptGroup, RolloutScheduler
-from cluster.rl.weight_sync import verify_sync
+from cluster.rl.rollout_scheduler import RolloutBatch, RolloutScheduler
+from cluster.rl.weight_sync import WeightSync
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.monitor import Monitor
 from cluster.run.progress import Bar, progress
@@ -34,178 +42,224 @@ from learners.data.tokenizer import end_token
 from learners.models import load_tokenizer
 from learners.rl.advantages import adapted_kl_coef
 
+SHOWN_ANSWERS = 16
+"""Answers of each evaluation that are written to samples.jsonl."""
+
 
 def run(context: Context) -> dict[str, Any]:
-    config, seed, folder = context.config.ppo, context.config.seed, context.run.stage("ppo")
-    policy = context.run.model("sft")
-    reward = context.run.model("reward") if context.config.rewards.from_model else None
-    tokenizer = load_tokenizer(policy)
-    rows, tokens = context.prompts("prompts", tokenizer, config.max_response_tokens)
-    held_rows, held_tokens = context.prompts(
-        "heldout", tokenizer, context.config.evaluate.max_response_tokens
-    )
-    corpus = context.run.root / "pretrain" / "tokens.npz"
-    if config.ptx_coef and not corpus.exists():
-        raise UserError(
-            f"ppo.ptx_coef={config.ptx_coef} needs the pretraining corpus, but {corpus} is missing; run pretrain or set it to 0"
+    """Returns the metrics of the last evaluation. Raises UserError for a missing model or corpus, WeightSyncError,
+    RunStoppedError (alarms.stop, rewards.quarantine_share), and FleetError if an actor fails."""
+    stage = PPOStage(context)
+    with (
+        context.monitor("ppo") as monitor,
+        progress("ppo", total=stage.config.iterations, done=stage.first_version) as bar,
+    ):
+        return stage.run(monitor, bar)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the learners return for one batch."""
+
+    metrics: dict[str, float]
+    learning_s: float
+    digest: str
+    """Of every sampled token, its log-probability and the scores."""
+
+
+class PPOStage:
+    """rollout -> score -> learn -> sync weights -> evaluate -> alarms -> checkpoint -> publish"""
+
+    def __init__(self, context: Context) -> None:
+        """Starts the fleets and restores the last checkpoint. Waits for the learners only."""
+        self.context, self.config, self.paths = context, context.config.ppo, context.run.paths
+        config, fleets, seed = self.config, context.fleets, context.config.seed
+        context.run.stage("ppo")
+        policy = context.run.model("sft")
+        reward_model = None
+        if context.config.rewards.uses_reward_model:
+            reward_model = context.run.model("reward")
+        self.models: list[Path] = [path for path in (policy, reward_model) if path]
+        tokenizer = load_tokenizer(policy)
+        rows, tokens = context.prompts("prompts", tokenizer, config.max_response_tokens)
+        max_evaluated = context.config.evaluate.max_response_tokens
+        heldout = EvaluationPrompts(*context.prompts("heldout", tokenizer, max_evaluated))
+        self.heldout = heldout.sample(config.evaluate_prompts, seed)
+        self.corpus = self._corpus()
+
+        self.learners = fleets.learners()
+        # Engines and scorers load their models while the learners load theirs.
+        starting = self.learners.submit_start_ppo(policy, reward_model, config, self.corpus, seed)
+        self.rollouts = fleets.rollouts(policy)
+        self.scorers = fleets.scorers(policy, reward_model)
+        self.learners.wait(starting, "start_ppo")
+        self.flops = self.learners.flops_per_token()
+        self.weights = WeightSync(self.learners, self.rollouts, fleets.transport, config, self.heldout.tokens)
+
+        stage_paths = self.paths.stage("ppo")
+        self.checkpoints = Checkpoints(stage_paths.checkpoints, self.learners.save, config.keep_checkpoints)
+        checkpoint = self.checkpoints.latest() or {}
+        self.first_version: int = checkpoint.get("step", 0)
+        self.kl_coef: float = checkpoint.get("kl_coef", config.kl_coef)
+        if checkpoint:
+            self.learners.load(self.checkpoints.path(self.first_version))
+        self.rewards = RewardAggregator(
+            context.config.rewards, self.scorers, self.paths.quarantine, checkpoint.get("rewards")
         )
+        self.scheduler = RolloutScheduler(
+            self.rollouts,
+            self.rewards,
+            PromptStream(rows, tokens, config, seed),
+            config,
+            context.decoding("ppo", config.temperature),
+            end_token(tokenizer),
+            checkpoint.get("scheduler"),
+        )
+        self.sampler = DynamicSampler(self.scheduler, self.learners, config)
+        self.evaluated: dict[str, float] = {}
 
-    learners = context.fleets.learners()
-    starting = [
-        learners.submit(i, "start_ppo", policy, reward, config, corpus if corpus.exists() else None, seed)
-        for i in range(len(learners))
-    ]
-    rollouts, scorers = context.fleets.rollouts(policy), context.fleets.scorers(policy, reward)
-    learners.get(starting, "start_ppo")
-    decoding = context.decoding("ppo", config.temperature)
-    end = end_token(tokenizer)
-    picked = np.random.default_rng([seed, 2]).permutation(len(held_rows))[: config.evaluate_prompts]
-    held = [held_rows[i] for i in picked]
-    probe = [np.array(held_tokens[i], dtype=np.int32) for i in picked[:8]]
+    def run(self, monitor: Monitor, bar: Bar) -> dict[str, Any]:
+        """All iterations from the checkpoint on; returns the metrics of the last evaluation."""
+        self.monitor, self.bar = monitor, bar
+        earlier = monitor.truncate_after(self.first_version)
+        self.alarms = Alarms(self.context.config.alarms, earlier)
+        self.weights.push(self.first_version)
+        self.write_best_of_n()
+        for step in range(self.first_version + 1, self.config.iterations + 1):
+            self.iterate(step)
+        self.finish()
+        return self.evaluated
 
-    def sync(version: int) -> dict[str, float]:
+    def iterate(self, step: int) -> None:
+        """One iteration. Its order matters after a failure: the learners' state is saved before the metrics are logged, and
+        counts only when it is committed after them. So an iteration is either logged and counted, or done again."""
+        timer = IterationTimer(self.fleets)
+        batch = self.sampler.next_batch(version=step - 1)  # waits for engines
+        timer.batch_ready()
+        update = self.learn(step, batch)  # with staleness over 0 rollouts go on meanwhile
+        timer.updated()
+        self.scale()  # before the sync, since new engines hold old weights
+        sync = self.weights.push(version=step)
+        timer.stop()
+        metrics = update.metrics | batch.metrics | sync | self.measure(timer, batch, update, sync)
+        metrics |= self.evaluate_if_due(step)
+        fired = self.alarms.check({"step": step, **metrics})
+        metrics |= {f"alarm/{name}": 1.0 for name in sorted(self.alarms.active)}
+        metrics |= promote_from_training(self.context, step)
+        metrics |= self.save_if_due(step)
+        self.log(step, batch, update, metrics)
+        emit(fired, step, self.context.config.alarms, self.monitor, self.bar)  # may stop the run
+        self.adapt_kl_coef(metrics)
+        self.commit_if_due(step)
+        self.publish_if_due(step)
+
+    @property
+    def fleets(self) -> dict[str, Any]:
+        return {"rollout": self.rollouts, "scoring": self.scorers, "learner": self.learners}
+
+    def learn(self, step: int, batch: RolloutBatch) -> Update:
+        """One PPO update on every rank. Engines and scorers are kept busy while the driver waits."""
+        refs = self.learners.submit_ppo_update(step - 1, self.kl_coef, batch.parts)
+        results = self.scheduler.wait_while_rolling(self.learners, refs, "ppo_update")
+        return Update(*results[0])
+
+    def scale(self) -> None:
+        """Applies the requests of `hero scale`. What engines that leave work on is sampled again by the others."""
+        self.scheduler.requeue_engines(self.context.fleets.target_size("rollout"))
+        for message in self.context.fleets.apply_scale_requests():
+            self.bar.print_line(message)
+
+    def measure(
+        self, timer: IterationTimer, batch: RolloutBatch, update: Update, sync: dict[str, float]
+    ) -> dict[str, float]:
+        """Times, throughput and idle shares."""
+        times = timer.times(batch.generation_s, update.learning_s, sync)
+        metrics = time_metrics(times) | timer.fleet_metrics()
+        metrics |= throughput_metrics(times, update.metrics, self.config.epochs, self.config.staleness)
+        rate = metrics["perf/learned_tokens_per_second"]
+        return metrics | flop_utilization(rate, self.flops, len(self.learners))
+
+    def evaluate_if_due(self, step: int) -> dict[str, float]:
+        """Judges responses to held-out prompts, and measures how much of pretraining the policy keeps."""
+        if step % self.config.evaluate_every and step != self.config.iterations:
+            return {}
+        rates, answers = judge_policy(self.context, self.heldout, temperature=1.0)
+        if self.corpus:
+            rates["pretrain_loss"] = self.learners.pretrain_loss()
+        self.evaluated = {f"eval/{name}": value for name, value in rates.items()}
+        shown = []
+        for row, answer in zip(self.heldout.rows[:SHOWN_ANSWERS], answers, strict=False):
+            shown.append({"prompt": row["prompt"], **answer})
+        self.monitor.samples(step, shown)
+        return self.evaluated
+
+    def save_if_due(self, step: int) -> dict[str, float]:
+        """Has the learners write their state. The last iteration needs none: the stage ends with it."""
+        if not self._checkpoint_due(step):
+            return {}
         started = time.perf_counter()
-        payload = learners.all("send_weights", context.fleets.transport, version)[0]
-        rollouts.all("update_weights", payload, version, version - config.staleness)
-        sent = time.perf_counter()
-        errors = verify_sync(context, probe, version)
-        return {**errors, "time/sync": sent - started, "time/probe": time.perf_counter() - sent}
+        self.checkpoints.save(step)
+        return {"time/checkpoint": time.perf_counter() - started}
 
-    @lru_cache(maxsize=config.staleness + 3)
-    def round_of(number: int) -> tuple[list[int], list[int]]:
-        seeds = sample_seeds(seed, number, config.prompts * config.responses)
-        return prompts_of(number, len(rows), config.prompts, seed).tolist(), seeds
+    def commit_if_due(self, step: int) -> None:
+        """Adds the driver's state to what `save_if_due` wrote, which makes it a checkpoint."""
+        if not self._checkpoint_due(step):
+            return
+        driver = {
+            "kl_coef": self.kl_coef,
+            "scheduler": self.scheduler.state,
+            "rewards": self.rewards.state,
+        }
+        self.checkpoints.commit(step, driver)
 
-    def asked(place: int) -> PromptGroup:
-        """The group at this place of the endless row of permutations of all prompts."""
-        number, offset = divmod(place, config.prompts)
-        chosen, seeds = round_of(number)
-        row = chosen[offset]
-        return PromptGroup(
-            row, rows[row], tokens[row], seeds[offset * config.responses : (offset + 1) * config.responses]
-        )
+    def log(self, step: int, batch: RolloutBatch, update: Update, metrics: dict[str, float]) -> None:
+        self.monitor.batch(step, batch.prompt_ids, update.digest)
+        self.monitor.log(step, metrics)
+        reward, kl = metrics["objective/scores"], metrics["objective/kl"]
+        self.bar.advance(1, f"reward {reward:+.2f}  kl {kl:.2f}  length {metrics['response/length']:.0f}")
 
-    def sample(step: int) -> tuple[list[Any], list[int], dict[str, float], float]:
-        """One iteration's prompts, answered and scored: (batch, prompts, metrics of the rewards, seconds that were waited for
-        engines). With dynamic sampling, further rounds until enough prompts have scores that differ."""
-        batch, prompts, metrics, waited = flow.take(step)
-        for _ in range(config.dynamic_sampling):
-            found = learners.submit(0, "groups_with_signal", *batch)
-            if learners.get([found], "groups_with_signal")[0] >= config.prompts:
-                break
-            more, others, metrics, seconds = flow.take(step)
-            batch, prompts, waited = batch + more, prompts + others, waited + seconds
-        return batch, prompts, metrics, waited
-
-    checkpoints = Checkpoints(folder, config.keep_checkpoints)
-    saved = checkpoints.newest() or {"step": 0, "kl_coef": config.kl_coef, "flow": None, "rewards": None}
-    first, kl_coef = saved["step"], saved["kl_coef"]
-    rewards = RewardAggregator(context.config.rewards, scorers, folder, saved["rewards"])
-    wanted = (config.prompts, config.staleness, decoding, end, config.iterations)
-    flow = RolloutScheduler(rollouts, rewards, asked, *wanted, saved["flow"])
-    if first:
-        learners.all("load", checkpoints.path(first), "state")
-    evaluated: dict[str, float] = {}
-    fleets = {"rollout": rollouts, "scoring": scorers, "learner": learners}
-    with context.monitor("ppo") as monitor, progress("ppo", total=config.iterations, done=first) as bar:
-        alarms = Alarms(context.config.alarms, monitor.truncate("ppo", first))
-        sync(first)
-        if first == 0 and config.best_of > 1:
-            baseline = best_of_sft(context, held, [held_tokens[i] for i in picked], config.best_of)
-            write_json(folder / "best_of_n.json", baseline)
-        for iteration in range(first, config.iterations):
-            busy = {name: fleet.busy() for name, fleet in fleets.items()}
-            started = time.perf_counter()
-            step = iteration + 1
-            flow.version = flow.due = iteration
-            batch, prompts, rated, generation = sample(step)
-            judged = time.perf_counter()
-            flow.due = step
-            refs = [learners.submit(i, "iterate", iteration, kl_coef, *batch) for i in range(len(learners))]
-            metrics, learning, digest = flow.until(learners, refs, "iterate")[0]
-            learned = time.perf_counter()
-            flow.release(context.fleets.wanted("rollout"))
-            for told in context.fleets.resize():
-                bar.tell(told)
-            synced = sync(step)
-            seconds = time.perf_counter() - started
-            generating = (
-                seconds if config.staleness else generation
-            )  # engines that run ahead are waited for less than they work
-            learned_rate = config.epochs * metrics["tokens"] / (learned - judged)
-            made = metrics["objective/responses"]
-            metrics |= (
-                rated
-                | synced
-                | {
-                    "time/iteration": seconds,
-                    "time/generation": generation,
-                    "time/scoring": judged - started - generation,
-                    "time/learning": learning,
-                    "time/overhead": seconds
-                    - (judged - started)
-                    - learning
-                    - synced["time/sync"]
-                    - synced["time/probe"],
-                    "perf/generated_tokens_per_second": metrics["response/length"] * made / generating,
-                    "perf/learned_tokens_per_second": learned_rate,
-                    "perf/samples_per_second": made / seconds,
-                    **{
-                        f"idle/{name}": 1 - worked(busy[name], fleet.busy()) / seconds
-                        for name, fleet in fleets.items()
-                    },
-                    **{f"actors/{name}": float(len(fleet)) for name, fleet in fleets.items()},
-                    **utilization(learners, learned_rate),
-                }
+    def adapt_kl_coef(self, metrics: dict[str, float]) -> None:
+        """For the next iteration, if ppo.kl_target is set."""
+        config = self.config
+        if config.kl_target is not None:
+            kl, num_responses = metrics["objective/kl"], int(metrics["objective/responses"])
+            self.kl_coef = adapted_kl_coef(
+                self.kl_coef, kl, config.kl_target, config.kl_horizon, num_responses
             )
-            if step % config.evaluate_every == 0 or step == config.iterations:
-                rates, answers = judge_policy(context, held, [held_tokens[i] for i in picked], 1.0)
-                if corpus.exists():
-                    rates["pretrain_loss"] = learners.all("pretrain_loss")[0]
-                evaluated = {f"eval/{name}": value for name, value in rates.items()}
-                metrics |= evaluated
-                shown_rows = zip(held[:16], answers[:16], strict=False)
-                monitor.samples(step, [{"prompt": row["prompt"], **answer} for row, answer in shown_rows])
-            rung = alarms.check({"step": step, **metrics})
-            metrics |= {f"alarm/{name}": 1.0 for name in alarms.ringing}
-            metrics |= promote_served(context, step)
-            stored = step < config.iterations and step % config.checkpoint_every == 0
-            if stored:
-                started = time.perf_counter()
-                checkpoints.save(step, learners)
-                metrics["time/checkpoint"] = time.perf_counter() - started
-            monitor.batch(step, prompts, digest)
-            monitor.log(step, metrics)
-            sound(rung, step, context, monitor, bar)
-            if config.kl_target is not None:
-                kl = metrics["objective/kl"]
-                kl_coef = adapted_kl_coef(kl_coef, kl, config.kl_target, config.kl_horizon, int(made))
-            shown = (metrics[name] for name in ("objective/scores", "objective/kl", "response/length"))
-            bar.advance(1, "reward {:+.2f}  kl {:.2f}  length {:.0f}".format(*shown))
-            if stored:
-                checkpoints.commit(step, {"kl_coef": kl_coef, "flow": flow.state, "rewards": rewards.state})
-            if step % config.publish_every == 0 and step < config.iterations:
-                learners.all("export", folder / "newest")
-                context.run.promote("ppo", step, folder / "newest")
-        learners.all("export", folder / "model", averaged=True)
-        consumed = [policy, *([reward] if reward else []), *context.run.data("prompts")]
-        monitor.lineage(consumed, [folder / "model"])
-    context.run.promote("ppo", config.iterations, folder / "model")
-    checkpoints.clear()
-    shutil.rmtree(folder / "newest", ignore_errors=True)
-    return evaluated
 
+    def publish_if_due(self, step: int) -> None:
+        """Stores the policy as a version to serve."""
+        if step % self.config.publish_every or step == self.config.iterations:
+            return
+        self.learners.export(self.paths.ppo_export)
+        self.context.run.publish("ppo", step, self.paths.ppo_export)
 
-def sound(alarms: Sequence[Alarm], step: int, context: Context, monitor: Monitor, bar: Bar) -> None:
-    """Writes alarms where people look; raises UserError for one that is to stop the run."""
-    for name, evidence in alarms:
-        monitor.alarm(step, name, evidence)
-        bar.tell(f"alarm {name}: {evidence}")
-    for name, evidence in alarms:
-        if name in context.config.alarms.stop:
-            raise UserError(f"the run stops at iteration {step}, since alarms.stop has {name}: {evidence}")
+    def finish(self) -> None:
+        """Exports and publishes the stage's model, then removes what only an unfinished stage needs."""
+        model = self.paths.stage("ppo").model
+        self.learners.export(model, use_ema=True)
+        self.monitor.lineage([*self.models, *self.context.run.data("prompts")], [model])
+        self.context.run.publish("ppo", self.config.iterations, model)
+        self.checkpoints.clear()
+        shutil.rmtree(self.paths.ppo_export, ignore_errors=True)
 
+    def write_best_of_n(self) -> None:
+        """The best-of-N baseline of the SFT policy, which the engines hold before the first iteration only."""
+        if self.first_version == 0 and self.config.best_of > 1:
+            baseline = best_of_n_baseline(self.context, self.heldout, self.config.best_of)
+            write_json(self.paths.best_of_n, baseline)
 
-def worked(before: Sequence[float], now: Sequence[float]) -> float:
-    """Mean seconds that the actors who were there then and are now have spent in calls between."""
-    return float(np.mean([b - a for a, b in zip(before, now, strict=False)]))
+    def _checkpoint_due(self, step: int) -> bool:
+        return step % self.config.checkpoint_every == 0 and step < self.config.iterations
+
+    def _corpus(self) -> Path | None:
+        """Tokens of the pretraining corpus, for PTX and for the pretraining loss; None without a pretrain stage."""
+        path = self.paths.corpus_tokens
+        if path.exists():
+            return path
+        if self.config.ptx_coef:
+            raise UserError(
+                f"ppo.ptx_coef={self.config.ptx_coef} needs the pretraining corpus, but {path} is missing; run pretrain "
+                "or set it to 0"
+            )
+        return None
