@@ -1,4 +1,7 @@
-"""The `hero` command."""
+"""The `hero` command.
+
+Each command imports what it needs when it is called, so that `hero --help` and `hero plan` answer at once.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from common.errors import FleetError, UserError, is_disk_full
+from common.errors import INTERRUPTED, DiskFullError, HeroError, UserError, is_disk_full
 
 app = typer.Typer(
     help="Take a language model from random weights to a served chat assistant.",
@@ -23,11 +25,31 @@ app = typer.Typer(
 )
 console = Console()
 
+EXIT_CODES = (
+    "Exit codes: 0 finished. 1 an actor or the program failed. 2 wrong input. 3 stopped by a rule of the "
+    "config (alarms.stop, rewards.quarantine_share). 4 disk full. 5 engines and learners hold different "
+    "weights. 130 stopped by Ctrl-C or SIGTERM. 128+N ended by signal N. "
+    "With --retries the run is started again after codes 1, 4, 5 and 128+N."
+)
+
+
+def _current_layout(folder: Path) -> Path:
+    """Refuses a run directory of an older version, for every command that reads one."""
+    from common.run_paths import RunPaths
+
+    RunPaths(folder).check_layout()
+    return folder
+
+
 Config = Annotated[Path, typer.Argument(help="YAML file of the run, for example configs/quickstart.yaml")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="dotted.key=value, for example ppo.kl_coef=0.1")]
+RunDir = Annotated[Path, typer.Argument(help="Directory of a run", callback=_current_layout)]
+Why = Annotated[str, typer.Option(help="Reason, for the log of promotions.")]
+Address = Annotated[str | None, typer.Option(help="URL of the cluster's dashboard, http://HOST:8265")]
+Job = Annotated[str | None, typer.Argument(help="Job id; the newest if left out")]
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def run(
     config: Config,
     overrides: Overrides = None,
@@ -35,46 +57,73 @@ def run(
         str | None, typer.Option("--from", help="Do this stage and all later ones again.")
     ] = None,
     last: Annotated[str | None, typer.Option("--until", help="Stop after this stage.")] = None,
+    retries: Annotated[
+        int, typer.Option(min=0, help="How often to start the run again when it fails or is killed.")
+    ] = 0,
 ) -> None:
     """Run the stages of a config in order; run again to continue where it stopped."""
-    from cluster.config import load_config
+    from cluster.config_loader import load_config
+
+    settings = load_config(config, overrides)
+    if retries:
+        raise typer.Exit(_run_with_retries(settings, [str(config), *(overrides or [])], first, last, retries))
     from cluster.pipeline import run_stages
     from cluster.run.summary import print_summary
+    from cluster.supervisor import interrupt_on_signals
 
-    # A job that is stopped gets SIGTERM; it ends as after Ctrl-C, with its checkpoints and W&B runs closed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_on_signals()
     try:
-        finished = run_stages(load_config(config, overrides), first, last)  # type: ignore[arg-type]
+        finished = run_stages(settings, first, last)
     except KeyboardInterrupt:
-        _tell("stopped; the same command goes on from the last checkpoint")
-        raise typer.Exit(130) from None
+        print_error("stopped; the same command continues from the last checkpoint")
+        raise typer.Exit(INTERRUPTED) from None
     print_summary(finished.root, console)
+
+
+def _run_with_retries(
+    settings: Any, arguments: list[str], first: str | None, last: str | None, retries: int
+) -> int:
+    """Runs `hero run` as a child process under a supervisor; returns its exit code."""
+    from cluster.plan import check_feasible
+    from cluster.run.directory import RunDirectory
+    from cluster.supervisor import Supervisor
+
+    if first:
+        # Once and here: a retry with --from would discard what the attempt before has finished.
+        check_feasible(settings)
+        directory = RunDirectory(settings)
+        directory.open(redo=first)
+        directory.close()
+    command = [sys.executable, "-m", "cluster.cli", "run", *arguments]
+    if last:
+        command += ["--until", last]
+    return Supervisor(command, retries, print_error).run()
 
 
 @app.command()
 def plan(config: Config, overrides: Overrides = None) -> None:
-    """Start nothing; print the resolved config, the batch arithmetic, the placement and the memory estimate."""
-    from cluster.config import load_config
+    """Start nothing; print the resolved config, the batch arithmetic, the placement and the memory
+    estimate."""
+    from cluster.config_loader import load_config
     from cluster.plan import print_plan
 
     print_plan(load_config(config, overrides), console)
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Directory of a run")]) -> None:
+def report(run: RunDir) -> None:
     """Write the run's HTML report."""
     from cluster.run.report import write_report
 
     console.print(f"wrote {write_report(run)}")
 
 
-RunDir = Annotated[Path, typer.Argument(help="Directory of a run")]
-Why = Annotated[str, typer.Option(help="Reason, for the log of promotions.")]
-
-
 @app.command()
 def serve(
-    run: Annotated[Path, typer.Argument(help="Directory of a run, or a Hugging Face model folder")],
+    run: Annotated[
+        Path,
+        typer.Argument(help="Directory of a run, or a Hugging Face model folder", callback=_current_layout),
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="serve.key=value, for example serve.models.sft.path=sft")
     ] = None,
@@ -84,17 +133,17 @@ def serve(
     api_keys: Annotated[Path | None, typer.Option(help="File of API keys, made by `hero key`.")] = None,
 ) -> None:
     """Serve a run's policy: OpenAI-compatible endpoint, chat page, playground."""
-    from cluster.config import load_config
+    from cluster.config_loader import load_config
+    from common.run_paths import RunPaths
     from learners.data.sources import local_path
     from serve.launch import serve_forever
 
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # a service manager's stop ends it as Ctrl-C does
-    given = {"host": host, "port": port, "replicas": replicas, "api_keys": api_keys}
-    flags = [f"serve.{k}={v}" for k, v in given.items() if v is not None]
-    file = run / "config.yaml"
-    config = load_config(file if file.exists() else None, [*(overrides or []), *flags])
+    # A service manager stops a server with SIGTERM; it ends as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    options = {"host": host, "port": port, "replicas": replicas, "api_keys": api_keys}
+    settings = [f"serve.{name}={value}" for name, value in options.items() if value is not None]
+    file = RunPaths(run).config
+    config = load_config(file if file.exists() else None, [*(overrides or []), *settings])
     if config.data.heldout and not config.serve.canary.file:
         config.serve.canary.file = str(local_path(config.data.heldout[0], config.data) or "")
     serve_forever(run, config.serve, console)
@@ -108,19 +157,20 @@ def scale(
     """Change how many rollout or scoring actors a run at work has, until it ends."""
     from cluster.fleets.scale import request_scale
 
-    asked = request_scale(run, counts)
-    told = ", ".join(f"{kind} {count}" for kind, count in asked.items())
+    requests = request_scale(run, counts)
+    sizes = ", ".join(f"{kind} {count}" for kind, count in requests.items())
     console.print(
-        f"{run}: asked for {told}; the PPO stage follows between iterations and says so", highlight=False
+        f"{run}: requested {sizes}; the PPO stage applies this between iterations and reports it",
+        highlight=False,
     )
 
 
 @app.command()
 def key(
-    file: Annotated[Path, typer.Argument(help="File of API keys; made if there is none")],
-    name: Annotated[str, typer.Argument(help="Whom the key is for")],
+    file: Annotated[Path, typer.Argument(help="File of API keys; created if there is none")],
+    name: Annotated[str, typer.Argument(help="Who uses the key")],
 ) -> None:
-    """Make an API key and print it, once; the file keeps its hash. Remove the line to end it."""
+    """Make an API key and print it, once; the file keeps its hash. Remove the line to revoke it."""
     from serve.keys import add_key
 
     print(add_key(file, name))
@@ -135,28 +185,28 @@ def promote(
     """Serve another version, live: one replica tries it first, then the others follow."""
     from serve import promotion
 
-    _tell_move(promotion.promote(run, version, why))
+    print_promotion(promotion.promote(run, version, why))
 
 
 @app.command()
 def rollback(run: RunDir, why: Why = "") -> None:
-    """Serve the version from before the present one again, live."""
+    """Serve the previous version again, live."""
     from serve import promotion
 
-    _tell_move(promotion.rollback(run, why))
+    print_promotion(promotion.rollback(run, why))
 
 
-def _tell_move(row: dict[str, Any]) -> None:
-    for when, figures in row.get("metrics", {}).items():
-        console.print(f"{when:7}" + "  ".join(f"{k} {v:.3g}" for k, v in figures.items()), highlight=False)
+def print_promotion(row: dict[str, Any]) -> None:
+    """Prints a row of the log of promotions; raises UserError if the version was refused."""
+    for phase, figures in row.get("metrics", {}).items():
+        line = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
+        console.print(f"{phase:7}{line}", highlight=False)
     if row["outcome"] != "promoted":
-        raise UserError(f"{row['to']}: {row['reason']}; {row['from']} is served on")
-    live = (
-        f", {row['replicas']} replicas, {row['seconds']:.2f} s"
-        if "replicas" in row
-        else " (nothing serves this run now)"
-    )
-    console.print(f"{row['from']} -> [bold]{row['to']}[/]{live}", highlight=False)
+        raise UserError(f"{row['to']}: {row['reason']}; {row['from']} is still served")
+    endpoint = " (nothing serves this run now)"
+    if "replicas" in row:
+        endpoint = f", {row['replicas']} replicas, {row['seconds']:.2f} s"
+    console.print(f"{row['from']} -> [bold]{row['to']}[/]{endpoint}", highlight=False)
 
 
 @app.command()
@@ -172,22 +222,18 @@ def chat(
     talk(url, model, system, temperature, console)
 
 
-Address = Annotated[str | None, typer.Option(help="URL of the cluster's dashboard, http://HOST:8265")]
-Job = Annotated[str | None, typer.Argument(help="Job id; the newest if left out")]
-
-
 @app.command()
 def submit(
     config: Config,
     overrides: Overrides = None,
     address: Address = None,
     retries: Annotated[
-        int, typer.Option(min=0, help="How often a driver that is killed is started again.")
+        int, typer.Option(min=0, help="How often to start the driver again when it fails or is killed.")
     ] = 3,
 ) -> None:
     """Submit a run as a Ray job; submitting it again continues it."""
     from cluster import jobs
-    from cluster.config import load_config
+    from cluster.config_loader import load_config
 
     identity = jobs.submit(load_config(config, overrides), address, retries)
     console.print(f"submitted [bold]{identity}[/]; watch it with `hero logs -f {identity}`", highlight=False)
@@ -196,6 +242,8 @@ def submit(
 @app.command()
 def status(address: Address = None) -> None:
     """List the runs submitted to a cluster."""
+    from rich.table import Table
+
     from cluster import jobs
 
     table = Table()
@@ -209,7 +257,7 @@ def status(address: Address = None) -> None:
 @app.command()
 def logs(
     job: Job = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on while the job runs.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue while the job runs.")] = False,
     address: Address = None,
 ) -> None:
     """Print the output of a submitted run."""
@@ -227,21 +275,23 @@ def stop(job: Job = None, address: Address = None) -> None:
 
 
 def main() -> None:
-    """Runs a command; what is the user's to mend is told in one message, without a traceback."""
+    """Runs a command. The errors of `common.errors` are printed as one message, with their exit code."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         app()
-    except (UserError, FleetError) as fault:
-        _tell(str(fault))
-        sys.exit(2 if isinstance(fault, UserError) else 1)
-    except OSError as fault:
-        if not is_disk_full(fault):
+    except HeroError as error:
+        print_error(str(error))
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if not is_disk_full(error):
             raise
-        _tell(f"{fault}; make room and run the same command, which goes on from the last checkpoint")
-        sys.exit(2)
+        print_error(
+            f"{error}; free some space and run the same command, which continues from the last checkpoint"
+        )
+        sys.exit(DiskFullError.exit_code)
 
 
-def _tell(message: str) -> None:
+def print_error(message: str) -> None:
     Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 

@@ -16,25 +16,29 @@ DType = Literal["float32", "bfloat16"]
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys and keys without effect are errors, field docstrings are the help."""
+    """A part of the configuration. The docstrings of its fields are the help texts.
+
+    Unknown keys are errors, and so are keys that have no effect beside the values of the others.
+    """
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     def inactive_keys(self) -> dict[str, str]:
-        """Keys that change nothing beside the values of the others, and the setting under which each would."""
+        """Keys without effect beside the values of the others: key -> the setting that it needs."""
         return {}
 
     @model_validator(mode="after")
     def _reject_inactive(self) -> Self:
-        for key, wanted in self.inactive_keys().items():
+        for key, needed in self.inactive_keys().items():
             if key in self.model_fields_set:
                 raise ValueError(
-                    f"{key} has no effect here, only with {wanted}; choose that or leave {key} out (the override …{key}= "
-                    "takes it back to its default)"
+                    f"{key} has no effect here, only with {needed}; choose that or leave {key} out "
+                    f"(the override …{key}= takes it back to its default)"
                 )
         return self
 
     @model_serializer(mode="wrap")
-    def _effective(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        idle = self.inactive_keys()
-        return {key: value for key, value in serialize(self).items() if key not in idle}
+    def _without_inactive(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is written to config.yaml, which must load again and so may not hold inactive keys."""
+        inactive = self.inactive_keys()
+        return {key: value for key, value in serialize(self).items() if key not in inactive}

@@ -1,18 +1,21 @@
-"""Errors that the command line prints as one message without a traceback, each with the exit code of the process.
+"""Errors that the command line prints as one message, each with the exit code of the process.
 
-1  FleetError       an actor failed, died or hangs                          a job is retried
-2  UserError        wrong config key, file, row or command                  not retried: the same input fails again
-3  RunStoppedError  a rule of the config stopped the run (alarms.stop,      not retried: the rule asked for it
-                    rewards.quarantine_share)
-4  DiskFullError    a write failed because the disk is full                 a job is retried
-5  WeightSyncError  engines and learners hold different weights             a job is retried
+code  error            when                                                retried by `hero run --retries`
+1     FleetError       an actor failed, died or hangs                      yes
+2     UserError        wrong config key, file, row or command              no: the same input fails again
+3     RunStoppedError  a rule of the config stopped the run (alarms.stop,  no: the rule asked for it
+                       rewards.quarantine_share)
+4     DiskFullError    a write failed because the disk is full             yes
+5     WeightSyncError  engines and learners hold different weights         yes
+130   (Ctrl-C, SIGTERM)                                                    no: somebody stopped it
 """
 
 import errno
 
 
 class HeroError(Exception):
-    """Base of the errors above. The message says what is wrong and where, what was expected, and what to do."""
+    """Base of the errors above. The message says what is wrong and where, what was expected, and
+    what to do."""
 
     exit_code = 1
 
@@ -30,13 +33,14 @@ class RunStoppedError(HeroError):
 
 
 class DiskFullError(HeroError):
-    """A file could not be written for want of room; names the file and the room that is left."""
+    """A file could not be written because the disk is full; names the file and the free space."""
 
     exit_code = 4
 
 
 class WeightSyncError(HeroError):
-    """After a weight sync the engines' log-probabilities differ from the learner's by more than the bound."""
+    """After a weight sync the engines' log-probabilities differ from the learner's by more than the
+    bound."""
 
     exit_code = 5
 
@@ -45,6 +49,12 @@ class FleetError(HeroError, RuntimeError):
     """An actor failed, died or hangs; names it, the call and its log."""
 
     exit_code = 1
+
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM, as shells use it."""
+RETRIED = (FleetError.exit_code, DiskFullError.exit_code, WeightSyncError.exit_code)
+"""Exit codes after which `hero run --retries` starts the run again. 1 is also an unexpected exception."""
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -1,7 +1,8 @@
 """Reading and writing the files of a run.
 
-Every file and folder is written beside its final path and renamed, so a reader, or a process that restarts after a
-crash, sees the old content or the new one and never a part. `atomic_path` is the only place that does this.
+Every file and folder is written beside its final path and renamed, so a reader, or a process that
+restarts after a crash, sees the old content or the new one and never a part. `atomic_path` is the
+only place that does this.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ PARTIAL_SUFFIX = ".partial"
 
 @contextmanager
 def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Yields a temporary path in the folder of `path`, which the block writes a file or a folder to.
+    """Yields a temporary path in the folder of `path`, which the block writes a file or a folder
+    to.
 
-    When the block ends, the result is renamed to `path` and replaces what was there. When the block raises, the result
-    is removed and `path` stays as it was. The temporary name ends in `.partial`: a writer that chooses its format, or
-    appends a suffix, by the name of the file (numpy.savez) needs an open file instead.
+    When the block ends, the result is renamed to `path` and replaces what was there. When the block
+    raises, the result is removed and `path` stays as it was. The temporary name ends in `.partial`:
+    a writer that chooses its format, or appends a suffix, by the name of the file (numpy.savez)
+    needs an open file instead.
 
-    `durable` flushes the content to the disk first, so that the new file is complete after a power failure too. Without
-    it the file is complete after any crash of processes; choose this for content that a restart writes again.
+    `durable` flushes the content to the disk first, so that the new file is complete after a power
+    failure too. Without it the file is complete after any crash of processes; choose this for
+    content that a restart writes again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
@@ -48,7 +52,8 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replaces the content of a file. `mode` holds from the first byte on, so that secrets are never readable."""
+    """Replaces the content of a file. `mode` holds from the first byte on, so that secrets are
+    never readable."""
     with atomic_path(path) as partial:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with open(descriptor, "w", encoding="utf-8") as file:
@@ -91,7 +96,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def truncate_partial_line(path: Path) -> None:
-    """Cuts off a last line without a newline, which a crash left, so that rows can be added again."""
+    """Cuts off a last line without a newline, which a crash left, so that rows can be added
+    again."""
     if not path.exists():
         return
     content = path.read_bytes()

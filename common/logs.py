@@ -1,6 +1,6 @@
-"""Keeps the chatter of vLLM, Ray and DeepSpeed out of the terminal and in a file per process.
+"""One log file per process for the output of vLLM, Ray and DeepSpeed, which would fill the terminal.
 
-Every actor calls `log_to` first. What its libraries print goes to the file; warnings and errors also reach the
+Every actor calls `log_to` first. Its libraries print to the file. Warnings and errors also reach the
 terminal of the driver (Ray forwards an actor's standard error) under the actor's name.
 """
 
@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-# Known to be harmless here, seen at every start: they would drown the warnings that matter.
-_EXPECTED = (
+# Printed at every start and harmless here: they would hide the warnings that matter.
+EXPECTED = (
     "Setting accelerator to CPU",
     "unable to detect it",
     "has no CUDA runtime",
@@ -24,21 +24,25 @@ _EXPECTED = (
 class _NotExpected(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
-        return not any(known in text for known in _EXPECTED)
+        return not any(expected in text for expected in EXPECTED)
 
 
 def log_to(path: Path, name: str) -> None:
-    """Redirects this process's standard output and error to `path`; errors of Python logging stay visible as well."""
+    """Redirects standard output and error of this process to `path`.
+
+    Errors of Python logging go to the terminal as well.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     terminal = os.fdopen(os.dup(2), "w", buffering=1)
     log = open(path, "a", buffering=1)  # noqa: SIM115 (stays open for the life of the process)
+    # The file descriptors are replaced and not only sys.stdout: C++ code writes to these.
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    visible = logging.StreamHandler(terminal)
-    visible.setLevel(logging.ERROR)
-    visible.setFormatter(logging.Formatter(f"{name}: %(levelname)s %(message)s"))
-    visible.addFilter(_NotExpected())
-    written = logging.StreamHandler(sys.stderr)
-    written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[written, visible], force=True)
+    to_terminal = logging.StreamHandler(terminal)
+    to_terminal.setLevel(logging.ERROR)
+    to_terminal.setFormatter(logging.Formatter(f"{name}: %(levelname)s %(message)s"))
+    to_terminal.addFilter(_NotExpected())
+    to_file = logging.StreamHandler(sys.stderr)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[to_file, to_terminal], force=True)

@@ -11,13 +11,16 @@ from common.errors import UserError
 
 
 def load_object(path: str) -> Any:
-    """What "module:name" names; modules of the working directory are found too. Raises UserError if there is none."""
+    """The object that "module:name" names. Modules of the working directory can be named too.
+
+    Raises UserError if the module or the name does not exist.
+    """
     module, _, name = path.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as fault:
+    except (ModuleNotFoundError, AttributeError) as error:
         raise UserError(
-            f"{path}: cannot be loaded ({fault}); give module:function, with the module importable"
+            f"{path}: cannot be loaded ({error}); give module:function, with the module importable"
         ) from None

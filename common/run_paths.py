@@ -1,6 +1,7 @@
 """Every path of a run directory, in one class. `docs/run-directory.md` describes what is in each.
 
-Used by the stages (through `cluster.run.directory.RunDirectory`), by serving and by the tools that read finished runs.
+Used by the stages (through `cluster.run.directory.RunDirectory`), by serving and by the tools that
+read finished runs.
 """
 
 from __future__ import annotations
@@ -37,6 +38,28 @@ class StagePaths:
     def wandb_id(self) -> Path:
         return self.folder / "wandb_id"
 
+    # Logs of one row or more for each step, which only some stages write.
+    @property
+    def samples(self) -> Path:
+        return self.folder / "samples.jsonl"
+
+    @property
+    def alarms(self) -> Path:
+        return self.folder / "alarms.jsonl"
+
+    @property
+    def batches(self) -> Path:
+        return self.folder / "batches.jsonl"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.folder / "quarantine.jsonl"
+
+    @property
+    def step_logs(self) -> tuple[Path, ...]:
+        """A stage that continues from a checkpoint first removes the rows of later steps from these."""
+        return (self.samples, self.alarms, self.batches, self.quarantine)
+
 
 @dataclass(frozen=True)
 class RunPaths:
@@ -46,8 +69,10 @@ class RunPaths:
         return StagePaths(self.root / name)
 
     def data(self, kind: str) -> Path:
-        """What the quickstart's generator writes: corpus.txt, demonstrations.jsonl, prompts.jsonl, heldout.jsonl."""
-        return self.root / "data" / ("corpus.txt" if kind == "corpus" else f"{kind}.jsonl")
+        """What the quickstart's generator writes: corpus.txt, demonstrations.jsonl, prompts.jsonl,
+        heldout.jsonl."""
+        name = "corpus.txt" if kind == "corpus" else f"{kind}.jsonl"
+        return self.quickstart_data / name
 
     def version(self, name: str) -> Path:
         """A stored policy version, for example ppo-20."""
@@ -97,6 +122,14 @@ class RunPaths:
     @property
     def weights(self) -> Path:
         return self.root / "weights"
+
+    @property
+    def wandb(self) -> Path:
+        return self.root / "wandb"
+
+    @property
+    def quickstart_data(self) -> Path:
+        return self.root / "data"
 
     # Serving.
     @property
@@ -153,20 +186,32 @@ class RunPaths:
         return self.root / "reward" / "folds"
 
     @property
+    def fold_counts(self) -> Path:
+        return self.folds / "counts.json"
+
+    @property
+    def fold_rankings(self) -> Path:
+        return self.folds / "rankings.npz"
+
+    @property
+    def ppo_export(self) -> Path:
+        return self.root / "ppo" / "export"
+
+    @property
     def alarms(self) -> Path:
-        return self.root / "ppo" / "alarms.jsonl"
+        return self.stage("ppo").alarms
 
     @property
     def batches(self) -> Path:
-        return self.root / "ppo" / "batches.jsonl"
+        return self.stage("ppo").batches
 
     @property
     def samples(self) -> Path:
-        return self.root / "ppo" / "samples.jsonl"
+        return self.stage("ppo").samples
 
     @property
     def quarantine(self) -> Path:
-        return self.root / "ppo" / "quarantine.jsonl"
+        return self.stage("ppo").quarantine
 
     @property
     def best_of_n(self) -> Path:
@@ -184,8 +229,9 @@ class RunPaths:
         """Raises UserError for a run directory that an older version of this program wrote."""
         if self.config.exists() and (read_json(self.layout) or {}).get("version") != LAYOUT:
             raise UserError(
-                f"{self.root}: this run directory has the layout of an older version and cannot be continued or served; "
-                "choose another run_dir (its STAGE/model folders are plain Hugging Face models and stay usable by path)"
+                f"{self.root}: this run directory has the layout of an older version and cannot be "
+                "continued, served or reported; choose another run_dir (its STAGE/model folders are plain "
+                "Hugging Face models and stay usable by path)"
             )
 
     def write_layout(self) -> None:

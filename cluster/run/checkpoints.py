@@ -1,79 +1,93 @@
-"""Checkpoints of one stage: learner states with what the driver keeps beside them."""
+"""Checkpoints of one stage: learner states with what the driver keeps beside them.
+
+Written in two steps, since the driver's own state is complete only after the iteration: `save` has
+the learners write, `commit` writes `manifest.json` last. A folder without a manifest, or with other
+files than it lists, is corrupt and is passed over.
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from cluster.fleets.fleet import Fleet
-from common.errors import UserError
+from common.errors import DiskFullError
 from common.files import read_json, write_json
 
 MANIFEST = "manifest.json"
 
 
 class Checkpoints:
-    """Learner states of one stage: folders named by step. `manifest.json`, written last, has the sizes of a folder's files and
-    what the driver keeps."""
+    """Folders named by step. `save_state` writes the learners' state into one and returns when it
+    is complete."""
 
-    def __init__(self, folder: Path, keep: int = 1) -> None:
-        self.folder, self.keep = folder / "checkpoints", keep
+    def __init__(self, folder: Path, save_state: Callable[[Path], object], keep: int = 1) -> None:
+        self.folder, self._save_state, self._keep = folder, save_state, keep
 
-    def newest(self) -> dict[str, Any] | None:
-        """The driver's state of the newest checkpoint that is whole, with its "step"."""
-        steps = self._steps()
-        for step in reversed(steps):
-            damage = self._damage(step)
-            if damage is None:
+    def latest(self) -> dict[str, Any] | None:
+        """The driver's state of the newest complete checkpoint, with its "step"; None if there is
+        none."""
+        for step in reversed(self._steps()):
+            corruption = self.corruption(step)
+            if corruption is None:
                 return {"step": step, **read_json(self.path(step) / MANIFEST)["driver"]}
-            told = f"{self.path(step)} is not whole ({damage}) and is left out"
-            Console(stderr=True).print(told, markup=False, highlight=False, soft_wrap=True)
+            message = f"{self.path(step)} is corrupt ({corruption}) and is not used"
+            Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
         return None
 
     def path(self, step: int) -> Path:
         return self.folder / f"{step:06d}"
 
-    def save(self, step: int, learners: Fleet) -> None:
-        """Has the learners write their state; it counts once it is committed. What a full disk leaves is removed."""
+    def save(self, step: int) -> None:
+        """Has the learners write their state. It counts once it is committed.
+
+        Raises DiskFullError after removing the incomplete folder, so that the older checkpoint
+        keeps its room.
+        """
         shutil.rmtree(self.path(step), ignore_errors=True)
         try:
-            learners.all("save", self.path(step), "state")
-        except UserError:
+            self._save_state(self.path(step))
+        except DiskFullError:
             shutil.rmtree(self.path(step), ignore_errors=True)
             raise
 
     def commit(self, step: int, driver: dict[str, Any]) -> None:
-        """Declares the folder of `step` whole, then removes all but the newest ones."""
-        write_json(self.path(step) / MANIFEST, {"driver": driver, "files": _sizes(self.path(step))})
+        """Writes the manifest of `step`, then removes older checkpoints and those of a later
+        step."""
+        write_json(self.path(step) / MANIFEST, {"driver": driver, "files": _file_sizes(self.path(step))})
         steps = self._steps()
-        for old in [s for s in steps if s <= step][: -self.keep] + [s for s in steps if s > step]:
-            shutil.rmtree(self.path(old))
+        older = [s for s in steps if s <= step][: -self._keep]
+        # Later steps are left from before a restart at an older checkpoint.
+        later = [s for s in steps if s > step]
+        for outdated in older + later:
+            shutil.rmtree(self.path(outdated))
 
     def clear(self) -> None:
+        """Removes all checkpoints: the stage is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _steps(self) -> list[int]:
-        return sorted(int(p.name) for p in self.folder.glob("[0-9]*") if p.is_dir())
-
-    def _damage(self, step: int) -> str | None:
+    def corruption(self, step: int) -> str | None:
+        """What is wrong with the files of a checkpoint; None if it is complete."""
         try:
             expected = (read_json(self.path(step) / MANIFEST) or {})["files"]
         except (ValueError, KeyError):
-            return "its writing was not finished"
-        found = _sizes(self.path(step))
-        return next(
-            (
-                f"{name} has {found.get(name, 0)} of {size} bytes"
-                for name, size in expected.items()
-                if found.get(name, 0) != size
-            ),
-            None,
-        )
+            return f"{MANIFEST} is missing or incomplete: its writing was not finished"
+        actual = _file_sizes(self.path(step))
+        for name, size in expected.items():
+            if actual.get(name, 0) != size:
+                return f"{name} has {actual.get(name, 0)} of {size} bytes"
+        return None
+
+    def _steps(self) -> list[int]:
+        return sorted(int(path.name) for path in self.folder.glob("[0-9]*") if path.is_dir())
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {str(p.relative_to(folder)): p.stat().st_size for p in files}
+def _file_sizes(folder: Path) -> dict[str, int]:
+    sizes = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            sizes[str(path.relative_to(folder))] = path.stat().st_size
+    return sizes

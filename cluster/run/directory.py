@@ -1,6 +1,8 @@
-"""A run is a directory: where everything is, what is done, and which policy is current.
+"""The run directory: what is done, which models there are, and which policy is served next.
 
-All writes are atomic (a partial file is renamed), so whoever restarts, after whatever death, finds whole files.
+`docs/run-directory.md` lists every file. Nothing here needs Ray or torch: `hero plan` and the tools
+that read finished runs use this module too. All writes replace whole files, so a restart after any
+crash reads complete ones.
 """
 
 from __future__ import annotations
@@ -15,76 +17,70 @@ from typing import IO, Any
 
 import yaml
 
-from cluster.config import STAGES, RunConfig, Stage
+from cluster.config import RunConfig
+from cluster.stage_registry import stage_spec, stages_from
 from common.errors import UserError
 from common.files import read_json, write_json, write_text
+from common.run_paths import RunPaths
 from learners.data.config import SourceConfig
 from learners.data.sources import local_path
-from serve.versions import endpoint, keep, point, resolve
+from serve.versions import current_policy, live_endpoint, set_current, store
 
-# What a finished stage was made from, and the first of a run besides: if one of these sections changes, its result no
-# longer fits the config.
-BASE = ("seed", "data", "quickstart", "model")
-SECTIONS: dict[Stage, tuple[str, ...]] = {
-    "pretrain": ("pretrain",),
-    "sft": ("sft",),
-    "collect": ("collect",),
-    "reward": ("reward_model",),
-    "ppo": ("rewards", "ppo"),
-    "evaluate": ("evaluate",),
-}
+COMMON_SECTIONS = ("seed", "data", "quickstart", "model")
+"""Sections that the first stage of a run depends on, and so all that follow."""
 
 
-class Run:
-    """Paths and durable state of one run directory. One driver at a time holds its lock."""
+class RunDirectory:
+    """State of one run on disk, with its paths. One driver at a time holds its lock."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.root = config.directory
+        self.paths = RunPaths(config.directory)
         self._lock: IO[str] | None = None
 
-    def open(self, redo: Stage | None = None) -> None:
-        """Creates the directory, takes the lock, forgets `redo` and what comes after it, records the resolved config.
+    @property
+    def root(self) -> Path:
+        return self.paths.root
 
-        Raises UserError before anything is removed if a stage that is kept was finished with another configuration.
+    def open(self, redo: str | None = None) -> None:
+        """Creates the directory, takes the lock, discards `redo` and later stages, writes the
+        resolved config.
+
+        Raises UserError before anything is removed: for the layout of an older version, if another
+        driver holds the lock, or if a stage that is not done again was finished with another
+        configuration.
         """
+        self.paths.check_layout()
         self.root.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.root / "lock", "a")  # noqa: SIM115 (held until the process ends)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{self.root}: another `hero run` is at work in this directory; wait for it or stop it"
-            ) from None
-        kept = [s for s in self.config.stages if redo is None or STAGES.index(s) < STAGES.index(redo)]
-        changed = [s for s in kept if (d := self.done(s)) and d["config"] != self.fingerprint(s)]
-        if changed:
-            raise UserError(
-                f"{self.root}: stage {changed[0]} was finished with another configuration of "
-                f"{', '.join(self._sections(changed[0]))}; add --from {changed[0]} to do it again, or choose another run_dir"
-            )
+        self._take_lock()
+        self._check_fingerprints(redo)
         if redo:
-            self.forget(redo)
-        write_text(
-            self.root / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-        )
+            self.discard_from(redo)
+        self.paths.write_layout()
+        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        write_text(self.paths.config, text)
 
     def close(self) -> None:
+        """Gives the lock back, as the end of the process does."""
         if self._lock:
             self._lock.close()
 
     def stage(self, stage: str) -> Path:
-        folder = self.root / stage
+        """The folder of a stage, created if it is missing."""
+        folder = self.paths.stage(stage).folder
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def model(self, stage: str) -> Path:
-        """Hugging Face folder that a stage ends with, or what the config gives in place of a stage that it leaves out;
-        UserError if that stage has not been run."""
-        folder = self.root / stage / "model"
+        """Hugging Face folder that a stage ends with. For a stage that the config leaves out: the
+        model given instead.
+
+        Raises UserError if the stage has not been run.
+        """
+        folder = self.paths.stage(stage).model
         if not folder.is_dir() and stage not in self.config.stages:
             if stage == "sft":
-                return self.policy_path()
+                return self.initial_policy()
             if stage == "reward" and self.config.reward_model.path:
                 return Path(self.config.reward_model.path)
         if not folder.is_dir():
@@ -94,75 +90,118 @@ class Run:
         return folder
 
     def reward_model(self) -> Path | None:
-        """The reward model to score with; None while there is none, or if the config's rewards do not ask for it."""
+        """The reward model to score with; None while there is none, or if no reward source of the
+        config uses it."""
+        if not self.config.rewards.uses_reward_model:
+            return None
         try:
-            return self.model("reward") if self.config.rewards.from_model else None
+            return self.model("reward")
         except UserError:
             return None
 
-    def policy_path(self) -> Path:
-        """What SFT starts from: the pretrain stage's model, or the model of the config."""
-        if (self.root / "pretrain" / "model").is_dir() or not self.config.model.path:
+    def initial_policy(self) -> Path:
+        """What SFT starts from: the pretrain stage's model, or else the model of the config."""
+        pretrained = self.paths.stage("pretrain").model
+        if pretrained.is_dir() or not self.config.model.path:
             return self.model("pretrain")
         return Path(self.config.model.path)
 
     def sources(self, kind: str) -> list[SourceConfig]:
-        """The user's sources of this kind of data, or the file that the world or the collect stage wrote."""
-        own = {"corpus": "data/corpus.txt", "rankings": "collect/rankings.jsonl"}.get(
-            kind, f"data/{kind}.jsonl"
-        )
-        return getattr(self.config.data, kind) or [SourceConfig(path=str(self.root / own))]
+        """The user's sources of this kind of data, or else the file of the quickstart or of the
+        collect stage."""
+        configured: list[SourceConfig] | None = getattr(self.config.data, kind)
+        if configured:
+            return configured
+        own = self.paths.rankings
+        if kind != "rankings":
+            own = self.paths.data(kind)
+        return [SourceConfig(path=str(own))]
 
     def data(self, kind: str) -> list[Path]:
-        """Files, folders or hub names of this kind of data. Raises UserError for a file that is missing."""
-        sources = self.sources(kind)
-        return [
-            local_path(source, self.config.data, f"data.{kind}") or Path(source.path) for source in sources
-        ]
-
-    def _sections(self, stage: Stage) -> tuple[str, ...]:
-        return (*(BASE if stage == self.config.stages[0] else ()), *SECTIONS[stage])
-
-    def fingerprint(self, stage: Stage) -> str:
-        values = self.config.model_dump(mode="json")
-        relevant = {section: values[section] for section in self._sections(stage)}
-        return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+        """Files, folders or hub names of this kind of data. Raises UserError for a file that is
+        missing."""
+        paths = []
+        for source in self.sources(kind):
+            path = local_path(source, self.config.data, f"data.{kind}")
+            paths.append(path or Path(source.path))
+        return paths
 
     def done(self, stage: str) -> dict[str, Any] | None:
-        return read_json(self.root / stage / "done.json")
+        """The record that a finished stage left; None if it is not finished."""
+        record: dict[str, Any] | None = read_json(self.paths.stage(stage).done)
+        return record
 
-    def finish(self, stage: Stage, seconds: float, results: dict[str, Any]) -> None:
+    def finish(self, stage: str, seconds: float, results: dict[str, Any]) -> None:
+        """Records that a stage is finished; from then on it is skipped."""
         record = {
             "config": self.fingerprint(stage),
             "seconds": seconds,
             "time": time.time(),
             "results": results,
         }
-        write_json(self.stage(stage) / "done.json", record)
+        write_json(self.paths.stage(stage).done, record)
 
-    def forget(self, first: Stage) -> None:
-        """Removes what the given stage and all later ones of the config have written, but not the version that an endpoint
-        serves now."""
-        served = resolve(self.root).model if endpoint(self.root) else None
-        for stage in STAGES[STAGES.index(first) :]:
-            for folder in (self.root / stage, *(self.root / "versions").glob(f"{stage}-*")):
+    def fingerprint(self, stage: str) -> str:
+        """Digest of the configuration that the stage's result depends on."""
+        values = self.config.model_dump(mode="json")
+        relevant = {section: values[section] for section in self._fingerprint_sections(stage)}
+        return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+
+    def discard_from(self, first: str) -> None:
+        """Removes what the stage and all later ones have written, but not a version that an
+        endpoint serves now."""
+        served = None
+        if live_endpoint(self.root):
+            served = current_policy(self.root).model
+        for stage in stages_from(first):
+            for folder in (self.paths.stage(stage).folder, *self.paths.versions.glob(f"{stage}-*")):
                 if folder != served:
                     shutil.rmtree(folder, ignore_errors=True)
-        current = read_json(self.root / "current.json")
+        current = read_json(self.paths.current)
         if current and not (self.root / current["path"]).is_dir():
-            (self.root / "current.json").unlink()
+            self.paths.current.unlink()
 
-    def keep(self, stage: str, version: int, folder: Path) -> str:
-        """Keeps a policy as a version that can be served, and returns its name."""
-        settings, name = self.config.serve, f"{stage}-{version}"
-        keep(
-            self.root, name, folder, settings.keep_versions, [also.path for also in settings.models.values()]
-        )
+    def store_version(self, stage: str, version: int, folder: Path) -> str:
+        """Stores a policy as a version that can be served, and returns its name."""
+        settings = self.config.serve
+        name = f"{stage}-{version}"
+        pinned = [model.path for model in settings.models.values()]
+        store(self.root, name, folder, settings.keep_versions, pinned)
         return name
 
-    def promote(self, stage: str, version: int, folder: Path) -> None:
-        """Keeps a policy and points at it, unless an endpoint serves this run: then only a promotion, which looks at what
-        it promotes, moves the pointer."""
-        name = self.keep(stage, version, folder)
-        if not endpoint(self.root):
-            point(self.root, name, who="hero run", why="trained while nothing served the run")
+    def publish(self, stage: str, version: int, folder: Path) -> None:
+        """Stores a policy and makes it the one to serve, unless an endpoint serves this run.
+
+        Then only a promotion moves the pointer, since it measures the new version against the
+        present one first.
+        """
+        name = self.store_version(stage, version, folder)
+        if not live_endpoint(self.root):
+            set_current(self.root, name, who="hero run", why="trained while nothing served the run")
+
+    def _take_lock(self) -> None:
+        self._lock = open(self.paths.lock, "a")  # noqa: SIM115 (held until the process ends)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{self.root}: another `hero run` is at work in this directory; wait for it or stop it"
+            ) from None
+
+    def _check_fingerprints(self, redo: str | None) -> None:
+        redone = stages_from(redo) if redo else ()
+        for stage in self.config.stages:
+            record = self.done(stage)
+            if stage in redone or record is None or record["config"] == self.fingerprint(stage):
+                continue
+            sections = ", ".join(self._fingerprint_sections(stage))
+            raise UserError(
+                f"{self.root}: stage {stage} was finished with another configuration of {sections}; "
+                f"add --from {stage} to do it again, or choose another run_dir"
+            )
+
+    def _fingerprint_sections(self, stage: str) -> tuple[str, ...]:
+        sections = stage_spec(stage).fingerprint
+        if stage == self.config.stages[0]:
+            return (*COMMON_SECTIONS, *sections)
+        return sections

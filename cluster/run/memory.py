@@ -1,4 +1,4 @@
-"""Peak memory of a run over all its processes, sampled while it works."""
+"""Peak memory of a run over all its processes, sampled while it runs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import psutil
 
 
 class PeakMemory:
-    """Samples this process and its descendants (Ray and its workers) every few seconds.
+    """Samples this process and its descendants (Ray and its workers) every few seconds, in GiB.
 
-    Proportional set size: shared pages, of libraries and of the object store, count once over all processes.
+    Proportional set size: shared pages, of libraries and of the object store, count once over all
+    processes.
     """
 
     def __init__(self, interval: float = 3.0) -> None:
@@ -39,5 +40,5 @@ def tree_memory() -> float:
         try:
             total += process.memory_full_info().pss
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue  # it ended between the listing and the look
+            continue  # it ended after the list was made
     return total / 2**30

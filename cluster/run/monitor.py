@@ -1,7 +1,7 @@
 """Where a run can be watched: a W&B run for each stage in one group, and a plain metrics.jsonl beside it.
 
-Offline unless WANDB_API_KEY is set (or WANDB_MODE says otherwise): `wandb sync` uploads an offline run later. The
-W&B run id is kept with the stage, so that a stage that was interrupted continues its own curve.
+W&B is offline unless WANDB_API_KEY is set (or WANDB_MODE says otherwise); `wandb sync` uploads an offline
+run later. The W&B run id is stored with the stage, so an interrupted stage continues its own curve.
 """
 
 from __future__ import annotations
@@ -13,26 +13,29 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import wandb
 
-from common.files import read_jsonl, truncate_partial_line, write_text
+from common.files import read_jsonl, truncate_partial_line, write_jsonl
+from common.run_paths import RunPaths
 
 
 class Monitor:
     """Metrics, sample responses and lineage of one stage. A context manager."""
 
     def __init__(self, root: Path, stage: str, name: str, config: dict[str, Any]) -> None:
-        self.root, self.stage, self.name, self.config = root, stage, name, config
-        self.folder = root / stage
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """`name` is the run's, `config` its resolved configuration, for W&B."""
+        self.stage, self.name, self.config = stage, name, config
+        self._run_paths = RunPaths(root)
+        self._paths = self._run_paths.stage(stage)
+        self._paths.folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Self:
-        id_file = self.folder / "wandb_id"
+        id_file = self._paths.wandb_id
         if not id_file.exists():
             id_file.write_text(uuid.uuid4().hex[:8])
-        online = bool(os.environ.get("WANDB_API_KEY"))
+        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
         self._wandb = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "zero2hero"),
             group=self.name,
@@ -40,8 +43,8 @@ class Monitor:
             name=f"{self.name}-{self.stage}",
             id=id_file.read_text().strip(),
             resume="allow",
-            mode=os.environ.get("WANDB_MODE") or ("online" if online else "offline"),  # type: ignore[arg-type]
-            dir=self.root,
+            mode=os.environ.get("WANDB_MODE") or mode,  # type: ignore[arg-type]
+            dir=self._run_paths.root,
             config=self.config,
             settings=wandb.Settings(
                 silent=True,
@@ -52,7 +55,7 @@ class Monitor:
                 disable_job_creation=True,
             ),
         )
-        self._metrics = open(self.root / "metrics.jsonl", "a", encoding="utf-8")
+        self._metrics = self._open_metrics()
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
@@ -60,64 +63,82 @@ class Monitor:
         self._wandb.finish(exit_code=0 if kind is None else 1)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """One row of numbers; what is not finite is written as null, so that it shows."""
+        """One row of numbers. One that is not finite is written as null, so that it is visible."""
         self._wandb.log(metrics, step=step)
-        plain = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        self._metrics.write(
-            json.dumps({"stage": self.stage, "step": step, "time": time.time(), **plain}) + "\n"
-        )
+        row: dict[str, Any] = {"stage": self.stage, "step": step, "time": time.time()}
+        for name, value in metrics.items():
+            row[name] = value if math.isfinite(value) else None
+        self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
 
     def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
-        """A table of responses."""
+        """A table of responses; all rows have the keys of the first."""
         columns = list(rows[0])
-        table = wandb.Table(columns=columns, data=[[row[c] for c in columns] for row in rows])
+        table = wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in rows])
         self._wandb.log({"samples": table}, step=step)
-        with open(self.folder / "samples.jsonl", "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps({"step": step, **row}) + "\n" for row in rows))
+        for row in rows:
+            _append(self._paths.samples, {"step": step, **row})
 
     def batch(self, step: int, prompts: Sequence[int], digest: str) -> None:
-        """What an iteration learned from: the numbers of its prompts and a digest of every sampled token."""
-        with open(self.folder / "batches.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "prompts": list(prompts), "digest": digest}) + "\n")
+        """What an iteration learned from: its prompts' ids and a digest of every sampled token."""
+        _append(self._paths.batches, {"step": step, "prompts": list(prompts), "digest": digest})
 
     def alarm(self, step: int, name: str, evidence: str) -> None:
         self._wandb.alert(title=name, text=evidence, level="WARN")
-        with open(self.folder / "alarms.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "alarm": name, "evidence": evidence}) + "\n")
+        _append(self._paths.alarms, {"step": step, "alarm": name, "evidence": evidence})
 
-    def lineage(self, consumed: Sequence[Path], produced: list[Path]) -> None:
-        """Which files and models this stage was made from and which it made, as W&B references and in lineage.jsonl."""
-        for made, paths in ((False, consumed), (True, produced)):
-            for path in paths:
-                artifact = wandb.Artifact(
-                    f"{self.name}-{path.parent.name}-{path.name}", type="model" if path.is_dir() else "data"
-                )
-                artifact.add_reference(path.absolute().as_uri(), checksum=False)
-                if made:
-                    self._wandb.log_artifact(artifact)
-                elif self._wandb.settings.mode == "online":
-                    self._wandb.use_artifact(artifact)
+    def lineage(self, consumed: Sequence[Path], produced: Sequence[Path]) -> None:
+        """Files and models that this stage was made from and those it made, as W&B references and in
+        lineage.jsonl."""
+        for path in consumed:
+            # Offline, W&B cannot look up what another run has logged.
+            if self._wandb.settings.mode == "online":
+                self._wandb.use_artifact(self._artifact(path))
+        for path in produced:
+            self._wandb.log_artifact(self._artifact(path))
         row = {
             "stage": self.stage,
             "time": time.time(),
-            "consumed": [str(p) for p in consumed],
-            "produced": [str(p) for p in produced],
+            "consumed": [str(path) for path in consumed],
+            "produced": [str(path) for path in produced],
         }
-        with open(self.root / "lineage.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        _append(self._run_paths.lineage, row)
 
-    def truncate(self, stage: str, last_step: int) -> list[dict[str, Any]]:
-        """Drops this stage's rows after the step that a resumed stage starts from, so that no step is there twice. Returns
-        the stage's metrics up to there."""
+    def truncate_after(self, last_step: int) -> list[dict[str, Any]]:
+        """Removes this stage's rows after the step that a restarted stage continues from, so that no
+        step is there twice. Returns the stage's metrics up to that step."""
+        for path in self._paths.step_logs:
+            _remove_rows_after(path, last_step, self.stage)
         self._metrics.close()
-        kept: list[dict[str, Any]] = []
-        own = (self.folder / f"{name}.jsonl" for name in ("samples", "alarms", "quarantine", "batches"))
-        for path in (*own, self.root / "metrics.jsonl"):
-            truncate_partial_line(path)
-            rows = read_jsonl(path)
-            kept = [r for r in rows if r.get("stage", stage) != stage or r["step"] <= last_step]
-            if len(kept) < len(rows):
-                write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
-        self._metrics = open(self.root / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed on exit)
-        return [r for r in kept if r["stage"] == stage]
+        rows = _remove_rows_after(self._run_paths.metrics, last_step, self.stage)
+        self._metrics = self._open_metrics()
+        return [row for row in rows if row["stage"] == self.stage]
+
+    def _open_metrics(self) -> IO[str]:
+        return open(self._run_paths.metrics, "a", encoding="utf-8")
+
+    def _artifact(self, path: Path) -> Any:
+        kind = "model" if path.is_dir() else "data"
+        artifact = wandb.Artifact(f"{self.name}-{path.parent.name}-{path.name}", type=kind)
+        artifact.add_reference(path.absolute().as_uri(), checksum=False)
+        return artifact
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    # Not flushed to the disk each time: a restart removes and repeats the rows after its checkpoint.
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _remove_rows_after(path: Path, last_step: int, stage: str) -> list[dict[str, Any]]:
+    """Removes rows of a later step from a JSONL file and returns the rest. In a file of several stages
+    (rows with "stage") those of the other stages stay."""
+    truncate_partial_line(path)
+    rows = read_jsonl(path)
+    kept = []
+    for row in rows:
+        if row["step"] <= last_step or row.get("stage", stage) != stage:
+            kept.append(row)
+    if len(kept) < len(rows):
+        write_jsonl(path, kept)
+    return kept

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar with the time left on a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -17,33 +17,39 @@ from rich.progress import (
 )
 
 PLAIN_SECONDS = 10.0
+"""Time between two lines where there is no terminal."""
 
 
 class Bar:
-    """Counts finished work; `advance` takes how much and a note on how it goes."""
+    """Counts finished work. `live` is the display of a terminal; without one, lines go to the console."""
 
     def __init__(self, stage: str, total: int, done: int, live: Progress | None, console: Console) -> None:
-        self.stage, self.total, self.done, self.first = stage, total, done, done
-        self._live, self._console = live, console
+        self.stage, self.total, self.done = stage, total, done
+        self._first, self._live, self._console = done, live, console
         self._task = live.add_task(stage, total=total, completed=done, note="") if live else None
-        self._started = self._told = time.monotonic()
+        self._started = self._printed_at = time.monotonic()
 
     def advance(self, count: int, note: str = "") -> None:
+        """Adds finished work; `note` stands beside it, for example the loss."""
         self.done += count
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=self.done, note=note)
-        elif time.monotonic() - self._told >= PLAIN_SECONDS or self.done >= self.total:
-            self._told = time.monotonic()
-            spent = self._told - self._started
-            left = spent / max(1, self.done - self.first) * (self.total - self.done)
-            line = f"{self.stage:9} {self.done}/{self.total}  {spent:.0f} s, {left:.0f} s left  {note}"
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def tell(self, text: str) -> None:
-        """A line that stays, above the bar."""
-        (self._live.console if self._live else self._console).print(
-            text, markup=False, highlight=False, soft_wrap=True
+            return
+        now = time.monotonic()
+        if now - self._printed_at < PLAIN_SECONDS and self.done < self.total:
+            return
+        self._printed_at = now
+        elapsed = now - self._started
+        # The rate of this process only: `_first` steps were done before a restart.
+        left = elapsed / max(1, self.done - self._first) * (self.total - self.done)
+        self.print_line(
+            f"{self.stage:9} {self.done}/{self.total}  {elapsed:.0f} s, {left:.0f} s left  {note}"
         )
+
+    def print_line(self, text: str) -> None:
+        """Prints a line that stays, above the bar."""
+        console = self._live.console if self._live else self._console
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

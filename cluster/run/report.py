@@ -1,4 +1,7 @@
-"""The HTML page of a run: curves, evaluation by stage, the same prompts answered by each stage. One file, no network."""
+"""The HTML page of a run: curves, evaluation by stage, the same prompts answered by each stage.
+
+One file that loads nothing from the network.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.stage_registry import STAGE_SPECS
 from common.errors import UserError
 from common.files import read_json, read_jsonl, write_text
+from common.run_paths import RunPaths
 
-# Charts in the order of the page: title, stage, metrics drawn together.
 CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Reward model score", "ppo", ("objective/scores", "eval/reward")),
     ("KL to the SFT policy, nats a response", "ppo", ("objective/kl", "eval/kl")),
@@ -29,61 +33,99 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("SFT loss", "sft", ("loss/train", "loss/validation")),
     ("Reward model loss", "reward", ("loss/train",)),
 )
-POINTS = 300  # of one curve; a longer one is averaged over equal strides
-ANSWERS = 60  # prompts shown side by side
+"""In the order of the page: title, stage, metrics drawn together. A chart without values is left out."""
+POINTS = 300
+"""Of one curve. A longer one is averaged over equal strides."""
+ANSWERS = 60
+"""Prompts whose answers are shown side by side."""
+
+Curve = list[tuple[float, float]]
 
 
 def write_report(root: Path) -> Path:
-    """Writes `root/report.html` from the run's files, whole or not at all. Raises UserError if this is no run."""
-    if not (root / "config.yaml").exists():
-        raise UserError(f"{root}: not a run directory (no config.yaml); give one that `hero run` made")
-    rows = read_jsonl(root / "metrics.jsonl")
-    charts = []
-    for title, stage, names in CHARTS:
-        own = [row for row in rows if row["stage"] == stage]
-        curves = {n: [(r["step"], r[n]) for r in own if r.get(n) is not None] for n in names}
-        shown = {n: _thinned(points) for n, points in curves.items() if points}
-        if shown:
-            charts.append({"title": title, "stage": stage, "curves": shown})
-    charts += optimization(
-        [r for r in rows if r["stage"] == "ppo"], read_json(root / "ppo" / "best_of_n.json") or []
-    )
-    stages = ("pretrain", "sft", "collect", "reward", "ppo", "evaluate")
+    """Writes the report of a run directory and returns its path. Raises UserError if this is no run."""
+    paths = RunPaths(root)
+    if not paths.config.exists():
+        raise UserError(
+            f"{root}: not a run directory (no {paths.config.name}); give one that `hero run` made"
+        )
     page = {
         "name": root.name,
-        "config": (root / "config.yaml").read_text(encoding="utf-8"),
-        "charts": charts,
-        "done": {s: d for s in stages if (d := read_json(root / s / "done.json"))},
-        "alarms": read_jsonl(root / "ppo" / "alarms.jsonl"),
-        "evaluation": read_json(root / "evaluate" / "results.json"),
-        "answers": read_jsonl(root / "evaluate" / "answers.jsonl")[:ANSWERS],
-        "timings": read_json(root / "timings.json"),
+        "config": paths.config.read_text(encoding="utf-8"),
+        "charts": metric_charts(read_jsonl(paths.metrics)) + over_optimization_charts(paths),
+        "stages": finished_stages(paths),
+        "alarms": read_jsonl(paths.alarms),
+        "evaluation": read_json(paths.evaluation),
+        "answers": read_jsonl(paths.answers)[:ANSWERS],
+        "timings": read_json(paths.timings),
     }
     template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
     # "</" inside a script element could close it; in JSON strings "<\/" means the same.
     data = json.dumps(page).replace("</", "<\\/")
-    write_text(root / "report.html", template.replace("/*DATA*/null", data))
-    return root / "report.html"
+    write_text(paths.report, template.replace("/*DATA*/null", data))
+    return paths.report
 
 
-def optimization(rows: Sequence[dict[str, Any]], best_of: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Charts of the reward model's and the judge's score over the square root of the KL, PPO beside best-of-n of the SFT
-    policy, as over-optimisation is usually drawn (Gao et al. 2022, arXiv:2210.10760)."""
+def finished_stages(paths: RunPaths) -> list[dict[str, Any]]:
+    """Name, title, seconds and results of each finished stage, in order."""
+    stages = []
+    for spec in STAGE_SPECS:
+        record = read_json(paths.stage(spec.name).done)
+        if record:
+            stages.append({"name": spec.name, "title": spec.title, **record})
+    return stages
+
+
+def metric_charts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of CHARTS that have values: title, stage, and curves of (step, value) by metric."""
     charts = []
-    for name, title in (("reward", "Reward model score over √KL"), ("score", "Judge's score over √KL")):
-        curves = {
-            "PPO": [
-                (math.sqrt(max(0.0, r["eval/kl"])), r[f"eval/{name}"]) for r in rows if f"eval/{name}" in r
-            ],
-            "best of n": [(math.sqrt(b["kl"]), b[name]) for b in best_of if name in b],
-        }
-        shown = {n: points for n, points in curves.items() if points}
-        if shown:
-            charts.append({"title": title, "stage": "ppo", "x": "√nats", "curves": shown})
+    for title, stage, names in CHARTS:
+        curves: dict[str, Curve] = {}
+        for name in names:
+            points = _points(rows, stage, name)
+            if points:
+                curves[name] = _averaged(points)
+        if curves:
+            charts.append({"title": title, "stage": stage, "curves": curves})
     return charts
 
 
-def _thinned(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
+def over_optimization_charts(paths: RunPaths) -> list[dict[str, Any]]:
+    """Charts of the reward model's and the judge's score over the square root of the KL, PPO beside
+    best-of-n of the SFT policy, as over-optimization is usually drawn (Gao et al. 2022,
+    arXiv:2210.10760)."""
+    evaluations = [row for row in read_jsonl(paths.metrics) if row["stage"] == "ppo"]
+    best_of_n = read_json(paths.best_of_n) or []
+    charts = []
+    for name, title in (("reward", "Reward model score over √KL"), ("score", "Judge's score over √KL")):
+        curves: dict[str, Curve] = {"PPO": [], "best of n": []}
+        for row in evaluations:
+            if f"eval/{name}" in row:
+                # An estimate of a KL near 0 can be negative.
+                curves["PPO"].append((math.sqrt(max(0.0, row["eval/kl"])), row[f"eval/{name}"]))
+        for row in best_of_n:
+            if name in row:
+                curves["best of n"].append((math.sqrt(row["kl"]), row[name]))
+        with_points = {label: curve for label, curve in curves.items() if curve}
+        if with_points:
+            charts.append({"title": title, "stage": "ppo", "x": "√nats", "curves": with_points})
+    return charts
+
+
+def _points(rows: Sequence[dict[str, Any]], stage: str, name: str) -> Curve:
+    points = []
+    for row in rows:
+        if row["stage"] == stage and row.get(name) is not None:
+            points.append((row["step"], row[name]))
+    return points
+
+
+def _averaged(points: Curve) -> Curve:
+    """At most POINTS points: the mean of each stride, at its last step."""
     stride = -(-len(points) // POINTS)
-    parts: list[Any] = [points[i : i + stride] for i in range(0, len(points), stride)]
-    return [(p[-1][0], sum(y for _, y in p) / len(p)) for p in parts]
+    averaged = []
+    for start in range(0, len(points), stride):
+        part = points[start : start + stride]
+        mean = sum(value for _, value in part) / len(part)
+        averaged.append((part[-1][0], mean))
+    return averaged

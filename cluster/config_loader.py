@@ -1,0 +1,110 @@
+"""Reads the configuration of a run: a YAML file, dotted overrides, errors that name the key.
+
+`load_config` is the only way in. An unknown key is refused, and the error names similar keys.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cluster.config import RunConfig
+from common.errors import UserError
+
+
+def load_config(path: str | Path | None, overrides: list[str] | None = None) -> RunConfig:
+    """Reads a YAML file, applies `dotted.key=value` overrides, validates.
+
+    Values of overrides are YAML; an override that ends in `=` takes the key back to its default.
+    Without a file there are the defaults and the overrides. Raises UserError for a missing file,
+    invalid YAML, an unknown key or a value that is not allowed.
+    """
+    path = Path(path or os.devnull)
+    values = _read_yaml(path)
+    for override in overrides or []:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"override {override!r}: expected dotted.key=value, for example ppo.kl_coef=0.1")
+        _apply(values, key.split("."), text, override)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        messages = [_explain(path, details) for details in error.errors()]
+        raise UserError("\n".join(messages)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if path.is_dir() or not path.exists():
+        raise UserError(f"{path}: no such config file; the recipes are in configs/")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected keys and values, got {type(values).__name__}")
+    return values
+
+
+def _apply(values: dict[str, Any], keys: list[str], text: str, override: str) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise UserError(f"override {override!r}: {key} is a value, not a section")
+    if text:
+        values[keys[-1]] = yaml.safe_load(text)
+    else:
+        values.pop(keys[-1], None)
+
+
+def _explain(path: Path, details: Any) -> str:
+    """One line for one error of pydantic, which has its location, kind, message and input."""
+    key = ".".join(str(part) for part in details["loc"])
+    if details["type"] == "extra_forbidden":
+        location = [part for part in details["loc"] if isinstance(part, str)]
+        return f"{path}: unknown key {key}; {_suggestion(location[:-1], location[-1])}"
+    message = details["msg"].removeprefix("Value error, ")
+    if isinstance(details.get("input"), dict):
+        return (
+            f"{path}: {key or 'the config'}: {message}"  # a whole section as the input would hide the message
+        )
+    return f"{path}: {key}: {message} (got {details.get('input')!r})"
+
+
+def _suggestion(section: list[str], unknown: str) -> str:
+    """Keys with similar names, those of the same section first; else the keys that the section
+    has."""
+    keys = list(all_keys(RunConfig))
+    siblings = [key for key in keys if key.split(".")[:-1] == section]
+    by_name = {key.split(".")[-1]: key for key in keys}
+    by_name |= {key.split(".")[-1]: key for key in siblings}
+    similar = difflib.get_close_matches(unknown, by_name, n=3, cutoff=0.5)
+    if similar:
+        return f"did you mean {' or '.join(by_name[name] for name in similar)}?"
+    return f"keys here: {', '.join(siblings or keys)}"
+
+
+def all_keys(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
+    """Every dotted key of the configuration with its one-line documentation."""
+    keys: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        keys[prefix + name] = " ".join((field.description or "").split())
+        for section in _sections(field.annotation):
+            keys |= all_keys(section, f"{prefix}{name}.")
+    return keys
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field holds: one, or those inside a list or an optional value."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    sections: list[type[BaseModel]] = []
+    for part in get_args(annotation):
+        sections += _sections(part)
+    return sections

@@ -1,0 +1,107 @@
+"""The stages of a run, in their order: one row for each. Everything that depends on a stage asks
+this table.
+
+A new stage is one module with `run(context) -> results` and one row here (and a section of
+`RunConfig` if it has keys of its own). The module is imported when the stage runs: it may need Ray
+and torch, and this table must not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from common.plugins import load_object
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What the rest of the program knows about a stage."""
+
+    name: str
+    """Its name in `stages` of the config, and its folder in the run directory."""
+    title: str
+    """What the stage makes, as the report shows it."""
+    run: str
+    """module:function of `run(context) -> results`."""
+    reads: tuple[str, ...] = ()
+    """Kinds of data that the stage takes from section data of the config, or else from the
+    quickstart's generator. The rankings are not among them: without a file of the user's they come
+    from the collect stage."""
+    fingerprint: tuple[str, ...] = ()
+    """Sections of the config that the result depends on. A finished stage is refused when one of
+    them has changed."""
+    exports_policy: bool = False
+    """Whether STAGE/model is a policy, which the evaluate stage can sample from."""
+
+    def load(self) -> Callable[[Any], dict[str, Any]]:
+        """Imports the stage's module and returns its `run`."""
+        runner: Callable[[Any], dict[str, Any]] = load_object(self.run)
+        return runner
+
+
+STAGE_SPECS = (
+    StageSpec(
+        name="pretrain",
+        title="tokenizer and language model",
+        run="cluster.stages.pretrain:run",
+        reads=("corpus",),
+        fingerprint=("pretrain",),
+        exports_policy=True,
+    ),
+    StageSpec(
+        name="sft",
+        title="policy fine-tuned on demonstrations",
+        run="cluster.stages.sft:run",
+        reads=("demonstrations",),
+        fingerprint=("sft",),
+        exports_policy=True,
+    ),
+    StageSpec(
+        name="collect",
+        title="ranked responses",
+        run="cluster.stages.collect:run",
+        reads=("prompts",),
+        fingerprint=("collect",),
+    ),
+    StageSpec(
+        name="reward",
+        title="reward model",
+        run="cluster.stages.reward:run",
+        fingerprint=("reward_model",),
+    ),
+    StageSpec(
+        name="ppo",
+        title="policy trained by PPO",
+        run="cluster.stages.ppo:run",
+        reads=("prompts", "heldout"),
+        fingerprint=("rewards", "ppo"),
+        exports_policy=True,
+    ),
+    StageSpec(
+        name="evaluate",
+        title="every policy on held-out prompts",
+        run="cluster.stages.evaluate:run",
+        reads=("heldout",),
+        fingerprint=("evaluate",),
+    ),
+)
+
+STAGES = tuple(spec.name for spec in STAGE_SPECS)
+"""Names of the stages in their order."""
+
+
+def stage_spec(name: str) -> StageSpec:
+    """The row of a stage; `name` is one of STAGES."""
+    return STAGE_SPECS[STAGES.index(name)]
+
+
+def stages_from(name: str) -> tuple[str, ...]:
+    """The stage and all that come after it."""
+    return STAGES[STAGES.index(name) :]
+
+
+def policy_stages() -> tuple[str, ...]:
+    """Stages whose model is a policy, in their order."""
+    return tuple(spec.name for spec in STAGE_SPECS if spec.exports_policy)
