@@ -1,6 +1,8 @@
-"""Sections of the run configuration: how vLLM engines run, how responses are sampled and how they are scored.
+"""Sections of the run configuration: how vLLM engines run, how responses are sampled and how they
+are scored.
 
-`serve.config.ServeConfig` extends `EngineConfig`; the other sections are read by the actors and the driver.
+`serve.config.ServeConfig` extends `EngineConfig`; the other sections are read by the actors and the
+driver.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from common.config import DType, Section
 
 
 class EngineConfig(Section):
-    """What every vLLM engine needs: those of the rollout actors and those of the serving replicas."""
+    """What every vLLM engine needs: those of the rollout actors and those of the serving
+    replicas."""
 
     threads: int = Field(2, ge=1)
     """CPU threads of each actor or replica."""
@@ -26,11 +29,13 @@ class EngineConfig(Section):
     max_sequences: int = Field(256, ge=1)
     """Sequences that an engine processes at a time."""
     max_model_len: int | None = Field(None, ge=16)
-    """Longest sequence of an engine, prompt and response, in tokens. Empty: the model's own limit."""
+    """Longest sequence of an engine, prompt and response, in tokens. Empty: the model's own
+    limit."""
     kv_cache_gib: float = Field(0.5, gt=0)
     """Key-value cache of an engine on CPU, GiB."""
     enforce_eager: bool = True
-    """Run without compiling or capturing the model: starts in seconds. Turn off for long runs on GPUs."""
+    """Run without compiling or capturing the model: starts in seconds. Turn off for long runs on
+    GPUs."""
 
 
 class RolloutConfig(EngineConfig):
@@ -48,7 +53,8 @@ class Decoding(Section):
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature; 0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling: only the smallest set of tokens with at least this total probability. 1: off."""
+    """Nucleus sampling: only the smallest set of tokens with at least this total probability. 1:
+    off."""
     top_k: int = Field(0, ge=0)
     """Sample only from the k most probable tokens. 0: off."""
     min_p: float = Field(0.0, ge=0, le=1)
@@ -80,7 +86,8 @@ class FunctionReward(RewardSource):
     kind: Literal["function"] = "function"
     """A Python function, called in the scoring actors."""
     path: str
-    """module:function (row, response, ended) -> number; row is the prompt's row of the prompt file."""
+    """module:function (row, response, ended) -> number; row is the prompt's row of the prompt
+    file."""
     retries: int = Field(1, ge=0)
     """Further calls if it raises or its number is not finite."""
 
@@ -91,13 +98,15 @@ class FunctionReward(RewardSource):
 
 class HTTPReward(RewardSource):
     kind: Literal["http"] = "http"
-    """An HTTP endpoint that takes {"row", "response", "ended"} by POST and answers {"reward": number}."""
+    """An HTTP endpoint that takes {"row", "response", "ended"} by POST and answers {"reward":
+    number}."""
     url: str
     """URL of the endpoint."""
     timeout_s: float = Field(10.0, gt=0)
     """Timeout of one request, seconds."""
     retries: int = Field(3, ge=0)
-    """Further requests if one fails or its number is not finite; the pause before each doubles, from 0.1 s."""
+    """Further requests if one fails or its number is not finite; the pause before each doubles,
+    from 0.1 s."""
     concurrency: int = Field(8, ge=1)
     """Largest number of simultaneous requests of one scoring actor."""
 
@@ -106,14 +115,15 @@ class HTTPReward(RewardSource):
         return self.url.partition("://")[2]
 
 
+AnyReward = Annotated[ModelReward | FunctionReward | HTTPReward, Field(discriminator="kind")]
+
+
 class RewardsConfig(Section):
-    sources: list[Annotated[ModelReward | FunctionReward | HTTPReward, Field(discriminator="kind")]] = Field(
-        [ModelReward()], min_length=1
-    )
+    sources: list[AnyReward] = Field([ModelReward()], min_length=1)
     """Sources of the reward, which is the weighted sum of their scores."""
     quarantine_share: float = Field(0.02, ge=0, lt=1)
-    """Responses without a finite score from every source are excluded and recorded; above this share of all responses, the
-    run stops."""
+    """Responses without a finite score from every source are excluded and recorded; above this
+    share of all responses, the run stops."""
 
     @property
     def uses_reward_model(self) -> bool:
@@ -123,7 +133,7 @@ class RewardsConfig(Section):
     def _check_unique_names(self) -> RewardsConfig:
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
-            raise ValueError(f"sources: each may occur once; these are configured: {', '.join(names)}")
+            raise ValueError(f"sources: each may occur once; configured are {', '.join(names)}")
         return self
 
 

@@ -1,16 +1,20 @@
-"""What the driver and a rollout engine say to each other about groups: the responses to one prompt.
+"""What passes between the driver and a rollout engine about groups, the responses to one prompt.
 
-Imported by the scheduler, the engine and their test doubles; needs neither Ray nor vLLM.
+Imported by the scheduler, the engine and their test doubles. Needs neither Ray nor vLLM nor torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from actors.config import Decoding
 from learners.data.samples import Samples
+
+if TYPE_CHECKING:
+    # Loads torch, which hundreds of test doubles on one machine have no memory for.
+    from actors.weights.transport import WeightPayload
 
 
 @dataclass(frozen=True)
@@ -18,12 +22,12 @@ class PromptGroup:
     """One prompt to answer, once for each seed."""
 
     index: int
-    """Position in the run's endless sequence of groups; names the group everywhere."""
+    """Position in the run's endless sequence of groups; identifies the group everywhere."""
     prompt_id: int
     """Row of the prompt file."""
     tokens: list[int]
     seeds: list[int]
-    """One for each response: it belongs to the sample, whichever engine draws it."""
+    """One for each response. A seed belongs to its response, whichever engine samples it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class GroupStatus:
 
 
 class RolloutEngine(Protocol):
-    """What the scheduler needs of an engine: `actors.rollout.RolloutActor` and the doubles of tests and benchmarks."""
+    """What the scheduler needs of an engine: `actors.rollout.RolloutActor`, and the doubles of
+    tests and benchmarks."""
 
     def run_groups(
         self,
@@ -48,12 +53,14 @@ class RolloutEngine(Protocol):
         min_version: int,
         seconds: float | None = None,
     ) -> tuple[GroupStatus, Samples | None]:
-        """Takes on new groups and works until `max_groups` are finished, nothing is left or `seconds` are over. Groups that
-        were begun under weights before `min_version` are dropped. Unfinished groups stay for the next call."""
+        """Takes on new groups and works until `max_groups` are finished, nothing is left or
+        `seconds` are over. Finished groups that began under weights before `min_version` are
+        dropped. Unfinished groups stay for the next call."""
         ...
 
-    def update_weights(self, payload: Any, version: int, min_version: int = 0) -> Any:
-        """Takes new weights; drops groups that were begun before `min_version`, the others go on."""
+    def update_weights(self, payload: WeightPayload, version: int, min_version: int = 0) -> Any:
+        """Loads new weights; drops groups that began before `min_version`, the others go on under
+        the new weights."""
         ...
 
     def cancel_groups(self) -> None:

@@ -1,7 +1,8 @@
 """A scoring actor: the sources of reward and the reference (SFT) policy, for inference only.
 
-`cluster.fleets` hosts it in a Ray actor. Each call takes the samples of one rollout actor straight from the object store
-and returns their scores and reference log-probabilities in the same flat layout.
+`cluster.fleets` hosts it in a Ray actor. Each call takes the samples of one rollout actor straight
+from the object store and returns their scores and reference log-probabilities in the same flat
+layout.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from learners.models import PolicyModule, ScalarModule, load_policy, load_scalar
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of B responses by C reward sources, before clipping, normalization and weighting."""
+    """The scores of B responses by C reward sources, before clipping, normalization and
+    weighting."""
 
     raw_CB: np.ndarray
     """float32; nan where a source has no score."""
@@ -33,7 +35,8 @@ class Scores:
 
 
 class ScoringActor:
-    """Reward sources and reference policy on one device. Without a reward model the model's scores are 0."""
+    """Reward sources and reference policy on one device. Without a reward model the model's scores
+    are 0."""
 
     def __init__(
         self,
@@ -43,7 +46,8 @@ class ScoringActor:
         rewards: RewardsConfig,
         model: ModelConfig,
     ) -> None:
-        """`reference` and `reward_model` are model folders. Raises UserError if their vocabularies differ."""
+        """`reference` and `reward_model` are model folders. Raises UserError if their vocabularies
+        differ."""
         torch.set_num_threads(config.threads)
         self.config, self.sources = config, rewards.sources
         self.device = torch.device("cpu")
@@ -68,12 +72,13 @@ class ScoringActor:
     def score(
         self, samples: Samples, temperature: float, rows: dict[int, dict[str, Any]]
     ) -> tuple[Scores, np.ndarray]:
-        """(scores, ref_logprobs_N): the score of every response by every source, and the reference log-probability (nats,
-        float32) of every response token at the sampling temperature, 0 on prompts. `rows` holds rows of the prompt file
-        by `prompt_ids_B`; only sources that read the text need them. Raises FloatingPointError if a reference
-        log-probability is not finite."""
+        """(scores, ref_logprobs_N): the score of every response by every source, and the reference
+        log-probability (nats, float32) of every response token at the sampling temperature, 0 on
+        prompts. `rows` holds rows of the prompt file by `prompt_ids_B`; only sources that read the
+        text need them. Raises FloatingPointError if a reference log-probability is not finite."""
         requests = self._requests(samples, rows)
-        # Submitted before the forward passes and collected after, so that both run at the same time.
+        # Submitted before the forward passes and collected after, so that both run at the same
+        # time.
         pending = {c: reward.submit(requests) for c, reward in self.text_rewards.items()}
         model_scores_B, ref_logprobs_N = self._forward(samples, temperature)
         if not np.isfinite(ref_logprobs_N).all():
@@ -92,8 +97,9 @@ class ScoringActor:
         responses = [samples.response(b) for b in range(samples.size)]
         texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
         requests = []
-        for prompt_id, text, ended in zip(samples.prompt_ids_B, texts, samples.ended_B, strict=True):
-            requests.append(RewardRequest(rows.get(int(prompt_id), {}), text, bool(ended)))
+        for b, text in enumerate(texts):
+            row = rows.get(int(samples.prompt_ids_B[b]), {})
+            requests.append(RewardRequest(row, text, bool(samples.ended_B[b])))
         return requests
 
     def _collect(
@@ -149,6 +155,6 @@ def _check_same_vocabulary(reward_path: str, reward_model: Any, policy_path: str
     reward_size, policy_size = reward_model.config.vocab_size, policy.config.vocab_size
     if reward_size != policy_size:
         raise UserError(
-            f"{reward_path}: the reward model's vocabulary has {reward_size} entries, the policy's ({policy_path}) "
-            f"{policy_size}; both must come from one tokenizer"
+            f"{reward_path}: the reward model's vocabulary has {reward_size} entries, the policy's "
+            f"({policy_path}) {policy_size}; both must come from one tokenizer"
         )

@@ -1,8 +1,9 @@
-"""Rewards computed from the text of a response: by a Python function of the user, or by an HTTP endpoint.
+"""Rewards computed from the text of a response: by a Python function of the user, or by an HTTP
+endpoint.
 
-`actors.scoring` submits requests before it runs its models and collects the results after, so that the models and the
-rewards run at the same time. A reward that raises, does not answer in time or is not finite is tried again; after the
-last attempt the response has no reward but a reason.
+`actors.scoring` submits requests before it runs its models and collects the results after, so that
+the models and the rewards run at the same time. A reward that raises, does not answer in time or is
+not finite is tried again; after the last attempt the response has no reward but a reason.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Turns finished requests of vLLM into `Samples`.
 
-`actors.rollout` calls it on what an engine sampled for training, `serve.canary` on what a replica answered. It reads
-only attributes of vLLM's `RequestOutput`, so it needs no import of vLLM.
+`actors.rollout` calls it on what an engine sampled for training, `serve.canary` on what a replica
+answered. It reads only attributes of vLLM's `RequestOutput`, so it needs no import of vLLM.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ def samples_from_outputs(
 ) -> Samples:
     """The first completion of each of B outputs, in order.
 
-    The requests must have asked for `logprobs=0` and `flat_logprobs=True`. `prompt_ids_B` (B,) says which prompt each
-    output answers. A response has ended if its last token is `end_token`. `loaded_version` is the weight version that
-    the engine loaded at its start. With None the engine's versions are names instead of numbers (as in serving), and
-    every response token gets version 0.
+    The requests must have asked for `logprobs=0` and `flat_logprobs=True`. `prompt_ids_B` (B,) says
+    which prompt each output answers. A response has ended if its last token is `end_token`.
+    `loaded_version` is the weight version that the engine loaded at its start. With None the
+    engine's versions are names instead of numbers (as in serving), and every response token gets
+    version 0.
     """
     tokens: list[Any] = []
     logprobs: list[Any] = []
@@ -50,7 +51,8 @@ def samples_from_outputs(
 
 
 def _response_versions(completion: Any, loaded_version: int | None) -> list[np.ndarray]:
-    """The weight version of each response token, one array for each span of tokens of one version."""
+    """The weight version of each response token, one array for each span of tokens of one
+    version."""
     if loaded_version is None:
         return [np.zeros(len(completion.token_ids))]
     versions = []

@@ -1,4 +1,8 @@
-"""The receiving half of the file transport: a vLLM weight-transfer backend, loaded inside vLLM's workers."""
+"""The receiving half of the file transport: a vLLM weight-transfer backend, loaded in vLLM's workers.
+
+vLLM finds it by the name that `actors.weights.vllm.register` gives it, and calls it between two steps of the
+engine: start, receive, finish. vLLM is imported at the top, since nothing but vLLM imports this module.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader import reload
 
 from actors.weights.transport import iter_safetensors
 
@@ -36,13 +40,14 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         pass
 
     def start_weight_update(self) -> None:
-        initialize_layerwise_reload(self.model)
+        # A plain load_weights on a running engine fails on CPU, where matrices are packed.
+        reload.initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
         self.model.load_weights(iter_safetensors(update_info.path))
 
     def finish_weight_update(self) -> None:
-        finalize_layerwise_reload(self.model, self.model_config)
+        reload.finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
             _repack_tied_head(self.model)
 
@@ -51,8 +56,11 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
 
 
 def _repack_tied_head(model: Any) -> None:
-    """On CPU vLLM multiplies by a packed copy of each matrix. A head tied to the embedding is not a layer of its own
-    to the reload, so its copy stays that of the old weights: no error, only wrong log-probabilities. Pack it again."""
+    """Packs a head that is tied to the embedding again.
+
+    On CPU vLLM multiplies by a packed copy of each matrix. A tied head is not a layer of its own to the
+    reload, so its copy stays that of the old weights: no error, only wrong log-probabilities.
+    """
     head = getattr(model, "lm_head", None)
     if head is not None and hasattr(head, "quant_method"):
         head.quant_method.process_weights_after_loading(head)

@@ -1,16 +1,19 @@
-"""How closely an engine's log-probabilities must agree with the learner's, where both hold the same weights."""
+"""How closely log-probabilities of an engine and of the learner must agree if both hold the same weights.
+
+Used by the sync probe of training (`cluster.rl.weight_sync`) and by the canary of serving (`serve.canary`).
+"""
 
 from __future__ import annotations
 
 from common.config import DType
 
 DEFAULT_TOLERANCE: dict[DType, float] = {"float32": 1e-5, "bfloat16": 0.05}
-"""Nats, mean absolute difference. Equal weights differ by about 2.5e-7 in float32 and 1.5e-3 in bfloat16; weights of the
-version before differ by more than this."""
+"""Nats, mean absolute difference. With equal weights it is about 2.5e-7 in float32 and 1.5e-3 in bfloat16."""
 
 
 def logprob_tolerance(dtype: DType, max_logprob_error: float | None) -> float:
-    """Largest accepted mean absolute difference in nats: `max_logprob_error` of the config, or the default of the dtype."""
+    """Largest accepted mean absolute difference in nats: `max_logprob_error` of the config, or the
+    default of the dtype."""
     if max_logprob_error is not None:
         return max_logprob_error
     return DEFAULT_TOLERANCE[dtype]

@@ -1,11 +1,11 @@
-"""The sending half of weight transfer. There is one transport: `FileTransport`, files that learners and engines share.
+"""The sending half of weight transfer, with its one transport: files that learners and engines share.
 
     learner ranks ──WeightTransport.send──► WeightPayload ──Ray──► engine (`actors.weights.vllm.apply_update`)
 
-The payload is small: it says where the weights are and how to check them, and reaches the engine as an argument of
-`update_weights`. The engine has no transport object, so what it must know of one is in the payload's two methods. A
-further transport (NCCL, CUDA IPC) needs a class like `FileTransport`, a payload like `FilePayload` and a vLLM backend
-like `actors.weights.file_backend`.
+The payload is small: it says where the weights are and how to check them, and reaches the engine as
+an argument of `update_weights`. The engine has no transport object, so what it must know of one is
+in the payload's two methods. A further transport (NCCL, CUDA IPC) needs a class like
+`FileTransport`, a payload like `FilePayload` and a vLLM backend like `actors.weights.file_backend`.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class WeightPayload(Protocol):
     """What an engine needs to fetch sent weights."""
 
     def validate(self) -> None:
-        """Called before an engine is changed. Raises UserError if the configuration is wrong, RuntimeError if the weights
-        are not those that were sent (sending them again may help)."""
+        """Called before an engine is changed. Raises UserError if the configuration is wrong,
+        RuntimeError if the weights are not those that were sent (sending them again may help)."""
         ...
 
     def update_info(self) -> dict[str, Any]:
@@ -51,8 +51,8 @@ class WeightTransport(Protocol):
     def send(
         self, named_tensors: Iterable[tuple[str, torch.Tensor]], rank: int, version: int
     ) -> WeightPayload | None:
-        """Called on every learner rank with the same names in the same order, since reading a ZeRO-3 weight is a collective
-        operation. Returns the payload on rank 0, None on the others."""
+        """Called on every learner rank with the same names in the same order, since reading a weight of
+        ZeRO-3 is a collective operation. Returns the payload on rank 0, None on the others."""
         ...
 
     def close(self) -> None:
@@ -88,7 +88,8 @@ class FilePayload:
 
 
 class FileTransport:
-    """One file for each version, in a directory that every learner and engine can see. Keeps the `keep` newest."""
+    """One file for each version, in a directory that every learner and engine can see. Keeps the
+    `keep` newest."""
 
     def __init__(self, directory: str | Path, keep: int = 2) -> None:
         self.directory, self.keep = Path(directory), keep
@@ -101,7 +102,8 @@ class FileTransport:
             if rank != 0:
                 continue  # the iteration itself takes part in the gathers of ZeRO-3
             on_cpu = tensor.detach().cpu().contiguous()
-            # On CPU the line above copies nothing, and a gathered ZeRO-3 weight is freed at the next step of the iteration.
+            # On CPU the line above copies nothing, and a gathered ZeRO-3 weight is freed at the
+            # next step of the iteration.
             if on_cpu.is_set_to(tensor) and not outlives_gather(tensor):
                 on_cpu = on_cpu.clone()
             tensors[name] = on_cpu
@@ -119,14 +121,15 @@ class FileTransport:
 
     def _remove_old(self) -> None:
         # By time, not by version: a run that restarts from a checkpoint sends lower versions again.
-        files = sorted(self.directory.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+        files = list(self.directory.glob("*.safetensors"))
+        files.sort(key=lambda path: path.stat().st_mtime_ns)
         for old in files[: -self.keep]:
             old.unlink()
 
 
 def make_transport(run_root: Path, weights_dir: str | None) -> FileTransport:
-    """The transport of a run. Its files are in a folder of their own (`close` deletes it) under `weights_dir`, or without one
-    in shared memory, or where there is none in the run directory."""
+    """The transport of a run. Its files are in a folder of their own (`close` deletes it) under
+    `weights_dir`, or without one in shared memory, or where there is none in the run directory."""
     folder = "zero2hero-" + hashlib.sha256(str(run_root.absolute()).encode()).hexdigest()[:12]
     if weights_dir is not None:
         return FileTransport(Path(weights_dir) / folder)
@@ -136,13 +139,15 @@ def make_transport(run_root: Path, weights_dir: str | None) -> FileTransport:
 
 
 def file_update_info(path: str | Path) -> dict[str, Any]:
-    """Fields of `actors.weights.file_backend.FileUpdateInfo` for a safetensors file or a folder of such files."""
+    """Fields of `actors.weights.file_backend.FileUpdateInfo` for a safetensors file or a folder of
+    such files."""
     return {"path": str(path)}
 
 
 def outlives_gather(tensor: torch.Tensor) -> bool:
-    """Whether the tensor stays valid after the step of the iteration that yielded it. A ZeRO-3 parameter (DeepSpeed marks
-    it with `ds_id`) does not: its values are gathered for this step and freed after it."""
+    """Whether the tensor stays valid after the step of the iteration that yielded it. A ZeRO-3
+    parameter (DeepSpeed marks it with `ds_id`) does not: its values are gathered for this step and
+    freed after it."""
     return not hasattr(tensor, "ds_id")
 
 

@@ -1,13 +1,14 @@
-"""The receiving half of weight transfer: every call to vLLM's weight-transfer interface is in this module.
+"""The receiving half of weight transfer: all calls to vLLM's weight-transfer interface are in this module.
 
-    engine start:  register() ► transfer_config() ► vLLM loads `actors.weights.file_backend`
-    each update:   validate payload ► start ► update ► finish ► set version ► drop the cache of keys and values
+    engine start:  register ► transfer_config ► vLLM loads `actors.weights.file_backend` ► init_transfer
+    each update:   validate payload ► start ► update ► finish ► set version ► clear the prefix cache
 
-`apply_update` is for the engine of a rollout actor, `swap_weights` for the asynchronous engine of a serving replica. Both
-receive files, the one transport there is (`actors.weights.transport`). Between start and finish an engine holds neither
-the old weights nor the new: after a failure there it must be replaced, never resumed.
+`apply_update` is for the engine of a rollout actor, `swap_weights` for the asynchronous engine of a serving
+replica. Both receive files, the one transport there is (`actors.weights.transport`). Between start and finish
+an engine holds neither the old weights nor the new: after a failure there it must be replaced, never resumed.
 
-vLLM is imported inside functions, since `register` runs while vLLM itself is being imported.
+vLLM is imported inside functions: `register` runs while vLLM itself is being imported, and importing this
+module must not load it before `actors.vllm_engine` has set its environment.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from actors.weights.transport import FILE_BACKEND, WeightPayload, file_update_in
 
 
 def register() -> None:
-    """Registers our backend with vLLM. An entry point of `vllm.general_plugins`: runs in every vLLM process, maybe twice."""
+    """Registers our backend with vLLM. An entry point of `vllm.general_plugins`: runs in every vLLM
+    process, maybe twice."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if FILE_BACKEND not in WeightTransferEngineFactory._registry:
@@ -36,12 +38,18 @@ def transfer_config() -> Any:
     return WeightTransferConfig(backend=FILE_BACKEND)
 
 
-def apply_update(llm: Any, payload: WeightPayload, version: int) -> None:
-    """Loads sent weights into an in-process engine (`vllm.LLM`) between two of its steps. Requests in flight lose the keys
-    and values that the old weights computed, and compute them again.
+def init_transfer(llm: Any) -> None:
+    """Creates the backend inside the workers of an in-process engine (`vllm.LLM`) that has just started."""
+    # The file backend has nothing to agree on beforehand.
+    llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
 
-    Raises UserError if the weights cannot be found. A RuntimeError means that the engine does not hold the new weights,
-    and maybe no longer the old ones: it must be replaced.
+
+def apply_update(llm: Any, payload: WeightPayload, version: int) -> None:
+    """Loads sent weights into an in-process engine (`vllm.LLM`) between two of its steps. Requests
+    in flight lose the keys and values that the old weights computed, and compute them again.
+
+    Raises UserError if the weights cannot be found. A RuntimeError means that the engine does not
+    hold the new weights, and maybe no longer the old ones: it must be replaced.
     """
     payload.validate()
     try:
@@ -56,10 +64,12 @@ def apply_update(llm: Any, payload: WeightPayload, version: int) -> None:
 
 
 async def swap_weights(engine: Any, folder: Path, version: str) -> None:
-    """Loads the weights of a Hugging Face folder into a live `AsyncLLM` without dropping a request: those in flight pause
-    and go on under the new weights, which compute their keys and values again. The caller has checked the folder.
+    """Loads the weights of a Hugging Face folder into a live `AsyncLLM` without dropping a request:
+    those in flight pause and go on under the new weights, which compute their keys and values
+    again. The caller has checked the folder.
 
-    A RuntimeError means that the engine holds neither the old nor the new weights. It stays paused and must be replaced.
+    A RuntimeError means that the engine holds neither the old nor the new weights. It stays paused
+    and must be replaced.
     """
     from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 

@@ -1,7 +1,9 @@
-"""A real vLLM engine: its log-probabilities are the model's, and an update changes every kind of weight or nothing.
+"""A real vLLM engine: its log-probabilities are the model's, and an update changes every kind of
+weight or nothing.
 
-The engine runs in a process of its own (`exercise_engine`), which puts everything that the tests look at into one dict:
-a start takes several seconds, and a refused payload must not end the test process.
+The engine runs in a process of its own (`exercise_engine`), which puts everything that the tests
+look at into one dict: a start takes several seconds, and a refused payload must not end the test
+process.
 """
 
 import multiprocessing
@@ -66,7 +68,8 @@ def plain_logprobs(model, sequences):
 
 
 def max_sampling_error(model, samples):
-    """Largest difference between the engine's log-probability of a response token and the model's."""
+    """Largest difference between the engine's log-probability of a response token and the
+    model's."""
     expected = []
     for b in range(samples.size):
         expected += [[0.0], plain_logprobs(model, [samples.sequence(b).tolist()])]
@@ -86,7 +89,8 @@ def exercise_generate(actor, model, decoding, end_token):
     seeds = list(range(6))
     samples = actor.generate(PROMPTS, [0, 1, 2], decoding, end_token, n=2, seeds=seeds)
     alone = actor.generate(PROMPTS[1:2], [1], decoding, end_token, n=2, seeds=seeds[2:4])
-    # More tokens than vLLM takes in one step (4,096): no seeded prompt may be processed in two parts.
+    # More tokens than vLLM takes in one step (4,096): no seeded prompt may be processed in two
+    # parts.
     long_prompts = [list(range(8, 58))] * 128
     crowd = actor.generate(
         long_prompts, range(128), Decoding(max_tokens=4), end_token, seeds=list(range(128))
@@ -116,7 +120,7 @@ def exercise_groups(actor, model, transport, decoding, end_token):
     new = [PromptGroup(20, 7, [10, 11], [2]), PromptGroup(21, 8, [12, 13], [3])]
     results["nothing yet"] = actor.run_groups(new, long, end_token, max_groups=2, min_version=0, seconds=0)
     for _ in range(5):
-        actor._step()
+        actor.engine.step()
     beside = actor.generate(PROMPTS[:1], [0], Decoding(max_tokens=2), end_token, seeds=[0])
     results["generated beside"] = beside.response(0).tolist()
 
@@ -128,7 +132,7 @@ def exercise_groups(actor, model, transport, decoding, end_token):
     actor.update_weights(transport.send(model.named_parameters(), 0, 7), 7, min_version=6)
     status, samples = actor.run_groups([], long, end_token, max_groups=9, min_version=0)
     results["dropped"] = (status, response_versions(samples))
-    results["unfinished requests"] = actor.engine.get_num_unfinished_requests()
+    results["unfinished requests"] = actor.engine.count_requests()
 
     # Finished, but too old by the time it would be returned.
     new = [PromptGroup(30, 1, PROMPTS[0], [1])]
@@ -139,13 +143,14 @@ def exercise_groups(actor, model, transport, decoding, end_token):
     actor.run_groups(new, decoding, end_token, max_groups=1, min_version=0, seconds=0)
     actor.cancel_groups()
     results["cancelled"] = actor.run_groups([], decoding, end_token, max_groups=1, min_version=0)
-    results["left"] = (actor.engine.get_num_unfinished_requests(), len(actor._finished))
+    results["left"] = (actor.engine.count_requests(), len(actor._groups))
     actor.update_weights(transport.send(model.named_parameters(), 0, LOADED_VERSION), LOADED_VERSION)
     return results
 
 
 def exercise_updates(actor, model, transport, sequences, end_token):
-    """Changes one kind of weight after the other: (largest change of a log-probability, error against the model)."""
+    """Changes one kind of weight after the other: (largest change of a log-probability, error
+    against the model)."""
     version, changes = LOADED_VERSION, {}
     before = np.concatenate(actor.prompt_logprobs(sequences))
     kinds = list(KINDS)

@@ -128,7 +128,8 @@ def test_failed_function_is_called_again_up_to_retries():
 
 
 class RewardEndpoint(BaseHTTPRequestHandler):
-    """Answers with the length of the response; fails once, stalls or answers no JSON where the row says so."""
+    """Answers with the length of the response; fails once, stalls or answers no JSON where the row
+    says so."""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))

@@ -1,0 +1,131 @@
+"""A vLLM engine in this process, driven request by request and step by step.
+
+`actors.rollout` decides which requests there are and when to step; the engine batches whatever is in it. In this
+process because on CPU that is faster than a process of its own, and a weight update is a function call.
+
+vLLM is imported inside functions: its import takes seconds and reads environment variables that
+`VLLMEngine.__init__` sets first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from actors.config import Decoding, RolloutConfig
+from actors.weights.vllm import init_transfer, transfer_config
+from learners.models import resolve_model_path
+
+
+class VLLMEngine:
+    """Requests are identified by the ids that `add_...` returns. A finished output is kept until it is taken."""
+
+    def __init__(self, model_path: str, config: RolloutConfig, seed: int) -> None:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
+        self.llm = _load(resolve_model_path(model_path), config, seed)
+        init_transfer(self.llm)
+        self.max_model_len: int = self.llm.llm_engine.model_config.max_model_len
+        self._request_numbers = itertools.count()
+        self._outputs: dict[str, Any] = {}
+        """Outputs of finished requests by id."""
+
+    def add_responses(
+        self, prompt: list[int], seeds: Sequence[int | None], decoding: Decoding, end_token: int
+    ) -> list[str]:
+        """Adds a request for one response with each seed; returns their ids."""
+        from vllm import SamplingParams
+
+        keys = {"temperature", "top_p", "top_k", "min_p", "max_tokens"}
+        sampling = decoding.model_dump(include=keys)
+        request_ids = []
+        for seed in seeds:
+            params = SamplingParams(
+                **sampling,
+                stop_token_ids=[end_token],
+                seed=seed,
+                # Log-probabilities of the sampled token alone, as flat lists: cheap to build and to read.
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+            )
+            request_ids.append(self._add(prompt, params))
+        return request_ids
+
+    def add_prompt_logprobs(self, tokens: list[int]) -> str:
+        """Adds a request for the log-probabilities of `tokens` themselves; returns its id."""
+        from vllm import SamplingParams
+
+        return self._add(tokens, SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False))
+
+    def step(self) -> None:
+        """One engine step: up to one token for each running request."""
+        for output in self.llm.llm_engine.step():
+            if output.finished:
+                self._outputs[output.request_id] = output
+
+    def are_finished(self, request_ids: Sequence[str]) -> bool:
+        return all(request_id in self._outputs for request_id in request_ids)
+
+    def take(self, request_ids: Sequence[str]) -> list[Any]:
+        """Removes and returns the outputs of finished requests."""
+        return [self._outputs.pop(request_id) for request_id in request_ids]
+
+    def finish(self, request_ids: Sequence[str]) -> list[Any]:
+        """Steps until these requests are finished, then takes their outputs. All other requests advance too."""
+        while not self.are_finished(request_ids):
+            self.step()
+        return self.take(request_ids)
+
+    def remove(self, request_ids: Sequence[str]) -> None:
+        """Aborts requests that are running and discards outputs of those that are finished."""
+        running = []
+        for request_id in request_ids:
+            if self._outputs.pop(request_id, None) is None:
+                running.append(request_id)
+        self.llm.llm_engine.abort_request(running)
+
+    def count_requests(self) -> int:
+        """Requests that are running, waiting, or finished and not taken."""
+        return self.llm.llm_engine.get_num_unfinished_requests() + len(self._outputs)
+
+    def _add(self, prompt: list[int], params: Any) -> str:
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        # The default would build an output at every step, of which only the last is used.
+        params.output_kind = RequestOutputKind.FINAL_ONLY
+        request_id = str(next(self._request_numbers))
+        tokens = TokensPrompt(prompt_token_ids=list(prompt))
+        self.llm.llm_engine.add_request(request_id, tokens, params)
+        return request_id
+
+
+def _load(model_path: str, config: RolloutConfig, seed: int) -> Any:
+    """A `vllm.LLM` that can receive weights."""
+    from vllm import LLM
+
+    kv_cache_bytes, chunked_prefill = None, None
+    if not config.gpus:
+        kv_cache_bytes = int(config.kv_cache_gib * 2**30)
+        # A prompt that is processed in two parts resets the generator of a seeded request, which fails on CPU.
+        chunked_prefill = False
+    return LLM(
+        model=model_path,
+        dtype=config.dtype,
+        seed=seed,
+        tensor_parallel_size=config.tensor_parallel,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_sequences,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        kv_cache_memory_bytes=kv_cache_bytes,
+        enforce_eager=config.enforce_eager,
+        enable_chunked_prefill=chunked_prefill,
+        # After temperature and filters: the distribution that was sampled from.
+        logprobs_mode="processed_logprobs",
+        weight_transfer_config=transfer_config(),
+        skip_tokenizer_init=True,
+        disable_log_stats=True,
+    )
