@@ -1,11 +1,14 @@
-"""PPO for an hour while something is killed every two minutes: what leaks, what is lost, and whether the curve changes.
+"""PPO for an hour while something is killed every two minutes: what leaks, what is lost, and
+whether the curve changes.
 
     python -m bench.soak runs/quickstart OUT [--minutes 60] [--every 120] [--reference OTHER] [--set key=value …]
 
-Needs a run whose reward stage is done. The PPO stage runs in OUT without an end of its own. Every so many seconds (0: never) a
-rollout actor, a scoring actor, a learner rank or the driver, drawn by seed, gets SIGKILL; a driver that was killed is started
-again. Every ten seconds OUT/soak.jsonl gets a row of what the run's processes hold. At the end: medians of the first and the
-last quarter, recovery times, and with a reference (an OUT of another call) how many iterations are equal to the last bit.
+Needs a run whose reward stage is done. The PPO stage runs in OUT without an end of its own. Every
+so many seconds (0: never) a rollout actor, a scoring actor, a learner rank or the driver, drawn by
+seed, gets SIGKILL; a driver that was killed is started again. Every ten seconds OUT/soak.jsonl gets
+a row of what the run's processes hold. At the end: medians of the first and the last quarter,
+recovery times, and with a reference (an OUT of another call) how many iterations are equal to the
+last bit.
 """
 
 from __future__ import annotations
@@ -72,8 +75,8 @@ class SoakRun:
         return processes
 
     def usage(self) -> dict[str, float]:
-        """Memory of each actor and of the driver (MiB not shared with other processes), open files and threads of the driver,
-        number of processes, and shared memory in use (MiB)."""
+        """Memory of each actor and of the driver (MiB not shared with other processes), open files
+        and threads of the driver, number of processes, and shared memory in use (MiB)."""
         row: dict[str, float] = {}
         for name, process in self.processes().items():
             with contextlib.suppress(psutil.Error):
@@ -86,7 +89,8 @@ class SoakRun:
         return row
 
     def kill(self, victim: str) -> bool:
-        """Kills a process, waits for the next step and writes a row of kills.jsonl. False if the process is not up."""
+        """Kills a process, waits for the next step and writes a row of kills.jsonl. False if the
+        process is not up."""
         process = self.processes().get(victim)
         if process is None:
             return False

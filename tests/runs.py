@@ -27,8 +27,8 @@ OVERRIDES = [
 
 
 def environment() -> dict[str, str]:
-    """Without the variables of this process's Ray and W&B: W&B names its service process there, and sharing that of the tests
-    would share its locks on runs."""
+    """Without the variables of this process's Ray and W&B: W&B names its service process there, and
+    sharing that of the tests would share its locks on runs."""
     variables = dict(os.environ)
     for name in os.environ:
         if name.startswith(("RAY_", "WANDB_")):

@@ -1,4 +1,5 @@
-"""Actors and drivers that die or hang are replaced, and the run ends as an undisturbed one: bit for bit, on real components."""
+"""Actors and drivers that die or hang are replaced, and the run ends as an undisturbed one: bit for
+bit, on real components."""
 
 import hashlib
 import os
@@ -43,7 +44,8 @@ def actor_process(ancestor: psutil.Process | subprocess.Popen, name: str) -> psu
 
 
 def assert_identical(first: Path, second: Path) -> None:
-    """Parameters, metrics except for times, and the record of what was learned from are equal to the last bit."""
+    """Parameters, metrics except for times, and the record of what was learned from are equal to
+    the last bit."""
     one, other = (load_file(root / "ppo" / "model" / "model.safetensors") for root in (first, second))
     assert one.keys() == other.keys()
     for name in one:
@@ -54,7 +56,8 @@ def assert_identical(first: Path, second: Path) -> None:
 
 
 def truncate_weight_files(root: Path) -> None:
-    """Cuts the weight files that learners send to engines as soon as they appear, until an engine has met one."""
+    """Cuts the weight files that learners send to engines as soon as they appear, until an engine
+    has met one."""
     folder = Path("/dev/shm") / f"zero2hero-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}"
     failures = RunPaths(root).failures
     before = failures.read_text()
@@ -142,8 +145,8 @@ def fill_and_free(disk: Path, process: subprocess.Popen, root: Path) -> None:
     wait_for_step(process, root, "ppo", 3)
     latest = max(path.parent for path in disk.glob("*/manifest.json"))
     size = sum(path.stat().st_size for path in latest.rglob("*") if path.is_file())
-    # Two are kept and a third is written before the oldest is removed. During that write the disk already holds more than the
-    # new limit, so the remount is refused and tried again.
+    # Two are kept and a third is written before the oldest is removed. During that write the disk
+    # already holds more than the new limit, so the remount is refused and tried again.
     smaller, deadline = ["mount", "-o", f"remount,size={5 * size // 2}", disk], time.monotonic() + 30
     while subprocess.run(smaller, capture_output=True).returncode:
         assert time.monotonic() < deadline

@@ -1,4 +1,5 @@
-"""All stages on a very small config, with every real component: interrupted and resumed, served and queried."""
+"""All stages on a very small config, with every real component: interrupted and resumed, served and
+queried."""
 
 import itertools
 import json

@@ -58,7 +58,8 @@ class Nodes:
         return self.processes[-1]
 
     def alive(self) -> list[dict]:
-        """The nodes that the head lists as alive, queried by another process: this one must not join the cluster."""
+        """The nodes that the head lists as alive, queried by another process: this one must not
+        join the cluster."""
         connect = f"ray.init('127.0.0.1:{self.port}', logging_level='ERROR')"
         code = f"import ray, json; {connect}; print(json.dumps(ray.nodes()))"
         query = [sys.executable, "-c", code]

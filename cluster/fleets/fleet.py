@@ -1,7 +1,9 @@
-"""A fleet: the actors of one kind. Calls them, watches their heartbeats, restarts, adds and removes them.
+"""A fleet: the actors of one kind. Calls them, watches their heartbeats, restarts, adds and removes
+them.
 
-The typed fleets (`learner_fleet`, `rollout_fleet`, `scoring_fleet`) are the interface for stages; this module is what
-they share. `cluster.fleets.manager` builds fleets and decides when lost actors are replaced. What a fleet waits for:
+The typed fleets (`learner_fleet`, `rollout_fleet`, `scoring_fleet`) are the interface for stages;
+this module is what they share. `cluster.fleets.manager` builds fleets and decides when lost actors
+are replaced. What a fleet waits for:
 
     wait            results of calls, and meanwhile heartbeats: a dead or hung actor ends the wait
     dead_or_hung    an answer of every actor, or for one that is busy its heartbeat
@@ -9,17 +11,18 @@ they share. `cluster.fleets.manager` builds fleets and decides when lost actors 
 
 An actor as its fleet knows it:
 
-                     add                      admit_started
-    (scale request) ─────► starting, not yet ───────────────► healthy ──remove──► ended after its last call
-                           a member                           │     ▲
-                                │                             │     │ restart: a new process under the same
-                                │ fails to start              │     │ name, the next incarnation
-                                ▼                             ▼     │
-                           given up, reported         dead or hung ─┘
+    scale request
+      │ add
+      ▼      admit_started              remove
+    starting ────────────► healthy ────────────► ended after its last call
+      │ fails               │   ▲
+      ▼                     ▼   │ restart: a new process with the same name
+    reported              dead, hung
 
-Dead: Ray reports that its process has ended. Hung: no heartbeat for `cluster.heartbeat_timeout_s`, or one call that lasts
-longer than `cluster.call_timeout_s`. Actors of a new fleet are members at once: Ray queues calls until they have started.
-Learners are not restarted one by one: their process group dies with the first rank (see `FleetManager.replace_lost`).
+Dead: Ray reports that its process has ended. Hung: no heartbeat for `cluster.heartbeat_timeout_s`,
+or one call that lasts longer than `cluster.call_timeout_s`. Actors of a new fleet are members at
+once: Ray queues calls until they have started. Learners are not restarted one by one: their process
+group dies with the first rank (see `FleetManager.replace_lost`).
 """
 
 from __future__ import annotations
@@ -57,8 +60,9 @@ class ActorHandle:
 
 
 class Fleet:
-    """Actors that host objects of the class `target` ("module:Class"), one for each entry of `arguments`. `limits` say when
-    one that does not answer counts as hung. `options` are Ray's (num_cpus, num_gpus, runtime_env)."""
+    """Actors that host objects of the class `target` ("module:Class"), one for each entry of
+    `arguments`. `limits` say when one that does not answer counts as hung. `options` are Ray's
+    (num_cpus, num_gpus, runtime_env)."""
 
     def __init__(
         self,
@@ -72,17 +76,21 @@ class Fleet:
         self.kind, self.target, self.logs = kind, target, logs
         self.limits = limits or ClusterConfig()
         self._host = ray.remote(ActorHost).options(**options)
+        # Members that were found hung and not yet restarted. Ray does not report them as dead.
         self._hung: set[int] = set()
         self._last_watch = 0.0
         self._starting: list[tuple[ActorHandle, ray.ObjectRef]] = []
         self._members: list[ActorHandle] = []
+        # All at once, so that they load their models in parallel.
         for index, actor_arguments in enumerate(arguments):
             self._members.append(self._start_actor(f"{kind}-{index}", actor_arguments))
 
     def _start_actor(self, name: str, arguments: dict[str, Any], incarnation: int = 0) -> ActorHandle:
-        # The key is new for every process, so that a late beat of a killed one is not taken for its successor's.
+        # The key is new for every process, so that a late beat of a killed one is not taken for its
+        # successor's.
         job = ray.get_runtime_context().get_job_id()
         key = f"zero2hero-{job}-{id(self)}-{name}-{incarnation}-{time.time_ns()}"
+        # Returns at once: Ray creates the actor when its resources are free.
         actor = self._host.remote(name, self.target, str(self._log(name)), arguments, key)
         return ActorHandle(name, arguments, incarnation, actor, HeartbeatMonitor(key))
 
@@ -121,13 +129,16 @@ class Fleet:
         return self.wait(self.submit_all(method, *args, **kwargs), method)
 
     def wait(self, refs: Sequence[ray.ObjectRef] | dict[ray.ObjectRef, int], doing: str) -> list[Any]:
-        """Results of calls, in the order of `refs`: either one call to each actor in order, or a map from each call to the
-        index of its actor. `doing` names the call in messages.
+        """Results of calls, in the order of `refs`: either one call to each actor in order, or a
+        map from each call to the index of its actor. `doing` names the call in messages.
 
-        The first failure ends the wait: where one rank of a collective has died, the others may never return. An error of
-        the project that an actor raised is raised here as the same class with the same message. Raises FleetError for any
-        other failure, also of an actor that has died or hangs."""
-        index_of = refs if isinstance(refs, dict) else dict(zip(refs, range(len(refs)), strict=True))
+        The first failure ends the wait: where one rank of a collective has died, the others may
+        never return. An error of the project that an actor raised is raised here as the same class
+        with the same message. Raises FleetError for any other failure, also of an actor that has
+        died or hangs."""
+        index_of = refs
+        if not isinstance(index_of, dict):
+            index_of = {ref: index for index, ref in enumerate(refs)}
         pending = list(index_of)
         results: dict[ray.ObjectRef, Any] = {}
         while pending:
@@ -135,6 +146,7 @@ class Fleet:
             for ref in ready:
                 results[ref] = self.result(ref, index_of[ref], doing)
             pending = [ref for ref in pending if ref not in results]
+            # While results keep arriving, heartbeats are not needed.
             if not ready:
                 self.watch({index_of[ref] for ref in pending}, doing)
         return [results[ref] for ref in index_of]
@@ -144,19 +156,21 @@ class Fleet:
         name = self.names[index % len(self)]
         try:
             return ray.get(ref)
+        # RayTaskError, a subclass, means that the method raised and the actor lives.
         except RayTaskError as error:
             cause = error.cause
+            # The message is complete, and its class decides the exit code of the process.
             if isinstance(cause, HeroError):
                 raise type(cause)(str(cause)) from None
-            reason = f"{type(cause).__name__}: {_first_line(cause)}"
-            raise FleetError(f"{name} failed in {doing} ({reason}); see {self._log(name)}") from error
+            what = f"failed in {doing} ({type(cause).__name__}: {_first_line(cause)})"
+            raise FleetError(f"{name} {what}; see {self._log(name)}") from error
         except RayError as error:
-            reason = _first_line(error)
-            raise FleetError(f"{name} died during {doing} ({reason}); see {self._log(name)}") from error
+            what = f"died during {doing} ({_first_line(error)})"
+            raise FleetError(f"{name} {what}; see {self._log(name)}") from error
 
     def watch(self, indexes: Iterable[int], doing: str) -> None:
-        """Raises FleetError if one of these actors hangs. Reads heartbeats at most once in WATCH_S, so that it may be called
-        in a loop."""
+        """Raises FleetError if one of these actors hangs. Reads heartbeats at most once in WATCH_S,
+        so that it may be called in a loop."""
         if time.monotonic() - self._last_watch < 0.9 * WATCH_S:
             return
         self._last_watch = time.monotonic()
@@ -177,14 +191,15 @@ class Fleet:
             return f"no heartbeat for {heartbeat.age_s:.0f} s, over {limit}"
         if heartbeat.call_s > limits.call_timeout_s:
             limit = f"cluster.call_timeout_s={limits.call_timeout_s:g}"
-            return f"in this call for {heartbeat.call_s:.0f} s, over {limit}; its stack is in the log"
+            return f"in this call for {heartbeat.call_s:.0f} s, over {limit}; its stack is there"
         return None
 
     def dead_or_hung(self, patience_s: float = 10.0) -> list[int]:
-        """Indexes of the actors that are dead or hung. An actor that is in a call does not answer within `patience_s`; its
-        heartbeat decides."""
+        """Indexes of the actors that are dead or hung. An actor that is in a call does not answer
+        within `patience_s`; its heartbeat decides."""
         lost = set(self._hung)
         index_of = {}
+        # Any method would do: an actor that answers is alive.
         for index, member in enumerate(self._members):
             if index not in lost:
                 index_of[member.actor.busy.remote()] = index
@@ -196,7 +211,8 @@ class Fleet:
                     ray.get(ref)
                 except RayError:
                     lost.add(index_of[ref])
-                    # A lost node takes several actors, and Ray reports their deaths within a second or two.
+                    # A lost node takes several actors, and Ray reports their deaths within a second
+                    # or two.
                     deadline = min(deadline, time.monotonic() + 2)
         silent = [index_of[ref] for ref in pending]
         poll([self._members[index].heartbeat for index in silent])
@@ -209,7 +225,8 @@ class Fleet:
         """Starts a new actor in the place of a lost one, with the same arguments."""
         member = self._members[index]
         self._kill(index)
-        self._members[index] = self._start_actor(member.name, member.arguments, member.incarnation + 1)
+        incarnation = member.incarnation + 1
+        self._members[index] = self._start_actor(member.name, member.arguments, incarnation)
 
     def add(self, arguments: dict[str, Any]) -> None:
         """Starts one more actor; it gets no calls before `admit_started`."""
@@ -217,8 +234,8 @@ class Fleet:
         self._starting.append((member, member.actor.busy.remote()))
 
     def admit_started(self) -> list[str]:
-        """Makes the added actors that have started members, in order. Returns a message for each, also for those that failed
-        to start, which are given up."""
+        """Makes the added actors that have started members, in order. Returns a message for each,
+        also for those that failed to start, which are given up."""
         messages = []
         while self._starting and ray.wait([self._starting[0][1]], timeout=0)[0]:
             member, ref = self._starting.pop(0)
@@ -234,6 +251,7 @@ class Fleet:
 
     def remove(self, size: int) -> None:
         """Ends all actors but the first `size`, after the calls that were submitted to them."""
+        # __ray_terminate__ is a call like any other, so it waits for those before it.
         starting = [member for member, _ in self._starting]
         for member in [*self._members[size:], *starting]:
             member.actor.__ray_terminate__.remote()
@@ -260,11 +278,13 @@ class Fleet:
 
 
 def wait_any(refs: Sequence[ray.ObjectRef], timeout_s: float) -> list[ray.ObjectRef]:
-    """Waits until at least one call has ended, or for `timeout_s`; returns all that have ended by then."""
+    """Waits until at least one call has ended, or for `timeout_s`; returns all that have ended by
+    then."""
     ready, rest = ray.wait(list(refs), timeout=timeout_s)
     if not ready or not rest:
         return ready
-    # ray.wait returns at the first: ask once more, without waiting, for the others that have ended too.
+    # ray.wait returns at the first: ask once more, without waiting, for the others that have ended
+    # too.
     return ray.wait([*ready, *rest], num_returns=len(refs), timeout=0)[0]
 
 

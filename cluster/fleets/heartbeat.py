@@ -1,11 +1,14 @@
-"""Heartbeats: a thread in every actor reports once a second that its process lives and how long its call has lasted.
+"""Heartbeats: a thread in every actor reports once a second that its process lives and how long its
+call has lasted.
 
-Reports go through the key-value store of the Ray cluster (its GCS), so the driver reads them although the actor is busy.
-No two clocks are compared: an actor is alive if its count of beats has grown since the driver last looked.
+Reports go through the key-value store of the Ray cluster (its GCS), so the driver reads them
+although the actor is busy. No two clocks are compared: an actor is alive if its count of beats has
+grown since the driver last looked.
 
-The store's functions are private to Ray (`_internal_kv_*`). They stay because Ray has no public way to read the state of
-256 actors in one round trip: a call to each actor costs 256 round trips for every look, and threads for it in every
-actor; an actor that collects the reports would be one more process that can die and needs a heartbeat itself.
+The store's functions are private to Ray (`_internal_kv_*`). They stay because Ray has no public way
+to read the state of 256 actors in one round trip: a call to each actor costs 256 round trips for
+every look, and threads for it in every actor; an actor that collects the reports would be one more
+process that can die and needs a heartbeat itself.
 """
 
 from __future__ import annotations
@@ -21,7 +24,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import ray
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put, internal_kv_get_gcs_client
+from ray.experimental.internal_kv import (
+    _internal_kv_del,
+    _internal_kv_put,
+    internal_kv_get_gcs_client,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 INTERVAL_S = 1.0
@@ -30,7 +37,8 @@ DUMP_AFTER_S = 300.0
 
 
 class HeartbeatSender:
-    """The actor's side: starts a thread that writes [count, seconds in the current call, process id, Ray node] under `key`."""
+    """The actor's side: starts a thread that writes [count, seconds in the current call, process
+    id, Ray node] under `key`."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -50,6 +58,7 @@ class HeartbeatSender:
         count, dumped, node_id = 0, None, ray.get_runtime_context().get_node_id()
         while True:
             count += 1
+            # Read once: the main thread may replace it meanwhile.
             call, call_s = self._call, 0.0
             if call is not None:
                 call_s = time.monotonic() - call[1]
@@ -79,8 +88,8 @@ class HeartbeatMonitor:
 
     @property
     def age_s(self) -> float:
-        """Seconds since the last sign of life that `poll` has read; 0 while the process has yet to start, which may wait for a
-        new node."""
+        """Seconds since the last sign of life that `poll` has read; 0 while the process has yet to
+        start, which may wait for a new node."""
         if self.count == 0:
             return 0.0
         return time.monotonic() - self.last_beat
@@ -91,7 +100,8 @@ class HeartbeatMonitor:
             self.count, self.last_beat = count, time.monotonic()
 
     def kill_process(self) -> None:
-        """Kills the process by a task on its node: a stopped process (SIGSTOP) does not react to `ray.kill`."""
+        """Kills the process by a task on its node: a stopped process (SIGSTOP) does not react to
+        `ray.kill`."""
         if self.pid is not None and self.node_id is not None:
             on_node = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
             ray.remote(_kill).options(num_cpus=0, scheduling_strategy=on_node).remote(self.pid)
@@ -112,5 +122,6 @@ def poll(monitors: Sequence[HeartbeatMonitor]) -> None:
 
 
 def _kill(pid: int) -> None:
+    # It may have ended since its last report.
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)

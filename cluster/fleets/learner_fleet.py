@@ -1,6 +1,8 @@
-"""The calls that stages make on the learner ranks, with their types; `actors.learner.LearnerActor` describes each.
+"""The calls that stages make on the learner ranks, with their types; `actors.learner.LearnerActor`
+describes each.
 
-Most of them are collectives: they go to every rank in the same order, and the value of rank 0 stands for all.
+Most of them are collectives: they go to every rank in the same order, and the value of rank 0
+stands for all.
 """
 
 from __future__ import annotations
@@ -12,19 +14,21 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.weights.transport import WeightPayload, WeightTransport
 from cluster.fleets.fleet import Fleet
 from learners.config import PretrainConfig, RewardModelConfig, SFTConfig
 from learners.rl.config import PPOConfig
 from learners.rl.scored_parts import ScoredPart, flatten_parts
+from learners.supervised.ranking import PairAgreement
 
 
 class LearnerFleet(Fleet):
-    """DeepSpeed ranks that have joined one process group. They hold one task at a time; each `start_*` replaces it and
-    returns the number of its optimizer steps."""
+    """DeepSpeed ranks that have joined one process group. They hold one task at a time; each
+    `start_*` replaces it and returns the number of its optimizer steps."""
 
     def join(self) -> None:
         """Has all ranks join one process group at an address of rank 0."""
-        address, port = self.wait([self.submit(0, "address")], "address")[0]
+        address, port = self._only_rank_0("address")
         self.all("join", address, port)
 
     def start_pretrain(self, config: PretrainConfig, folder: Path, seed: int) -> int:
@@ -34,12 +38,13 @@ class LearnerFleet(Fleet):
         return self._rank_0("start_sft", policy, config, folder, seed)
 
     def start_reward_model(self, policy: Path, config: RewardModelConfig, folder: Path, seed: int) -> int:
-        return self._rank_0("start_reward", policy, config, folder, seed)
+        return self._rank_0("start_reward_model", policy, config, folder, seed)
 
     def submit_start_ppo(
         self, policy: Path, reward_model: Path | None, config: PPOConfig, corpus: Path | None, seed: int
     ) -> list[ray.ObjectRef]:
-        """Does not wait, so that the other fleets start meanwhile. One reference for each rank, for `wait`."""
+        """Does not wait, so that the other fleets start meanwhile. One reference for each rank, for
+        `wait`."""
         return self.submit_all("start_ppo", policy, reward_model, config, corpus, seed)
 
     def train(self, count: int) -> list[dict[str, float]]:
@@ -49,37 +54,38 @@ class LearnerFleet(Fleet):
     def validate(self) -> dict[str, float]:
         return self._rank_0("validate")
 
-    def pair_agreement(self) -> Any:
+    def pair_agreement(self) -> PairAgreement:
         """How the reward model agrees with the rankings of each held-out prompt."""
-        return self._rank_0("agreement")
+        return self._rank_0("pair_agreement")
 
     def center_rewards(self, demonstrations: Path) -> float:
         """Shifts the reward model so that demonstrations score 0 on average; returns the shift."""
-        return self._rank_0("center", demonstrations)
+        return self._rank_0("center_rewards", demonstrations)
 
     def submit_ppo_update(
         self, version: int, kl_coef: float, parts: Sequence[ScoredPart]
     ) -> list[ray.ObjectRef]:
-        """One PPO iteration. One reference for each rank, of (metrics, seconds, digest of the batch)."""
-        return self.submit_all("iterate", version, kl_coef, *flatten_parts(parts))
+        """One PPO iteration. One reference for each rank, of (metrics, seconds, digest of the
+        batch)."""
+        return self.submit_all("ppo_update", version, kl_coef, *flatten_parts(parts))
 
     def count_groups_with_signal(self, parts: Sequence[ScoredPart]) -> int:
         """How many prompts have responses whose scores differ."""
-        return self.wait([self.submit(0, "groups_with_signal", *flatten_parts(parts))], "groups_with_signal")[
-            0
-        ]
+        return self._only_rank_0("count_groups_with_signal", *flatten_parts(parts))
 
     def pretrain_loss(self) -> float:
         """Loss of the policy on held-out sequences of the pretraining corpus."""
         return self._rank_0("pretrain_loss")
 
-    def send_weights(self, transport: Any, version: int) -> Any:
-        """Hands the policy's weights to a transport; returns the payload that `RolloutFleet.update_weights` takes."""
+    def send_weights(self, transport: WeightTransport, version: int) -> WeightPayload:
+        """Hands the policy's weights to a transport; returns the payload that
+        `RolloutFleet.update_weights` takes."""
         return self._rank_0("send_weights", transport, version)
 
-    def submit_probe_logprobs(self, sequences: list[np.ndarray]) -> list[ray.ObjectRef]:
-        """Log-probabilities of every token but the first of each sequence. One reference for each rank."""
-        return self.submit_all("probe", sequences)
+    def submit_probe_logprobs(self, sequences: Sequence[np.ndarray]) -> list[ray.ObjectRef]:
+        """Log-probabilities of every token but the first of each sequence. One reference for each
+        rank."""
+        return self.submit_all("probe_logprobs", sequences)
 
     def save(self, folder: Path, tag: str = "state") -> None:
         """Raises DiskFullError if the disk is full."""
@@ -94,15 +100,23 @@ class LearnerFleet(Fleet):
         self.all("export", folder, use_ema)
 
     def flops_per_token(self) -> tuple[float, float | None]:
-        """(FLOPs to train the current task's models on one token, peak FLOP/s of a rank's device if known)."""
-        return self.wait([self.submit(0, "flops_per_token")], "flops_per_token")[0]
+        """(FLOPs to train the current task's models on one token, peak FLOP/s of a rank's device if
+        known)."""
+        return self._only_rank_0("flops_per_token")
 
     def utilization(self, tokens_per_second: float) -> dict[str, float]:
-        """Model FLOP utilization (perf/mfu) of the current task; empty where the device's peak is not known."""
+        """Model FLOP utilization (perf/mfu) of the current task; empty where the device's peak is
+        not known."""
         flops, peak = self.flops_per_token()
+        # No figure is better than a share of a guess: on CPU there is no published peak.
         if not peak:
             return {}
         return {"perf/mfu": tokens_per_second * flops / (peak * len(self))}
 
     def _rank_0(self, method: str, *args: Any) -> Any:
+        """Calls every rank; the value of rank 0."""
         return self.all(method, *args)[0]
+
+    def _only_rank_0(self, method: str, *args: Any) -> Any:
+        """Calls rank 0 alone: for methods that are no collectives."""
+        return self.wait([self.submit(0, method, *args)], method)[0]

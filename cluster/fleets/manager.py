@@ -1,25 +1,27 @@
 """Starts Ray and the three fleets of a run, and keeps them while stages come and go.
 
-The pipeline makes one manager; stages ask it for `learners()`, `rollouts(...)` and `scorers(...)`. A fleet is started when
-a stage first asks for it and reused by later stages: the processes stay, their tasks and weights change. On CPU the phases
-of an iteration take turns, so learners reserve the cores and the other fleets run beside them; on GPUs every actor
-reserves its own.
+The pipeline makes one manager; stages ask it for `learners()`, `rollouts(...)` and `scorers(...)`.
+A fleet is started when a stage first asks for it and reused by later stages: the processes stay,
+their tasks and weights change. On CPU the phases of an iteration take turns, so learners reserve
+the cores and the other fleets run beside them; on GPUs every actor reserves its own.
 
-It waits for Ray in two places: the start of Ray itself, and resources that actors of a stopped fleet have not yet
-returned (`_check_resources`). It does not wait for actors to start.
+It waits for Ray in two places: the start of Ray itself, and resources that actors of a stopped
+fleet have not yet returned (`_check_resources`). It does not wait for actors to start.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from actors.config import RolloutConfig
 from actors.weights.transport import make_transport
-from cluster.config import RunConfig
+from cluster.config import ClusterConfig, RunConfig
 from cluster.fleets.fleet import Fleet
 from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.fleets.rollout_fleet import RolloutFleet
@@ -30,11 +32,19 @@ from common.random_streams import Stream, derived_seed
 from common.ray_session import start_ray
 from common.run_paths import RunPaths
 
-# Passed on to every actor: without a hub, transformers must not try the network; torch and vLLM stay terse.
-QUIET = {"TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+# Passed on to every actor: without a hub, transformers must not try the network; torch and vLLM
+# stay terse.
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+}
 
 SECTIONS = {"learner": "learners", "rollout": "rollout", "scoring": "scoring"}
 """Config section of each kind of fleet."""
+
+ArgumentsOf = Callable[[int], dict[str, Any]]
+"""Constructor arguments of the i-th actor of a fleet."""
 
 RELEASE_S = 20.0
 """How long Ray may take to return the resources of actors that were stopped."""
@@ -46,21 +56,21 @@ class FleetManager:
     def __init__(self, config: RunConfig, root: Path) -> None:
         self.config, self.paths = config, RunPaths(root)
         self.transport = make_transport(root, config.learners.weights_dir)
-        self._learners: LearnerFleet | None = None
-        self._rollouts: RolloutFleet | None = None
-        self._scorers: ScoringFleet | None = None
-        self._scorer_models: tuple[str, str | None] | None = None
-        self._arguments_of: dict[str, Callable[[int], dict[str, Any]]] = {}
-        self._applied: dict[str, int] = {}  # the scale request that was last applied, by kind of fleet
-        # When actors were last stopped; their resources are free a moment later. At first this may be the driver before
-        # this one, whose actors Ray stops after its death.
-        self._stopped_at = time.monotonic()
         self._fleets: dict[str, Fleet] = {}
+        self._arguments_of: dict[str, ArgumentsOf] = {}
+        self._scorer_models: tuple[str, str | None] | None = None
+        # The scale request that was last applied, by kind of fleet.
+        self._applied: dict[str, int] = {}
+        # When actors were last stopped; their resources are free a moment later. At first this may
+        # be the driver before this one, whose actors Ray stops after its death.
+        self._stopped_at = time.monotonic()
 
     def start(self) -> None:
         """Joins the configured Ray cluster, or starts one of this run's own."""
+        # Requests hold for one run; its config says how it starts.
         self.paths.scale.unlink(missing_ok=True)
-        start_ray(self.config.cluster.address, self.config.cluster.cpus, self.config.cluster.object_store_gib)
+        cluster = self.config.cluster
+        start_ray(cluster.address, cluster.cpus, cluster.object_store_gib)
 
     def learners(self) -> LearnerFleet:
         """DeepSpeed ranks, joined into one process group."""
@@ -71,16 +81,16 @@ class FleetManager:
         arguments = []
         for rank in range(settings.ranks):
             arguments.append({"rank": rank, "config": settings, "model": self.config.model})
-        options = self._options("learner", settings.ranks, settings.threads, settings.gpus)
-        logs, limits = self.paths.logs, self.config.cluster
-        fleet = LearnerFleet("learner", "actors.learner:LearnerActor", arguments, options, logs, limits)
+        how = self._how_to_start("learner", settings.ranks, settings.threads, settings.gpus)
+        fleet = LearnerFleet("learner", "actors.learner:LearnerActor", arguments, *how)
+        # Before `join`, so that its actors are stopped if one of them fails there.
         self.adopt(fleet)
         fleet.join()
         return fleet
 
     def rollouts(self, model: Path) -> RolloutFleet:
-        """vLLM engines. `model` gives the architecture; a fleet that is up already keeps its weights (see
-        `cluster.rl.weight_sync`)."""
+        """vLLM engines. `model` gives the architecture; a fleet that is up already keeps its
+        weights (see `cluster.rl.weight_sync`)."""
         fleet = self._fleets.get("rollout")
         if isinstance(fleet, RolloutFleet):
             return fleet
@@ -88,23 +98,21 @@ class FleetManager:
         settings = self.config.rollout.model_copy(
             update={"dtype": self.config.ppo.dtype, "max_model_len": max_model_len}
         )
-
-        def arguments_of(index: int) -> dict[str, Any]:
-            seed = derived_seed(self.config.seed, Stream.ENGINES, index)
-            return {"name": f"rollout-{index}", "model_path": str(model), "config": settings, "seed": seed}
-
+        arguments_of = partial(self._rollout_arguments, model, settings)
         arguments = [arguments_of(index) for index in range(settings.actors)]
         # The engine runs inside the actor's process: a weight update is then a plain function call.
         env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-        options = self._options("rollout", settings.actors, settings.threads, settings.gpus, env)
-        logs, limits = self.paths.logs, self.config.cluster
-        fleet = RolloutFleet("rollout", "actors.rollout:RolloutActor", arguments, options, logs, limits)
+        how = self._how_to_start("rollout", settings.actors, settings.threads, settings.gpus, env)
+        fleet = RolloutFleet("rollout", "actors.rollout:RolloutActor", arguments, *how)
         self.adopt(fleet, arguments_of)
         return fleet
 
     def scorers(self, reference: Path, reward_model: Path | None) -> ScoringFleet:
-        """Reward model and reference policy; the actors are stopped and new ones started when the models change."""
-        models = (str(reference.resolve()), str(reward_model.resolve()) if reward_model else None)
+        """Reward model and reference policy; the actors are stopped and new ones started when the
+        models change."""
+        models: tuple[str, str | None] = (str(reference.resolve()), None)
+        if reward_model is not None:
+            models = (models[0], str(reward_model.resolve()))
         fleet = self._fleets.get("scoring")
         if isinstance(fleet, ScoringFleet):
             if models == self._scorer_models:
@@ -118,25 +126,25 @@ class FleetManager:
             "config": settings,
             "rewards": self.config.rewards,
         }
-        options = self._options("scoring", settings.actors, settings.threads, settings.gpus)
-        logs, limits = self.paths.logs, self.config.cluster
         arguments = [argument] * settings.actors
-        fleet = ScoringFleet("scoring", "actors.scoring:ScoringActor", arguments, options, logs, limits)
+        how = self._how_to_start("scoring", settings.actors, settings.threads, settings.gpus)
+        fleet = ScoringFleet("scoring", "actors.scoring:ScoringActor", arguments, *how)
         self.adopt(fleet, lambda index: argument)
         self._scorer_models = models
         return fleet
 
-    def adopt(self, fleet: Fleet, arguments_of: Callable[[int], dict[str, Any]] | None = None) -> None:
-        """Takes a fleet into care under its kind. `arguments_of(i)` are the arguments of its i-th actor when it grows;
-        without it, its size is fixed."""
+    def adopt(self, fleet: Fleet, arguments_of: ArgumentsOf | None = None) -> None:
+        """Makes this manager responsible for a fleet: restarts, scale requests and the end.
+        `arguments_of` gives the arguments of actors that are added; without it, the fleet keeps its
+        size."""
         self._fleets[fleet.kind] = fleet
         if arguments_of is not None:
             self._arguments_of[fleet.kind] = arguments_of
 
     def replace_lost(self) -> list[str]:
-        """Restarts the actors that are dead or hung, and returns their names. Called by the pipeline after a stage has failed.
-        Learners lose their process group with the first of them, so all of them are stopped, and start again when a stage
-        asks for them."""
+        """Restarts the actors that are dead or hung, and returns their names. Called by the
+        pipeline after a stage has failed. Learners lose their process group with the first of them,
+        so all of them are stopped, and start again when a stage asks for them."""
         names = []
         for kind, fleet in list(self._fleets.items()):
             lost = fleet.dead_or_hung()
@@ -149,17 +157,20 @@ class FleetManager:
         return names
 
     def target_size(self, kind: str) -> int:
-        """Number of actors that a fleet is to have: what `hero scale` last requested, else what it has."""
+        """Number of actors that a fleet is to have: what `hero scale` last requested, else what it
+        has."""
         return scale_requests(self.paths).get(kind, self._fleets[kind].expected_size)
 
     def apply_scale_requests(self) -> list[str]:
-        """Starts or removes actors as requested, admits those that have started, and returns what was done as messages. Called
-        by the PPO stage before each weight update, because new engines hold old weights."""
+        """Starts or removes actors as requested, admits those that have started, and returns what
+        was done as messages. Called by the PPO stage before each weight update, because new engines
+        hold old weights."""
         messages = []
         for kind, arguments_of in self._arguments_of.items():
             fleet, target = self._fleets[kind], self.target_size(kind)
             if target == self._applied.get(kind, fleet.expected_size):
-                # A request is applied once: actors that cannot start would be tried again in every iteration.
+                # A request is applied once: actors that cannot start would be tried again in every
+                # iteration.
                 target = fleet.expected_size
             else:
                 messages.append(f"{kind} fleet: from {fleet.expected_size} to {target}")
@@ -183,17 +194,29 @@ class FleetManager:
         self._fleets.pop(kind).stop()
         self._stopped_at = time.monotonic()
 
-    def _options(
+    def _rollout_arguments(self, model: Path, settings: RolloutConfig, index: int) -> dict[str, Any]:
+        return {
+            "name": f"rollout-{index}",
+            "model_path": str(model),
+            "config": settings,
+            "seed": derived_seed(self.config.seed, Stream.ENGINES, index),
+        }
+
+    def _how_to_start(
         self, kind: str, size: int, threads: int, gpus: float, env: dict[str, str] | None = None
-    ) -> dict[str, Any]:
-        """Ray's options for each of `size` actors. Raises UserError if the cluster has no room for all of them."""
+    ) -> tuple[dict[str, Any], Path, ClusterConfig]:
+        """The arguments `options`, `logs` and `limits` of a fleet of `size` actors. Raises UserError
+        if the Ray cluster has no room for all of them."""
+        # On CPU the phases of an iteration take turns. Were the cores reserved for each fleet, three
+        # times as many would be needed as are ever at work.
         cpus = 0
         if kind == "learner":
             cpus = threads
         self._check_resources(kind, "CPU", cpus * size)
         self._check_resources(kind, "GPU", gpus * size)
         variables = {**QUIET, "OMP_NUM_THREADS": str(threads), **(env or {})}
-        return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
+        options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
+        return options, self.paths.logs, self.config.cluster
 
     def _check_resources(self, kind: str, resource: str, needed: float) -> None:
         """Raises UserError for a fleet that Ray would otherwise wait for without a message."""
@@ -204,6 +227,6 @@ class FleetManager:
             free = ray.available_resources().get(resource, 0)
         if needed > free:
             raise UserError(
-                f"the {kind} fleet needs {needed:g} {resource} and the Ray cluster has {free:g} free of {total:g}; "
-                f"lower the numbers in section {SECTIONS[kind]} or add nodes"
+                f"the {kind} fleet needs {needed:g} {resource} and the Ray cluster has {free:g} free "
+                f"of {total:g}; lower the numbers in section {SECTIONS[kind]} or add nodes"
             )

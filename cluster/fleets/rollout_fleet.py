@@ -1,6 +1,7 @@
 """The calls that stages and the rollout scheduler make on the vLLM engines, with their types.
 
-`actors.rollout.RolloutActor` describes each; `actors.prompt_group.RolloutEngine` is the part that test doubles implement.
+`actors.rollout.RolloutActor` describes each; `actors.prompt_group.RolloutEngine` is the part that
+test doubles implement.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ray
 
 from actors.config import Decoding
 from actors.prompt_group import PromptGroup
+from actors.weights.transport import WeightPayload
 from cluster.fleets.fleet import Fleet
 
 
@@ -32,8 +34,10 @@ class RolloutFleet(Fleet):
         n: int = 1,
         seeds: Sequence[int] | None = None,
     ) -> list[ray.ObjectRef]:
-        """Starts sampling n responses to each prompt over the whole fleet. One Samples reference per engine, in the order of
-        the prompts. `seeds` holds one per response, prompt by prompt."""
+        """Starts sampling n responses to each prompt over the whole fleet. One Samples reference
+        per engine, in the order of the prompts. `seeds` holds one per response, prompt by prompt.
+        """
+        # Contiguous shares: the results, one after the other, are in the order of the prompts.
         share = -(-len(prompts) // len(self))
         refs = []
         for index, start in enumerate(range(0, len(prompts), share)):
@@ -42,8 +46,8 @@ class RolloutFleet(Fleet):
             engine_seeds = None
             if seeds is not None:
                 engine_seeds = list(seeds[start * n : end * n])
-            ids = list(prompt_ids[start:end])
-            refs.append(self.submit(index, "generate", tokens, ids, decoding, end_token, n, engine_seeds))
+            arguments = (tokens, list(prompt_ids[start:end]), decoding, end_token, n, engine_seeds)
+            refs.append(self.submit(index, "generate", *arguments))
         return refs
 
     def submit_run_groups(
@@ -56,17 +60,19 @@ class RolloutFleet(Fleet):
         min_version: int,
         seconds: float | None = None,
     ) -> tuple[ray.ObjectRef, ray.ObjectRef]:
-        """(GroupStatus reference, Samples reference) of one engine; see `RolloutEngine.run_groups`."""
+        """References of (GroupStatus, Samples) of one engine; see `RolloutEngine.run_groups`."""
         arguments = (new, decoding, end_token, max_groups, min_version, seconds)
         status, samples = self.submit_split(index, 2, "run_groups", *arguments)
         return status, samples
 
-    def update_weights(self, payload: Any, version: int, min_version: int = 0) -> list[Any]:
-        """Loads what `LearnerFleet.send_weights` returned into every engine, and drops groups begun before `min_version`."""
+    def update_weights(self, payload: WeightPayload, version: int, min_version: int = 0) -> list[float]:
+        """Loads what `LearnerFleet.send_weights` returned into every engine, and drops groups begun
+        before `min_version`. Seconds of each engine."""
         return self.all("update_weights", payload, version, min_version)
 
     def prompt_logprobs(self, sequences: list[list[int]]) -> list[list[np.ndarray]]:
-        """For each engine: log-probabilities of every token but the first of each sequence, at temperature 1."""
+        """For each engine: log-probabilities of every token but the first of each sequence, at
+        temperature 1."""
         return self.all("prompt_logprobs", sequences)
 
     def cancel_groups(self) -> None:

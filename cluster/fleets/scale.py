@@ -1,7 +1,9 @@
-"""`hero scale`: how many actors the fleets of a running `hero run` are to have. Imports nothing of Ray.
+"""`hero scale`: how many actors the fleets of a running `hero run` are to have. Imports nothing of
+Ray.
 
-A scale request is a file in the run directory, {fleet: number of actors}. `request_scale` writes it for the command line,
-`FleetManager.apply_scale_requests` reads it before each weight update, and the start of a run deletes it.
+A scale request is a file in the run directory, {fleet: number of actors}. `request_scale` writes it
+for the command line, `FleetManager.apply_scale_requests` reads it before each weight update, and
+the start of a run deletes it.
 """
 
 from __future__ import annotations
@@ -15,15 +17,17 @@ from common.run_paths import RunPaths
 
 
 def request_scale(root: Path, counts: Sequence[str]) -> dict[str, int]:
-    """Writes a scale request for the run at work in `root`: `counts` are items like rollout=4. Returns all requests of that
-    run. Raises UserError for a malformed item, or if no run is at work there."""
+    """Writes a scale request for the run at work in `root`: `counts` are items like rollout=4.
+    Returns all requests of that run. Raises UserError for a malformed item, or if no run is at work
+    there."""
     paths = RunPaths(root)
     requests = scale_requests(paths)
     for item in counts:
         kind, _, number = item.partition("=")
         if kind == "learner":
             raise UserError(
-                f"{item}: a ZeRO optimizer state fits its number of ranks; stop the run and set learners.ranks"
+                f"{item}: a ZeRO optimizer state fits its number of ranks; stop the run and set "
+                "learners.ranks"
             )
         if kind not in ("rollout", "scoring") or not number.isdecimal() or int(number) < 1:
             raise UserError(f"{item}: expected rollout=N or scoring=N with N of 1 or more")

@@ -1,4 +1,8 @@
-"""The calls on the scoring actors, with their types; `actors.scoring.ScoringActor` describes each."""
+"""The calls on the scoring actors, with their types.
+
+`actors.scoring.ScoringActor` describes each. A call takes the samples of one engine and runs on the
+scoring actor of the same index, modulo their number.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,22 @@ class ScoringFleet(Fleet):
     """Actors that each hold the sources of reward and the reference policy."""
 
     def submit_score(
-        self, index: int, samples: ray.ObjectRef, temperature: float, rows: dict[int, dict[str, Any]]
+        self,
+        index: int,
+        samples: ray.ObjectRef,
+        temperature: float,
+        rows: dict[int, dict[str, Any]],
     ) -> tuple[ray.ObjectRef, ray.ObjectRef]:
-        """(Scores reference, ref_logprobs_N reference) of one Samples reference. `rows` are the prompts' rows by prompt id."""
+        """(Scores reference, ref_logprobs_N reference) of one Samples reference. `rows` are the
+        prompts' rows by prompt id."""
         scores, ref_logprobs_N = self.submit_split(index, 2, "score", samples, temperature, rows)
         return scores, ref_logprobs_N
 
     def submit_select(
         self, index: int, samples: ray.ObjectRef, ref_logprobs_N: ray.ObjectRef, kept: list[int]
     ) -> tuple[ray.ObjectRef, ray.ObjectRef]:
-        """The same two references for the kept responses only, without the tokens passing through the driver."""
-        samples, ref_logprobs_N = self.submit_split(index, 2, "select", samples, ref_logprobs_N, kept)
-        return samples, ref_logprobs_N
+        """The same two references for the kept responses only, without the tokens passing through
+        the driver."""
+        arguments = (samples, ref_logprobs_N, kept)
+        kept_samples, kept_logprobs_N = self.submit_split(index, 2, "select", *arguments)
+        return kept_samples, kept_logprobs_N

@@ -1,4 +1,5 @@
-"""Fleets of real Ray actors: what the driver learns when one of them fails, and what is refused before it would hang."""
+"""Fleets of real Ray actors: what the driver learns when one of them fails, and what is refused
+before it would hang."""
 
 import os
 import signal

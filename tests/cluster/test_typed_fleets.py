@@ -73,7 +73,9 @@ def recording(fleet_class):
     return Recording(), calls
 
 
-@pytest.mark.parametrize(("fleet_class", "method", "arguments"), CALLS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("fleet_class", "method", "arguments"), CALLS, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_call_fits_the_method_of_the_actor(fleet_class, method, arguments):
     fleet, calls = recording(fleet_class)
     getattr(fleet, method)(*arguments)
