@@ -1,9 +1,11 @@
-"""What every stage is given: the config, the run directory, the fleets and the tools made from them."""
+"""What every stage gets: the config, the run directory, the fleets, and the tools made from
+them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -11,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from actors.config import Decoding
 from cluster.config import RunConfig
 from cluster.fleets.manager import FleetManager
-from cluster.run.directory import Run
+from cluster.run.directory import RunDirectory
 from cluster.run.monitor import Monitor
 from common.errors import UserError
 from common.plugins import load_object
@@ -22,59 +24,77 @@ from learners.data.sources import DatasetReader, SourceRow
 @dataclass
 class Context:
     config: RunConfig
-    run: Run
+    run: RunDirectory
     fleets: FleetManager
     readers: dict[str, DatasetReader] = field(default_factory=dict)
-    """What the present stage has read, by kind."""
+    """Readers of what the current stage has read, by kind of data."""
 
     def monitor(self, stage: str) -> Monitor:
         return Monitor(self.run.root, stage, self.config.name, self.config.model_dump(mode="json"))
 
     def read(self, kind: str) -> tuple[list[SourceRow], DatasetReader]:
-        """The rows of one kind of data, and their reader, which encoders hand over-long rows to."""
-        reader = self.readers[kind] = DatasetReader(kind, self.config.data, self.config.seed)
+        """The records of one kind of data, and their reader, to which encoders pass rows that are
+        too long."""
+        reader = DatasetReader(kind, self.config.data, self.config.seed)
+        self.readers[kind] = reader
         rows = reader.read(self.run.sources(kind))
-        other = self.readers.get({"prompts": "heldout", "heldout": "prompts"}.get(kind, ""))
-        if other and (both := sorted(reader.owners & other.owners)):
-            raise UserError(
-                f"{self.config.data.split_key} {both[0]!r} (one of {len(both)}) is in data.prompts and in data.heldout; with "
-                "data.split_key nobody may be in both"
-            )
+        self._check_prompts_and_heldout()
         return rows, reader
+
+    def _check_prompts_and_heldout(self) -> None:
+        """Raises UserError if a value of `data.split_key` is among the prompts to train on and to
+        evaluate on."""
+        if not {"prompts", "heldout"} <= self.readers.keys():
+            return
+        both = sorted(self.readers["prompts"].split_values & self.readers["heldout"].split_values)
+        if both:
+            raise UserError(
+                f"{self.config.data.split_key} {both[0]!r} (one of {len(both)}) is in data.prompts and in data.heldout; "
+                "with data.split_key no value may be in both"
+            )
 
     def prompts(
         self, kind: str, tokenizer: PreTrainedTokenizerBase, room: int
     ) -> tuple[list[dict[str, Any]], list[list[int]]]:
-        """Rows and token ids of the prompts of one kind, each of which leaves `room` tokens for the response."""
-        located, reader = self.read(kind)
-        rows, tokens = encode_prompts(located, tokenizer, self.config.model.context - room, reader)
+        """Rows and token ids of the prompts of one kind, each of which leaves `room` tokens for
+        the response. Rows are plain dicts, as functions of the user take them."""
+        source_rows, reader = self.read(kind)
+        rows, tokens = encode_prompts(source_rows, tokenizer, self.config.model.context - room, reader)
         if not rows:
             raise UserError(
                 f"data.{kind}: no prompt leaves room for {room} tokens in model.context={self.config.model.context}"
             )
         return rows, tokens
 
-    def counts(self) -> dict[str, int]:
-        """How many rows of each kind the present stage has read, left out and kept."""
-        return {
-            f"data/{kind}/{name}": n
-            for kind, reader in self.readers.items()
-            for name, n in reader.counts.items()
-        }
+    def data_stats(self) -> dict[str, int]:
+        """How many rows of each kind the current stage has read, left out and kept."""
+        stats = {}
+        for kind, reader in self.readers.items():
+            for name, count in reader.stats.items():
+                stats[f"data/{kind}/{name}"] = count
+        return stats
 
     def judge(self) -> Callable[..., dict[str, Any]] | None:
-        """The function that tells right from wrong, for evaluation only, as named measures; None where nobody knows."""
+        """The function that knows which responses are right, (row, response, ended) -> measures
+        by name, for evaluation only; None if the config names none."""
         if not self.config.evaluate.judge:
             return None
-        function = load_object(self.config.evaluate.judge)
-        return lambda row, response, ended=True: measures(function(row, response, ended))
+        return partial(_judge, load_object(self.config.evaluate.judge))
 
     def decoding(self, stage: str, temperature: float) -> Decoding:
         return Decoding(temperature=temperature, max_tokens=getattr(self.config, stage).max_response_tokens)
 
 
-def measures(found: Any) -> dict[str, Any]:
-    """What an evaluation function said, by name; a number alone is the score."""
-    if is_dataclass(found) and not isinstance(found, type):
-        return {**asdict(found), "score": getattr(found, "score", None)}
-    return dict(found) if isinstance(found, Mapping) else {"score": float(found)}
+def _judge(
+    function: Callable[..., Any], row: dict[str, Any], response: str, ended: bool = True
+) -> dict[str, Any]:
+    return measures(function(row, response, ended))
+
+
+def measures(verdict: Any) -> dict[str, Any]:
+    """The result of an evaluation function by name; a number alone is the score."""
+    if is_dataclass(verdict) and not isinstance(verdict, type):
+        return {**asdict(verdict), "score": getattr(verdict, "score", None)}
+    if isinstance(verdict, Mapping):
+        return dict(verdict)
+    return {"score": float(verdict)}

@@ -1,19 +1,20 @@
-"""What people think of answers: thumbs, comments and rankings, kept for the next round of training.
+"""What people think of answers: rankings, thumbs and comments, kept for the next round of
+training.
 
-RUN/feedback/rankings.jsonl   rankings in the format of the collect stage, given with consent: point data.rankings at it
-RUN/feedback/other.jsonl      everything else: thumbs and comments, conversations of several turns, no consent
-"""
+RUN/feedback/rankings.jsonl   rankings with consent, as `RankingRecord`s: point data.rankings at
+it RUN/feedback/other.jsonl      everything else: thumbs and comments, and rankings without
+consent"""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.files import append_row
-from learners.data.records import ranking
+from common.run_paths import RunPaths
+from learners.data.records import RankingRecord
 
 
 class Message(BaseModel):
@@ -22,12 +23,12 @@ class Message(BaseModel):
 
 
 class Answer(BaseModel):
-    """A response, and what wrote it."""
+    """A response, and what generated it."""
 
     model_config = ConfigDict(extra="forbid")
     text: str = Field(max_length=100_000)
     ended: bool = True
-    """Whether it closed by itself, not at the length limit."""
+    """Whether it ended by itself, not at the length limit."""
     version: str = Field(max_length=200)
     """What the endpoint reported: one version, or several with commas between them."""
     model: str = Field(max_length=200)
@@ -41,7 +42,7 @@ class Feedback(BaseModel):
     messages: list[Message] = Field(min_length=1, max_length=200)
     answers: list[Answer] = Field(min_length=1, max_length=16)
     ranks: list[int] | None = None
-    """Place of each answer: 1 is best, equal for ties. AdvantageSpec two answers or more."""
+    """Rank of each answer: 1 is best, equal for ties. Needs two answers or more."""
     thumb: Literal["up", "down"] | None = None
     comment: str = Field("", max_length=10_000)
     labeler: str = Field("anonymous", min_length=1, max_length=100)
@@ -49,37 +50,40 @@ class Feedback(BaseModel):
     """Whether it may be used for training."""
 
     @model_validator(mode="after")
-    def _complete(self) -> Feedback:
+    def _check(self) -> Feedback:
         if self.messages[-1].role != "user" or not self.messages[-1].content.strip():
             raise ValueError("messages: the last must be the user's, and not empty")
         if self.ranks is None and self.thumb is None and not self.comment.strip():
             raise ValueError("give ranks, a thumb or a comment")
         if self.ranks is not None:
-            ranking(self.row())  # raises ValueError where the reward stage could not read it
+            RankingRecord.parse(self.row())  # raises ValueError if the reward stage could not read it
         return self
 
     def row(self) -> dict[str, Any]:
-        """A line of the file: that of the collect stage, and what only people give."""
+        """The keys of a ranking (`RankingRecord`), and what only people give."""
+        prompt: str | list[dict[str, Any]] = [message.model_dump() for message in self.messages]
+        if len(self.messages) == 1:
+            # As in the prompt file, so that both are the same prompt for every reader.
+            prompt = self.messages[0].content
         return {
-            "prompt": self.messages[-1].content,
-            "responses": [a.text for a in self.answers],
+            "prompt": prompt,
+            "responses": [answer.text for answer in self.answers],
             "ranks": self.ranks,
-            "ended": [a.ended for a in self.answers],
+            "ended": [answer.ended for answer in self.answers],
             "labeler": self.labeler,
             "time": time.time(),
-            "policy": [{"model": a.model, "version": a.version} for a in self.answers],
-            "decoding": [a.decoding for a in self.answers],
+            "policy": [{"model": answer.model, "version": answer.version} for answer in self.answers],
+            "decoding": [answer.decoding for answer in self.answers],
             "consent": self.consent,
-            "messages": [m.model_dump() for m in self.messages],
             "thumb": self.thumb,
             "comment": self.comment,
         }
 
 
-def store(folder: Path, given: Feedback) -> str:
+def store(paths: RunPaths, feedback: Feedback) -> str:
     """Appends the feedback to its file, whose name it returns."""
-    # A ranking is trained on as the answer to its prompt alone, so a longer conversation would teach the wrong thing.
-    usable = given.ranks is not None and given.consent and len(given.messages) == 1
-    name = "rankings.jsonl" if usable else "other.jsonl"
-    append_row(folder / name, given.row())
-    return name
+    if feedback.ranks is not None and feedback.consent:
+        append_row(paths.feedback_rankings, RankingRecord.parse(feedback.row()).stored_row())
+        return paths.feedback_rankings.name
+    append_row(paths.feedback_other, feedback.row())
+    return paths.feedback_other.name

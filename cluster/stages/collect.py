@@ -1,23 +1,29 @@
-"""Stage 3: the SFT policy answers each prompt K times and labelers rank the answers.
+"""Stage 3: the SFT policy answers each prompt K times and labelers rank the responses.
 
-responses.jsonl keeps every response with its decoding settings and policy version; rankings.jsonl is what the
-reward stage reads, from simulated labelers here and from people elsewhere, in one format.
-"""
+responses.jsonl keeps every response with its decoding settings and policy version, as
+`ResponsesRecord`s. rankings.jsonl is what the reward stage reads, as `RankingRecord`s: from
+simulated labelers here, from people elsewhere."""
 
 from __future__ import annotations
 
 import json
 import random
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from transformers import PreTrainedTokenizerBase
 
+from actors.config import Decoding
 from cluster.context import Context
-from cluster.quickstart.labelers import Labeler, make_labelers
+from cluster.quickstart.labelers import make_labelers
 from cluster.rl.weight_sync import load_weights
 from cluster.run.progress import progress
-from common.files import truncate_partial_line
+from common.files import read_jsonl, truncate_partial_line, write_jsonl
+from common.random_streams import Stream, derived_seed, generator
+from learners.data.records import RankingRecord, ResponsesRecord
+from learners.data.samples import Samples
 from learners.data.tokenizer import end_token
 from learners.models import load_tokenizer
 from learners.supervised.losses import ranking_pairs
@@ -26,86 +32,128 @@ CHUNK = 128  # prompts between two writes: what an interruption can cost
 
 
 def run(context: Context) -> dict[str, Any]:
-    config, folder = context.config.collect, context.run.stage("collect")
+    context.run.stage("collect")
+    collect(context)
+    records = [ResponsesRecord.parse(row) for row in read_jsonl(context.run.paths.responses)]
+    return label(context, records)
+
+
+def collect(context: Context) -> None:
+    """Writes the responses, `CHUNK` prompts at a time; continues after what an interrupted run
+    has written."""
+    config, seed, path = context.config.collect, context.config.seed, context.run.paths.responses
     policy = context.run.model("sft")
     tokenizer = load_tokenizer(policy)
     rows, tokens = context.prompts("prompts", tokenizer, config.max_response_tokens)
-    order = np.random.default_rng(context.config.seed).permutation(len(rows))[: config.prompts]
-    decoding = context.decoding("collect", temperature=1.0)
-    written = folder / "responses.jsonl"
-    truncate_partial_line(written)
-    done = len(written.read_text(encoding="utf-8").splitlines()) if written.exists() else 0
+    order = generator(seed, Stream.COLLECT_PROMPTS).permutation(len(rows))[: config.prompts]
+    truncate_partial_line(path)
+    done = len(read_jsonl(path))
     rollouts = context.fleets.rollouts(policy)
-    version = load_weights(context, policy)
+    load_weights(context, policy)
+    decoding = context.decoding("collect", temperature=1.0)
+    source = {"model": context.config.name, "version": "sft-0"}
+    sampled = SampledPrompts(rows, tokenizer, source, decoding, config.responses)
     with (
-        open(written, "a", encoding="utf-8") as file,
+        open(path, "a", encoding="utf-8") as file,
         progress("collect", total=len(order), done=done) as bar,
     ):
-        while done < len(order):
-            chosen = order[done : done + CHUNK]
-            seeds = [
-                context.config.seed * 10**6 + int(i) * 10 + k for i in chosen for k in range(config.responses)
-            ]
+        for start in range(done, len(order), CHUNK):
+            prompt_ids = order[start : start + CHUNK].tolist()
             refs = rollouts.generate(
-                [tokens[i] for i in chosen],
-                chosen.tolist(),
+                [tokens[i] for i in prompt_ids],
+                prompt_ids,
                 decoding,
                 end_token(tokenizer),
                 config.responses,
-                seeds,
+                sample_seeds(seed, prompt_ids, config.responses),
             )
-            lines = []
             for samples in rollouts.wait(refs, "generate"):
-                texts = tokenizer.batch_decode(
-                    [samples.response(b) for b in range(samples.size)], skip_special_tokens=True
-                )
-                for start in range(0, samples.size, config.responses):
-                    row = rows[samples.prompt_ids_B[start]]
-                    lines.append(
-                        {
-                            "prompt": row["prompt"],
-                            "row": row,
-                            "responses": texts[start : start + config.responses],
-                            "ended": samples.ended_B[start : start + config.responses].tolist(),
-                            "policy": {"stage": "sft", "version": version},
-                            "decoding": decoding.model_dump(),
-                        }
-                    )
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
+                for record in sampled.records(samples):
+                    file.write(json.dumps(record.stored_row()) + "\n")
             file.flush()
-            done += len(chosen)
-            bar.advance(len(chosen), f"{config.responses} responses each")
-    return label(context, [json.loads(line) for line in written.read_text(encoding="utf-8").splitlines()])
+            bar.advance(len(prompt_ids), f"{config.responses} responses each")
 
 
-def label(context: Context, collected: list[dict[str, Any]]) -> dict[str, Any]:
-    """Has the simulated labelers rank what was collected; returns counts and their pairwise agreement."""
+def sample_seeds(seed: int, prompt_ids: Sequence[int], responses: int) -> list[int]:
+    """One for each response, prompt by prompt. They belong to the prompt, so that an interrupted
+    collection continues with the numbers that it would have had."""
+    seeds: list[int] = []
+    for prompt_id in prompt_ids:
+        rng = generator(seed, Stream.COLLECT_SEEDS, prompt_id)
+        seeds += rng.integers(0, 2**31, size=responses).tolist()
+    return seeds
+
+
+@dataclass(frozen=True)
+class SampledPrompts:
+    """Makes records of what engines sample."""
+
+    rows: list[dict[str, Any]]
+    tokenizer: PreTrainedTokenizerBase
+    source: dict[str, str]
+    """Model and version that a record says its responses are from."""
+    decoding: Decoding
+    responses: int
+
+    def records(self, samples: Samples) -> Iterator[ResponsesRecord]:
+        """One record for each prompt, whose responses stand side by side in `samples`."""
+        token_ids = [samples.response(b) for b in range(samples.size)]
+        texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        for start in range(0, samples.size, self.responses):
+            end = start + self.responses
+            row = self.rows[samples.prompt_ids_B[start]]
+            yield ResponsesRecord.parse(
+                {
+                    "prompt": row["prompt"],
+                    "row": row,
+                    "responses": texts[start:end],
+                    "ended": samples.ended_B[start:end].tolist(),
+                    "policy": [self.source] * self.responses,
+                    "decoding": [self.decoding.model_dump()] * self.responses,
+                }
+            )
+
+
+def label(context: Context, collected: Sequence[ResponsesRecord]) -> dict[str, Any]:
+    """Has the simulated labelers rank the responses, and writes the rankings. Returns counts and
+    the labelers' pairwise agreement."""
     config, seed = context.config.collect, context.config.seed
     labelers = make_labelers(config.labelers, seed, config.error_rate)
-    rng = np.random.default_rng([seed, 1])
-    draw = random.Random(seed)
-    lines, agreed, compared = [], 0, 0
-    for entry in collected:
-        judges: list[Labeler] = [
-            labelers[i] for i in rng.permutation(len(labelers))[: 1 + (rng.random() < config.overlap)]
-        ]
-        rankings = [judge.rank(entry["row"], entry["responses"], entry["ended"], draw) for judge in judges]
-        lines += [
-            {**entry, "ranks": ranks, "labeler": judge.name, "time": time.time()}
-            for judge, ranks in zip(judges, rankings, strict=True)
-        ]
+    assignment_rng = generator(seed, Stream.LABELER_ASSIGNMENT)
+    error_rng = random.Random(derived_seed(seed, Stream.LABELER_ERRORS))
+    rows: list[dict[str, Any]] = []
+    agreeing = compared = 0
+    for record in collected:
+        order = assignment_rng.permutation(len(labelers))
+        # A second labeler for some of the prompts, to measure agreement.
+        count = 1 + int(assignment_rng.random() < config.overlap)
+        rankings: list[list[int]] = []
+        for labeler in [labelers[i] for i in order[:count]]:
+            ranks = labeler.rank(record.row, record.responses, record.ended, error_rng)
+            rankings.append(ranks)
+            rows.append(_ranked(record, ranks, labeler.name))
         if len(rankings) == 2:
-            first, second = (set(ranking_pairs(r)) for r in rankings)
-            agreed += len(first & second)
-            compared += len(first & second) + len(first & {(b, a) for a, b in second})
-    path = context.run.stage("collect") / "rankings.jsonl"
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    partial.replace(path)
+            same, opposite = count_same_and_opposite(*rankings)
+            agreeing += same
+            compared += same + opposite
+    write_jsonl(context.run.paths.rankings, rows)
     return {
         "prompts": len(collected),
-        "rankings": len(lines),
+        "rankings": len(rows),
         "labelers": config.labelers,
-        "agreement/labelers": agreed / max(1, compared),
+        "agreement/labelers": agreeing / max(1, compared),
         "agreement/pairs": compared,
     }
+
+
+def count_same_and_opposite(first: Sequence[int], second: Sequence[int]) -> tuple[int, int]:
+    """How many pairs two rankings order alike, and how many in opposite ways; a tie in either is
+    neither."""
+    first_pairs, second_pairs = set(ranking_pairs(first)), set(ranking_pairs(second))
+    reversed_pairs = {(worse, better) for better, worse in second_pairs}
+    return len(first_pairs & second_pairs), len(first_pairs & reversed_pairs)
+
+
+def _ranked(record: ResponsesRecord, ranks: list[int], labeler: str) -> dict[str, Any]:
+    ranking = {**record.user_row(), "ranks": ranks, "labeler": labeler, "time": time.time()}
+    return RankingRecord.parse(ranking).stored_row()

@@ -5,28 +5,39 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.context import Context
-from cluster.stages.supervised import supervise
+from cluster.stages.supervised import SupervisedStage
 from learners.data.encoding import pack_corpus
 from learners.data.tokenizer import train_tokenizer
 from learners.models import load_tokenizer
 
 
 def run(context: Context) -> dict[str, Any]:
-    config, folder = context.config, context.run.stage("pretrain")
-    if not (folder / "tokens.npz").exists():
-        documents = [located.row["text"] for located in context.read("corpus")[0]]
-        if config.model.path:
-            tokenizer = load_tokenizer(config.model.path, config.model)
-        else:
-            tokenizer = train_tokenizer(documents, config.model.vocab_size)
-        tokenizer.save_pretrained(folder / "tokenizer")
-        settings = config.pretrain
-        data = pack_corpus(
-            documents, tokenizer, settings.sequence_length, settings.validation_share, config.seed
-        )
-        data.save(folder / "tokens.npz")
+    config = context.config
+    folder = context.run.stage("pretrain")
+    if not context.run.paths.corpus_tokens.exists():
+        prepare_corpus(context)
     learners = context.fleets.learners()
-    total = learners.all("start_pretrain", config.pretrain, folder, config.seed)[0]
-    return supervise(
-        context, "pretrain", learners, total, config.pretrain.checkpoint_every, context.run.data("corpus")
+    stage = SupervisedStage(
+        context,
+        "pretrain",
+        learners,
+        total_steps=learners.start_pretrain(config.pretrain, folder, config.seed),
+        checkpoint_every=config.pretrain.checkpoint_every,
+        inputs=context.run.data("corpus"),
     )
+    return stage.run()
+
+
+def prepare_corpus(context: Context) -> None:
+    """Writes the tokenizer and the packed corpus."""
+    config, paths = context.config, context.run.paths
+    rows, _ = context.read("corpus")
+    texts = [record.text for _, record in rows]
+    if config.model.path:
+        tokenizer = load_tokenizer(config.model.path, config.model)
+    else:
+        tokenizer = train_tokenizer(texts, config.model.vocab_size)
+    tokenizer.save_pretrained(paths.tokenizer)
+    data = pack_corpus(texts, tokenizer, config.pretrain.sequence_length, config.pretrain.validation_share)
+    # Last, since its presence says that both are there.
+    data.save(paths.corpus_tokens)

@@ -1,77 +1,113 @@
-"""Stage 4: the reward model, from rankings; a prompt with all its pairs is one element of a batch."""
+"""Stage 4: the reward model, from rankings; a prompt with all its pairs is one element of a
+batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cluster.context import Context
+from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.run.progress import progress
-from cluster.stages.supervised import supervise
+from cluster.stages.supervised import SupervisedStage
+from common.errors import UserError
 from common.files import read_json, write_json
-from learners.data.datasets import RankingData, hold_out
-from learners.data.encoding import encode_rankings
-from learners.data.sources import SourceRow
+from learners.data.datasets import RankingData
+from learners.data.ranking_groups import OracleScore, encode_rankings
+from learners.data.records import RankingRecord
+from learners.data.split import EmptySideError, assign_folds
 from learners.models import load_tokenizer
-from learners.supervised.ranking import agreement_rates
+from learners.supervised.agreement import PairAgreement
 
 
 def run(context: Context) -> dict[str, Any]:
-    config, folder = context.config, context.run.stage("reward")
-    policy, (rows, reader) = context.run.model("sft"), context.read("rankings")
-    tokenizer, share = load_tokenizer(policy, config.model), config.reward_model.validation_share
+    config, paths = context.config, context.run.paths
+    folder = context.run.stage("reward")
+    policy = context.run.model("sft")
+    rows, reader = context.read("rankings")
     data = encode_rankings(
-        rows, tokenizer, config.model.context, reader, share, config.seed, true_worth(context, rows)
+        rows,
+        load_tokenizer(policy, config.model),
+        config.model.context,
+        reader,
+        config.reward_model.validation_share,
+        oracle_score(context),
     )
-    folds = cross_validate(context, policy, data) if config.reward_model.folds > 1 else {}
-    data.save(folder / "rankings.npz")
+    folds: dict[str, float] = {}
+    if config.reward_model.folds > 1:
+        folds = cross_validate(context, policy, data)
+    data.save(paths.ranking_tokens)
     learners = context.fleets.learners()
-    total = learners.all("start_reward", policy, config.reward_model, folder, config.seed)[0]
-    demonstrations = context.run.stage("sft") / "demonstrations.npz"
-
-    def finish() -> dict[str, float]:
-        return {
-            **folds,
-            **({"bias": learners.all("center", demonstrations)[0]} if demonstrations.exists() else {}),
-        }
-
-    consumed = [policy, *context.run.data("rankings")]
-    return supervise(
-        context, "reward", learners, total, config.reward_model.checkpoint_every, consumed, finish
+    stage = SupervisedStage(
+        context,
+        "reward",
+        learners,
+        total_steps=learners.start_reward_model(policy, config.reward_model, folder, config.seed),
+        checkpoint_every=config.reward_model.checkpoint_every,
+        inputs=[policy, *context.run.data("rankings")],
+        final_metrics=partial(_final_metrics, context, learners, folds),
     )
+    return stage.run()
+
+
+def _final_metrics(context: Context, learners: LearnerFleet, folds: dict[str, float]) -> dict[str, float]:
+    """Centers the rewards on the demonstrations, where there are any; the rates of the folds
+    beside that."""
+    demonstrations = context.run.paths.demonstration_tokens
+    if not demonstrations.exists():
+        return folds
+    return {**folds, "bias": learners.center_rewards(demonstrations)}
 
 
 def cross_validate(context: Context, policy: Path, data: RankingData) -> dict[str, float]:
-    """Trains one model for each fold on all other folds; the rates over all held-out prompts together. Folds that an
-    interrupted run has finished are kept."""
-    config, scratch = context.config.reward_model, context.run.stage("reward") / "folds"
-    learners, found = context.fleets.learners(), read_json(scratch / "counts.json") or []
-    scratch.mkdir(exist_ok=True)
-    with progress("folds", total=config.folds, done=len(found)) as bar:
-        for fold in range(len(found), config.folds):
-            is_validation_G = hold_out(data.owner_G.tolist(), 1 / config.folds, context.config.seed, fold)
-            RankingData(**{**vars(data), "is_validation_G": is_validation_G}).save(scratch / "rankings.npz")
-            total = learners.all("start_reward", policy, config, scratch, context.config.seed)[0]
-            learners.all("train", total)
-            found.append(learners.all("agreement")[0].tolist())
-            write_json(scratch / "counts.json", found)
-            rate = agreement_rates(np.array(found[-1]))["accuracy/labelers"]
-            bar.advance(1, f"accuracy {rate:.3f} on the part left out")
-    rates = agreement_rates(np.array([prompt for counts in found for prompt in counts]))
-    each = [agreement_rates(np.array(counts))["accuracy/labelers"] for counts in found]
-    return {f"folds/{name}": value for name, value in rates.items()} | {
-        f"folds/accuracy/{i}": accuracy for i, accuracy in enumerate(each)
-    }
+    """Trains one model for each fold on all other folds. Returns the rates over the held-out
+    prompts of all folds together, and the accuracy of each fold. Folds that an interrupted run
+    has finished are kept.
+
+    Raises UserError for fewer different prompts than folds.
+    """
+    config, paths = context.config.reward_model, context.run.paths
+    learners = context.fleets.learners()
+    try:
+        fold_G = assign_folds(data.split_position_G, config.folds)
+    except EmptySideError as error:
+        raise UserError(f"reward_model.folds={config.folds}: {error}") from None
+    counts = read_json(paths.fold_counts) or []
+    with progress("folds", total=config.folds, done=len(counts)) as bar:
+        for fold in range(len(counts), config.folds):
+            replace(data, is_validation_G=fold_G == fold).save(paths.fold_rankings)
+            total = learners.start_reward_model(policy, config, paths.folds, context.config.seed)
+            learners.train(total)
+            agreement: PairAgreement = learners.pair_agreement()
+            counts.append(agreement.to_array().tolist())
+            write_json(paths.fold_counts, counts)
+            bar.advance(1, f"accuracy {agreement.labelers.rate():.3f} on the fold held out")
+    agreements = [PairAgreement.from_array(np.array(fold_counts)) for fold_counts in counts]
+    rates = {f"folds/{name}": rate for name, rate in PairAgreement.concat(agreements).rates().items()}
+    for fold, agreement in enumerate(agreements):
+        rates[f"folds/accuracy/{fold}"] = agreement.labelers.rate()
+    return rates
 
 
-def true_worth(
-    context: Context, rows: list[SourceRow]
-) -> Callable[[dict[str, Any], str, bool], float] | None:
-    """What a response is worth by the judge, to report accuracy against the truth; None where rows lack what it needs."""
+def oracle_score(context: Context) -> OracleScore | None:
+    """The judge as a score of responses, to measure accuracy against the truth; None without a
+    judge."""
     judge = context.judge()
-    if judge is None or not all("row" in located.row for located in rows):
+    if judge is None:
         return None
-    return lambda row, response, ended: judge(row["row"], response, ended)["score"]
+    return partial(_judge_response, judge)
+
+
+def _judge_response(
+    judge: Callable[..., dict[str, Any]], record: RankingRecord, response: str, ended: bool
+) -> float | None:
+    """None for a ranking without the row of its prompt file, such as one that people gave."""
+    if not isinstance(record.row, dict):
+        return None
+    score: float | None = judge(record.row, response, ended)["score"]
+    return score

@@ -5,22 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.context import Context
-from cluster.stages.supervised import supervise
+from cluster.stages.supervised import SupervisedStage
 from learners.data.encoding import encode_demonstrations
 from learners.models import load_tokenizer
 
 
 def run(context: Context) -> dict[str, Any]:
-    config, folder = context.config, context.run.stage("sft")
-    base, (rows, reader) = context.run.policy_path(), context.read("demonstrations")
+    config, paths = context.config, context.run.paths
+    folder = context.run.stage("sft")
+    base = context.run.initial_policy()
+    rows, reader = context.read("demonstrations")
     tokenizer = load_tokenizer(base, config.model)
-    data = encode_demonstrations(
-        rows, tokenizer, config.model.context, reader, config.sft.validation_share, config.seed
-    )
-    data.save(folder / "demonstrations.npz")
+    data = encode_demonstrations(rows, tokenizer, config.model.context, reader, config.sft.validation_share)
+    data.save(paths.demonstration_tokens)
     learners = context.fleets.learners()
-    total = learners.all("start_sft", base, config.sft, folder, config.seed)[0]
-    consumed = [base, *context.run.data("demonstrations")]
-    found = supervise(context, "sft", learners, total, config.sft.checkpoint_every, consumed)
-    context.run.promote("sft", 0, folder / "model")
-    return found
+    stage = SupervisedStage(
+        context,
+        "sft",
+        learners,
+        total_steps=learners.start_sft(base, config.sft, folder, config.seed),
+        checkpoint_every=config.sft.checkpoint_every,
+        inputs=[base, *context.run.data("demonstrations")],
+    )
+    results = stage.run()
+    context.run.publish("sft", 0, paths.stage("sft").model)
+    return results

@@ -1,63 +1,88 @@
-"""The loop that pretrain, sft and reward share: train in short strides, log, validate, checkpoint, export."""
+"""The loop that pretrain, sft and reward share: train, log, validate, checkpoint, export.
+
+The learners have started a task; the driver asks them for some steps at a time and writes down
+what comes back."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cluster.context import Context
-from cluster.fleets.fleet import Fleet, utilization
+from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.run.checkpoints import Checkpoints
-from cluster.run.progress import progress
+from cluster.run.monitor import Monitor
+from cluster.run.progress import Bar, progress
 
-STRIDE_SECONDS = (
-    2.0  # how often the driver hears from the learners: long enough to cost nothing, short enough to watch
-)
+# Length of one call to the learners: long enough that calls cost nothing, short enough to show
+# progress.
+CALL_SECONDS = 2.0
 
 
-def supervise(
-    context: Context,
-    stage: str,
-    learners: Fleet,
-    total: int,
-    checkpoint_every: int,
-    consumed: Sequence[Path],
-    finish: Callable[[], dict[str, float]] = dict,
-) -> dict[str, Any]:
-    """Drives a started task to its last step, from its newest checkpoint if there is one, then exports the model.
+@dataclass
+class SupervisedStage:
+    """A started task on its way to its last step and its exported model."""
 
-    `consumed` are the files and models that the stage is made from, `finish` runs on the trained task before the
-    export. Returns the final validation and what `finish` found.
-    """
-    checkpoints = Checkpoints(context.run.stage(stage))
-    saved = checkpoints.newest()
-    done = 0
-    if saved:
-        done = learners.all("load", checkpoints.path(saved["step"]), "state")[0]
-    stride = 1
-    with context.monitor(stage) as monitor, progress(stage, total=total, done=done) as bar:
-        monitor.truncate(stage, done)
-        while done < total:
-            until_save = checkpoint_every - done % checkpoint_every
-            started = time.perf_counter()
-            steps = learners.all("train", min(stride, until_save, total - done))[0]
-            seconds = time.perf_counter() - started
-            rate = sum(s["tokens"] for s in steps) / seconds
-            speed = {"perf/tokens_per_second": rate, **utilization(learners, rate)}
-            for metrics in steps:
-                done += 1
-                monitor.log(done, {**metrics, **speed})
-            bar.advance(len(steps), f"loss {steps[-1]['loss/train']:.3f}  {rate:,.0f} tokens/s")
-            stride = max(1, round(len(steps) * STRIDE_SECONDS / seconds))
-            if done % checkpoint_every == 0 and done < total:
-                monitor.log(done, learners.all("validate")[0])
-                checkpoints.save(done, learners)
-                checkpoints.commit(done, {})
-        found = {**learners.all("validate")[0], **finish(), **context.counts()}
-        monitor.log(done, found)
-        learners.all("export", context.run.stage(stage) / "model")
-        monitor.lineage(consumed, [context.run.stage(stage) / "model"])
-    checkpoints.clear()
-    return found
+    context: Context
+    name: str
+    learners: LearnerFleet
+    total_steps: int
+    checkpoint_every: int
+    inputs: Sequence[Path]
+    """Files and models that the stage is made from, for the lineage."""
+    final_metrics: Callable[[], dict[str, float]] = dict
+    """Runs on the trained task, before the export; adds to the results."""
+    _steps_per_call: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        folder = self.context.run.paths.stage(self.name).checkpoints
+        self.checkpoints = Checkpoints(folder, self.learners.save)
+
+    def run(self) -> dict[str, Any]:
+        """From the latest checkpoint, if there is one, to the last step. Returns the final
+        validation, `final_metrics` and the counts of the data."""
+        model = self.context.run.paths.stage(self.name).model
+        step = self._restore()
+        monitored = self.context.monitor(self.name)
+        with monitored as monitor, progress(self.name, total=self.total_steps, done=step) as bar:
+            monitor.truncate(self.name, step)
+            while step < self.total_steps:
+                step = self._train(step, monitor, bar)
+                if step % self.checkpoint_every == 0 and step < self.total_steps:
+                    self._checkpoint(step, monitor)
+            results = {**self.learners.validate(), **self.final_metrics(), **self.context.data_stats()}
+            monitor.log(step, results)
+            self.learners.export(model)
+            monitor.lineage(self.inputs, [model])
+        self.checkpoints.clear()
+        return results
+
+    def _restore(self) -> int:
+        """Loads the latest checkpoint; returns the steps done."""
+        saved = self.checkpoints.latest()
+        if saved is None:
+            return 0
+        return self.learners.load(self.checkpoints.path(saved["step"]))
+
+    def _train(self, step: int, monitor: Monitor, bar: Bar) -> int:
+        """One call to the learners, not beyond the next checkpoint; returns the steps done."""
+        until_checkpoint = self.checkpoint_every - step % self.checkpoint_every
+        started = time.perf_counter()
+        steps = self.learners.train(min(self._steps_per_call, until_checkpoint, self.total_steps - step))
+        seconds = time.perf_counter() - started
+        rate = sum(metrics["tokens"] for metrics in steps) / seconds
+        speed = {"perf/tokens_per_second": rate, **self.learners.utilization(rate)}
+        for metrics in steps:
+            step += 1
+            monitor.log(step, {**metrics, **speed})
+        bar.advance(len(steps), f"loss {steps[-1]['loss/train']:.3f}  {rate:,.0f} tokens/s")
+        self._steps_per_call = max(1, round(len(steps) * CALL_SECONDS / seconds))
+        return step
+
+    def _checkpoint(self, step: int, monitor: Monitor) -> None:
+        monitor.log(step, self.learners.validate())
+        self.checkpoints.save(step)
+        self.checkpoints.commit(step, {})

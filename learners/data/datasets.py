@@ -1,25 +1,28 @@
-"""What the supervised stages learn from, as flat token arrays on disk, made once by the driver and read by every rank.
+"""What the supervised stages learn from, as flat token arrays on disk, made once by the driver
+and read by every rank.
 
-`learners.data.encoding` makes them. What is held out for validation is decided there too, so that every rank agrees.
-"""
+`learners.data.encoding` makes them. What is held out for validation is stored in them too, so
+that every rank and every later stage agrees."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
+from common.files import atomic_path
+
 
 class _Arrays:
     """Saves and loads a dataclass of numpy arrays as one .npz file."""
 
     def save(self, path: Path) -> None:
-        partial = path.with_suffix(".partial.npz")
-        np.savez(partial, **{f.name: getattr(self, f.name) for f in fields(self)})  # type: ignore[arg-type]
-        partial.replace(path)
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        # An open file, since numpy appends .npz to names that end otherwise.
+        with atomic_path(path, durable=False) as partial, open(partial, "wb") as file:
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -53,8 +56,9 @@ class TokenData(_Arrays):
 
 @dataclass
 class RankingData(_Arrays):
-    """Ranked responses: S different sequences (prompt and response) in G groups of one prompt each, and R rankings; a
-    ranking orders some or all sequences of a group (a preference pair orders two)."""
+    """Ranked responses: S different sequences (prompt and response) in G groups of one prompt
+    each, and Q rankings. A ranking orders some or all sequences of a group (a preference pair
+    orders two)."""
 
     tokens_N: np.ndarray
     """int32. All sequences."""
@@ -63,46 +67,38 @@ class RankingData(_Arrays):
     groups: np.ndarray
     """int64 (G + 1). Group g holds sequences groups[g] to groups[g + 1]."""
     members_M: np.ndarray
-    """int32. The sequences that each ranking orders, by their place in the group, one ranking after the other; the same
-    sequence twice where a policy gave the same response twice."""
+    """int32. The sequences that each ranking orders, by their index in the group, one ranking
+    after the other; the same sequence twice where a policy gave the same response twice."""
     ranks_M: np.ndarray
     """int32. The rank of each (1 best, equal for ties)."""
     ranking_offsets: np.ndarray
-    """int64 (R + 1). Where each ranking starts in M."""
-    ranking_groups_R: np.ndarray
+    """int64 (Q + 1). Where each ranking starts in M."""
+    ranking_groups_Q: np.ndarray
     """int32. The group that each ranking orders; rankings are sorted by group."""
-    truth: np.ndarray
-    """int32 (S,) or empty. Ranks within the group by a judge that knows the truth: for measuring only."""
-    owner_G: np.ndarray
-    """int32. Whose prompt each group is: groups of one owner are on one side of every split."""
+    oracle_ranks: np.ndarray
+    """int32 (S,). Ranks within the group by a judge that knows the truth, for measuring only; 0
+    where it is not known."""
+    split_position_G: np.ndarray
+    """float64. What decides on which side of any split a group is (`learners.data.split`)."""
     is_validation_G: np.ndarray
     """bool. Groups that are kept for validation."""
 
     def group(self, g: int) -> list[np.ndarray]:
-        return [
-            self.tokens_N[self.offsets[s] : self.offsets[s + 1]]
-            for s in range(self.groups[g], self.groups[g + 1])
-        ]
+        """The sequences of group g."""
+        start, end = self.groups[g], self.groups[g + 1]
+        return [self.tokens_N[self.offsets[s] : self.offsets[s + 1]] for s in range(start, end)]
 
     def rankings(self) -> list[list[tuple[list[int], list[int]]]]:
         """rankings()[g] is the list of (members, ranks) of group g."""
-        found: list[list[tuple[list[int], list[int]]]] = [[] for _ in range(len(self.groups) - 1)]
-        for r, g in enumerate(self.ranking_groups_R):
-            part = slice(self.ranking_offsets[r], self.ranking_offsets[r + 1])
-            found[g].append((self.members_M[part].tolist(), self.ranks_M[part].tolist()))
-        return found
+        by_group: list[list[tuple[list[int], list[int]]]] = [[] for _ in range(len(self.groups) - 1)]
+        for q, g in enumerate(self.ranking_groups_Q):
+            part = slice(self.ranking_offsets[q], self.ranking_offsets[q + 1])
+            by_group[g].append((self.members_M[part].tolist(), self.ranks_M[part].tolist()))
+        return by_group
 
-
-def hold_out(owners: Sequence[Hashable], share: float, seed: int, fold: int = 0) -> np.ndarray:
-    """bool, one per item: about `share` of the items, at least one, drawn by owner, so that all items of an owner (a user)
-    are on one side. Folds 0, 1, … of the same share are different items."""
-    places: dict[Hashable, int] = {}
-    owner_I = np.array([places.setdefault(owner, len(places)) for owner in owners])
-    sizes = np.bincount(owner_I)
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    starts = np.cumsum(sizes[order]) - sizes[order]
-    first, last = (round(share * len(owner_I) * f) for f in (fold, fold + 1))
-    held = np.zeros(len(sizes), dtype=bool)
-    held[order[(starts >= first) & (starts < max(last, first + 1))]] = True
-    held[order[-1]] &= not held.all()  # somebody must be left to learn from
-    return held[owner_I]
+    def oracle_ranking(self, g: int) -> tuple[list[int], list[int]]:
+        """(members, ranks) of group g by the oracle, over the members whose truth it knows (maybe
+        none)."""
+        ranks = self.oracle_ranks[self.groups[g] : self.groups[g + 1]]
+        members = np.flatnonzero(ranks)
+        return members.tolist(), ranks[members].tolist()

@@ -1,72 +1,105 @@
-"""From rows to tokens: the corpus packed, conversations in the chat template, rankings by prompt, prompts to sample from.
+"""From records to tokens: the packed corpus, conversations in the chat template, rankings by
+prompt, prompts to sample from.
 
-Called by the stages of the driver. Rows over the context go through `DatasetReader.fitted`, which refuses, leaves out or
-shortens them as the config says.
-"""
+Called by the stages of the driver. Rows over the context go through
+`DatasetReader.fit_to_length`, which refuses, leaves out or shortens them as the config says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+import logging
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
-from learners.data.datasets import RankingData, TokenData, hold_out
-from learners.data.records import Messages, Row, as_messages
+from learners.data.conversations import Messages, as_messages, normalized_text
+from learners.data.datasets import TokenData
+from learners.data.records import Row
 from learners.data.samples import offsets_of
 from learners.data.sources import DatasetReader, SourceRow
+from learners.data.split import EmptySideError, held_out, split_position
 from learners.data.tokenizer import document_separator, encode_prompt
 
-K_MOST = 9  # responses that one element of a reward batch has at most, as in Ouyang et al. 2022, section 3.5
+ALWAYS_TRAINING, ALWAYS_VALIDATION = 1.0, -1.0  # positions beyond every threshold
 
 
 def pack_corpus(
-    texts: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    length: int,
-    validation_share: float = 0.1,
-    seed: int = 0,
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, validation_share: float = 0.1
 ) -> TokenData:
-    """Documents, each closed by the separator, joined and cut into sequences of `length` tokens (the rest is dropped).
-    Validation sequences are drawn by the seed; from a single document they are its end, which no other one overlaps."""
+    """Documents, each closed by the separator, joined and cut into sequences of `length` tokens;
+    what is left over is dropped. Training sequences come first, then the validation sequences; no
+    document is in both, but for long ones.
+
+    A document so long that `validation_share` of it is a sequence or more keeps its own end for
+    validation, and so does an only document. Others are held out whole by the hash of their text,
+    so adding documents changes none of them. Raises UserError if the corpus is too small for a
+    sequence of each side."""
     separator = document_separator(tokenizer)
     encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    stream = np.concatenate([np.array([*ids, separator], dtype=np.int32) for ids in encoded])
-    count = len(stream) // length
-    if count < 2:
+    pieces: list[np.ndarray] = []
+    positions: list[float] = []
+    for text, ids in zip(texts, encoded, strict=True):
+        tokens_N = np.array([*ids, separator], dtype=np.int32)
+        sequences = len(tokens_N) // length
+        is_long = len(texts) == 1 or len(tokens_N) * validation_share >= length
+        if is_long and sequences >= 2:
+            # Cut between two sequences, so that neither side loses tokens to the cut.
+            end = (sequences - max(1, round(sequences * validation_share))) * length
+            pieces += [tokens_N[:end], tokens_N[end:]]
+            positions += [ALWAYS_TRAINING, ALWAYS_VALIDATION]
+        else:
+            pieces.append(tokens_N)
+            positions.append(split_position(normalized_text(text)))
+    sizes = [len(piece) for piece in pieces]
+    try:
+        is_held = held_out(positions, validation_share, sizes, minimum=length)
+    except EmptySideError:
         raise UserError(
-            f"the corpus has {len(stream)} tokens, too few for two of pretrain.sequence_length={length}"
-        )
-    loss_mask_N = np.ones(count * length, dtype=bool)
+            f"the corpus has {sum(sizes)} tokens, too few for a training and a validation sequence of "
+            f"pretrain.sequence_length={length}"
+        ) from None
+    training_N = _whole_sequences(pieces, ~is_held, length)
+    validation_N = _whole_sequences(pieces, is_held, length)
+    tokens_N = np.concatenate([training_N, validation_N])
+    count = len(tokens_N) // length
+    loss_mask_N = np.ones(len(tokens_N), dtype=bool)
     loss_mask_N[::length] = False
-    tail_S = np.arange(count) >= count - max(1, round(count * validation_share))
     return TokenData(
-        tokens_N=stream[: count * length],
+        tokens_N=tokens_N,
         offsets=np.arange(count + 1, dtype=np.int64) * length,
         loss_mask_N=loss_mask_N,
-        is_validation_S=tail_S if len(texts) == 1 else hold_out(range(count), validation_share, seed),
+        is_validation_S=np.arange(count) >= len(training_N) // length,
     )
+
+
+def _whole_sequences(pieces: list[np.ndarray], chosen: np.ndarray, length: int) -> np.ndarray:
+    """The chosen pieces joined, without what does not fill a sequence at the end."""
+    joined_N = np.concatenate([pieces[i] for i in np.flatnonzero(chosen)])
+    return joined_N[: len(joined_N) // length * length]
 
 
 def encode_prompts(
     rows: Sequence[SourceRow], tokenizer: PreTrainedTokenizerBase, limit: int, reader: DatasetReader
 ) -> tuple[list[Row], list[list[int]]]:
-    """(rows, token ids) of the prompts that have at most `limit` tokens, or are brought to that."""
-    kept, tokens = [], []
-    for where, row in rows:
-        messages = as_messages(row["prompt"])
-
-        def encode(text: str, messages: Messages = messages) -> list[int]:
-            return encode_prompt(tokenizer, _ending(messages, text))
-
-        if fitted := reader.fitted(where, messages[-1]["content"], encode, limit):
-            shown = fitted[0] if isinstance(row["prompt"], str) else _ending(messages, fitted[0])
-            kept.append({**row, "prompt": shown})
-            tokens.append(fitted[1])
+    """(rows, token ids) of the prompts that have at most `limit` tokens, or are shortened to
+    that. A row is a plain dict with all keys of the user's, as reward functions and judges take
+    it."""
+    kept: list[Row] = []
+    tokens: list[list[int]] = []
+    for where, record in rows:
+        messages = as_messages(record.prompt)
+        encode = partial(_encode_prompt_ending, tokenizer, messages)
+        fitted = reader.fit_to_length(where, messages[-1]["content"], encode, limit)
+        if fitted is None:
+            continue
+        text, ids = fitted
+        prompt: str | Messages = text
+        if not isinstance(record.prompt, str):
+            prompt = _with_ending(messages, text)
+        kept.append({**record.user_row(), "prompt": prompt})
+        tokens.append(ids)
     return kept, tokens
 
 
@@ -76,159 +109,114 @@ def encode_demonstrations(
     context: int,
     reader: DatasetReader,
     validation_share: float = 0.1,
-    seed: int = 0,
 ) -> TokenData:
-    """Conversations in the tokenizer's chat template; only the assistant's tokens are learned, the end token too."""
-    sequences, masks = [], []
-    owners: list[Hashable] = []
-    for where, row in rows:
-        messages = row["messages"]
+    """Conversations in the tokenizer's chat template; only the assistant's tokens are learned,
+    the end token too.
 
-        def encode(text: str, messages: Messages = messages) -> list[tuple[int, bool]]:
-            return list(zip(*encode_conversation(_ending(messages, text), tokenizer), strict=True))
-
-        fitted = reader.fitted(where, messages[-1]["content"], encode, context)
-        if not fitted:
+    Held out by `data.split_key` or, without it, by the conversation up to the last message of the
+    user. Raises UserError for fewer than two different ones."""
+    sequences: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    positions: list[float] = []
+    for where, record in rows:
+        encode = partial(_encode_conversation_ending, tokenizer, record.messages)
+        fitted = reader.fit_to_length(where, record.messages[-1]["content"], encode, context)
+        if fitted is None:
             continue
         ids, mask = zip(*fitted[1], strict=True)
         if not any(mask):
             raise UserError(f"{where}: the chat template leaves no assistant token to learn")
         sequences.append(np.array(ids, dtype=np.int32))
         masks.append(np.array(mask, dtype=bool))
-        owners.append(_owner(row, reader, len(owners)))
-    _refuse_few(len(set(owners)), "demonstrations", reader)
+        positions.append(split_position(reader.split_value(record) or record.split_text))
+    is_validation_S = hold_out(positions, validation_share, "demonstrations", reader)
     return TokenData(
         tokens_N=np.concatenate(sequences),
-        offsets=offsets_of([len(s) for s in sequences]),
+        offsets=offsets_of([len(sequence) for sequence in sequences]),
         loss_mask_N=np.concatenate(masks),
-        is_validation_S=hold_out(owners, validation_share, seed),
+        is_validation_S=is_validation_S,
     )
 
 
 def encode_conversation(
     messages: Messages, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[bool]]:
-    """Token ids and assistant mask. A template without {% generation %} marks gets its mask by rendering prefixes."""
+    """Token ids and assistant mask. A template without {% generation %} marks gets its mask by
+    rendering prefixes."""
     if "{% generation %}" in str(tokenizer.chat_template):
         encoded = tokenizer.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
-        return list(encoded["input_ids"]), [bool(m) for m in encoded["assistant_masks"]]
+        return list(encoded["input_ids"]), [bool(flag) for flag in encoded["assistant_masks"]]
     ids: list[int] = []
     mask: list[bool] = []
-    for end in range(1, len(messages) + 1):
-        opening = messages[end - 1]["role"] == "assistant"
-        for upto, asked, learn in (
-            ((end - 1, True, False), (end, False, True)) if opening else ((end, False, False),)
-        ):
-            given: dict[str, Any] = {"tokenize": False, "add_generation_prompt": asked}
-            text = tokenizer.apply_chat_template(messages[:upto], **given) if upto else ""
-            full = list(tokenizer.encode(text, add_special_tokens=False))
-            if full[: len(ids)] != ids:
-                raise UserError(
-                    f"tokenizer {tokenizer.name_or_path}: its chat template writes the start of a conversation differently once "
-                    "it goes on, so the assistant's tokens cannot be told; mark them with {% generation %} in the template"
-                )
-            mask += [learn] * (len(full) - len(ids))
-            ids = full
+    for end, message in enumerate(messages, 1):
+        is_assistant = message["role"] == "assistant"
+        if is_assistant:
+            # What the template writes before the assistant's words is not learned.
+            _extend(ids, mask, _render(messages[: end - 1], tokenizer, open_turn=True), False, tokenizer)
+        _extend(ids, mask, _render(messages[:end], tokenizer, open_turn=False), is_assistant, tokenizer)
     return ids, mask
 
 
-def encode_rankings(
-    rows: Sequence[SourceRow],
-    tokenizer: PreTrainedTokenizerBase,
-    context: int,
-    reader: DatasetReader,
-    validation_share: float = 0.1,
-    seed: int = 0,
-    worth: Callable[[Row, str, bool], float] | None = None,
-) -> RankingData:
-    """Rankings grouped by prompt: responses to it run once, whoever ranked them, in whatever combination. A prompt that was
-    answered again and again makes several groups of up to K_MOST responses: elements of a batch stay of one size, and one
-    epoch comes back to it. `worth` is what a response is truly worth, where a judge knows."""
-    groups: list[_Group] = []
-    newest: dict[str, _Group] = {}
-    owners: list[tuple[str, Hashable]] = []
-    for where, row in rows:
-        key = str(row["prompt"])
-        prompt_ids = encode_prompt(tokenizer, row["prompt"])
-        members: list[tuple[tuple[int, ...], float]] = []
-        for response, ended in zip(row["responses"], row["ended"], strict=True):
-
-            def encode(text: str, prompt_ids: list[int] = prompt_ids, ended: bool = ended) -> list[int]:
-                written: list[int] = tokenizer.encode(text, add_special_tokens=False)
-                return [*prompt_ids, *written, *([tokenizer.eos_token_id] * ended)]
-
-            if not (fitted := reader.fitted(where, response, encode, context)):
-                break
-            members.append((tuple(fitted[1]), worth(row, response, ended) if worth else 0.0))
-        else:
-            group = newest.get(key)
-            if group is None or len(group.worth.keys() | dict(members)) > K_MOST:
-                group = newest[key] = _Group(key)
-                groups.append(group)
-            group.rankings.append(([group.place(*member) for member in members], row["ranks"]))
-            owners.append((key, _owner(row, reader, key)))
-    rankings = [(g, *ranking) for g, group in enumerate(groups) for ranking in group.rankings]
-    owner_of = dict(zip(newest, _joined(owners), strict=True))
-    owner_G = [owner_of[group.prompt] for group in groups]
-    _refuse_few(len(set(owner_G)), "prompts with rankings", reader)
-    sequences = [np.array(s, dtype=np.int32) for group in groups for s in group.worth]
-    return RankingData(
-        tokens_N=np.concatenate(sequences),
-        offsets=offsets_of([len(s) for s in sequences]),
-        groups=offsets_of([len(group.worth) for group in groups]),
-        members_M=np.array([m for _, members, _ in rankings for m in members], dtype=np.int32),
-        ranks_M=np.array([r for _, _, ranks in rankings for r in ranks], dtype=np.int32),
-        ranking_offsets=offsets_of([len(members) for _, members, _ in rankings]),
-        ranking_groups_R=np.array([g for g, _, _ in rankings], dtype=np.int32),
-        truth=np.array([r for group in groups for r in group.true_ranks() if worth], dtype=np.int32),
-        owner_G=np.array(owner_G, dtype=np.int32),
-        is_validation_G=hold_out(owner_G, validation_share, seed),
-    )
+def _render(messages: Messages, tokenizer: PreTrainedTokenizerBase, open_turn: bool) -> str:
+    """The conversation in the chat template; with `open_turn` up to where the assistant begins to
+    write."""
+    if not messages:
+        return ""
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
 
 
-class _Group:
-    """Different sequences of one prompt, with their worth, and the rankings of them."""
-
-    def __init__(self, prompt: str) -> None:
-        self.prompt = prompt
-        self.worth: dict[tuple[int, ...], float] = {}
-        self.rankings: list[tuple[list[int], list[int]]] = []
-
-    def place(self, sequence: tuple[int, ...], worth: float) -> int:
-        self.worth.setdefault(sequence, worth)
-        return list(self.worth).index(sequence)
-
-    def true_ranks(self) -> list[int]:
-        order = sorted(set(self.worth.values()), reverse=True)
-        return [order.index(w) + 1 for w in self.worth.values()]
+def _extend(
+    ids: list[int], mask: list[bool], text: str, learn: bool, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Brings `ids` and `mask` to the tokens of a longer text, whose new tokens have the mask
+    `learn`."""
+    longer = list(tokenizer.encode(text, add_special_tokens=False))
+    if longer[: len(ids)] != ids:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path}: its chat template writes the start of a conversation differently once it "
+            "goes on, so the assistant's tokens cannot be told apart; mark them with {% generation %} in the template"
+        )
+    mask += [learn] * (len(longer) - len(ids))
+    ids[:] = longer
 
 
-def _joined(owners: Sequence[tuple[str, Hashable]]) -> list[int]:
-    """One number per different prompt, the same for prompts that share an owner, directly or through others."""
-    prompts = {p: i for i, p in enumerate(dict.fromkeys(p for p, _ in owners))}
-    people = {o: i for i, o in enumerate(dict.fromkeys(o for _, o in owners))}
-    edges = ([prompts[p] for p, _ in owners], [len(prompts) + people[o] for _, o in owners])
-    size = len(prompts) + len(people)
-    graph = coo_array((np.ones(len(owners)), edges), shape=(size, size))
-    return connected_components(graph, directed=False)[1][: len(prompts)].tolist()
+def hold_out(
+    positions: Sequence[float] | np.ndarray, share: float, what: str, reader: DatasetReader
+) -> np.ndarray:
+    """bool, one for each item: whether it is held out. Raises UserError if there are not two
+    different positions."""
+    different = len(np.unique(positions))
+    if different < 2:
+        by = f" of different {reader.config.split_key}" if reader.config.split_key else ""
+        raise UserError(
+            f"data.{reader.kind}: at least two {what}{by} are needed, one for validation; there is {different} "
+            f"({reader.stats_text()})"
+        )
+    is_held = held_out(positions, share)
+    if is_held.mean() > 0.5:
+        logging.warning(
+            "data.%s: %.0f%% of the data is held out for validation, since so much of it goes together (the same prompt, or "
+            "data.split_key)",
+            reader.kind,
+            100 * is_held.mean(),
+        )
+    return is_held
 
 
-def _owner(row: Row, reader: DatasetReader, alone: Hashable) -> Any:
-    """Whose row it is by `data.split_key`; a row without owner stands `alone`."""
-    owner = row.get(reader.config.split_key) if reader.config.split_key else None
-    return ("alone", alone) if owner is None else str(owner)
-
-
-def _ending(messages: Messages, text: str) -> Messages:
+def _with_ending(messages: Messages, text: str) -> Messages:
+    """The conversation with another text in its last message."""
     return [*messages[:-1], {**messages[-1], "content": text}]
 
 
-def _refuse_few(count: int, what: str, reader: DatasetReader) -> None:
-    if count < 2:
-        by = f" of different {reader.config.split_key}" if reader.config.split_key else ""
-        raise UserError(
-            f"data.{reader.kind}: at least two {what}{by} are needed, one for validation; found {count} "
-            f"({reader.counts_text()})"
-        )
+def _encode_prompt_ending(tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str) -> list[int]:
+    return encode_prompt(tokenizer, _with_ending(messages, text))
+
+
+def _encode_conversation_ending(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str
+) -> list[tuple[int, bool]]:
+    """(token id, whether it is learned) of a conversation with another last message."""
+    ids, mask = encode_conversation(_with_ending(messages, text), tokenizer)
+    return list(zip(ids, mask, strict=True))

@@ -1,123 +1,300 @@
-"""The forms that rows of data may have, each brought to one: what is wrong with a row is told by its key.
+"""The four kinds of rows that stages learn from, as pydantic models with one schema version.
 
-A prompt is a text or a list of messages that ends with the user's. `learners.data.sources` reads rows through these.
-"""
+The reader (`learners.data.sources`), the collect stage, the feedback of the endpoint and the
+reward stage all use these models, so a row that one of them writes is a row that the others read.
+A record keeps the keys that it does not know: reward functions and judges get them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, model_validator
+
+from learners.data.conversations import (
+    InvalidRow,
+    Messages,
+    are_flags,
+    are_ranks,
+    as_messages,
+    check_messages,
+    check_prompt,
+    check_text,
+    conversation_text,
+    normalized_text,
+)
 
 Row = dict[str, Any]
-Messages = list[dict[str, str]]
 
-CONVERSATION = '[{"role": "user", "content": …}, {"role": "assistant", "content": …}]'
-
-
-class InvalidRow(ValueError):
-    """Says what is wrong with one row: key, and what was expected."""
+SCHEMA_VERSION: Final = 1
+"""Grows when a reader of older rows would misread newer ones."""
 
 
-@dataclass(frozen=True)
-class Form:
-    """`read` brings a row to its one form or raises InvalidRow; rows alike in the keys `identity` are duplicates."""
-
-    read: Callable[[Row], Row]
-    identity: tuple[str, ...]
+def _text_field(value: Any, info: ValidationInfo) -> str:
+    return check_text(value, str(info.field_name))
 
 
-def as_messages(prompt: str | Messages) -> Messages:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+def _prompt_field(value: Any, info: ValidationInfo) -> str | Messages:
+    return check_prompt(value, str(info.field_name))
 
 
-def document(row: Row) -> Row:
-    return {**row, "text": _text(row, "text")}
+def _conversation_field(value: Any, info: ValidationInfo) -> Messages:
+    return check_messages(value, str(info.field_name), last="assistant")
 
 
-def prompt(row: Row) -> Row:
-    """{"prompt": text or messages}; messages may also stand under "messages"."""
-    given = row.get("prompt") or row.get("messages")
-    if isinstance(given, list):
-        return {**row, "prompt": _messages(given, "prompt" if row.get("prompt") else "messages", last="user")}
-    return {**row, "prompt": _text(row, "prompt")}
-
-
-def demonstration(row: Row) -> Row:
-    """{"messages": […]}, from itself or from "prompt" and "response"."""
-    if row.get("messages") is None and "response" in row:
-        reply = {"role": "assistant", "content": _text(row, "response")}
-        return {**row, "messages": [*as_messages(prompt(row)["prompt"]), reply]}
-    return {**row, "messages": _messages(row.get("messages"), "messages", last="assistant")}
-
-
-def ranking(row: Row) -> Row:
-    """{"prompt", "responses", "ranks", "ended"}, from itself or from a pair, "chosen" better than "rejected".
-
-    The two of a pair are texts or whole conversations that differ in the last message; "prompt" may then be left out.
-    """
-    if "responses" not in row and "chosen" in row:
-        pair = [row["chosen"], row.get("rejected")]
-        if isinstance(pair[0], list):
-            talks = [
-                _messages(talk, key, "assistant")
-                for talk, key in zip(pair, ("chosen", "rejected"), strict=True)
-            ]
-            if talks[0][:-1] != talks[1][:-1]:
-                raise InvalidRow(
-                    "keys 'chosen' and 'rejected': expected two conversations that differ in the last message"
-                )
-            row = {**row, "prompt": row.get("prompt") or talks[0][:-1]}
-            pair = [talk[-1]["content"] for talk in talks]
-        row = {
-            **row,
-            "responses": [_text({"chosen": pair[0]}, "chosen"), _text({"rejected": pair[1]}, "rejected")],
-        }
-        row["ranks"] = [1, 2]
-    row = prompt({k: v for k, v in row.items() if k != "messages"})
-    responses, ranks, ended = row.get("responses"), row.get("ranks"), row.get("ended")
-    if (
-        not isinstance(responses, list)
-        or len(responses) < 2
-        or not all(isinstance(r, str) for r in responses)
-    ):
+def _responses_field(value: Any) -> list[str]:
+    if not isinstance(value, list) or len(value) < 2 or not all(isinstance(text, str) for text in value):
         raise InvalidRow("key 'responses': expected a list of at least two texts")
-    if (
-        not isinstance(ranks, list)
-        or len(ranks) != len(responses)
-        or not all(type(r) is int and r >= 1 for r in ranks)
-    ):
-        raise InvalidRow(
-            f"key 'ranks': expected {len(responses)} whole numbers from 1 (best), equal for ties"
-        )
-    if ended and (len(ended) != len(responses) or not all(isinstance(e, bool) for e in ended)):
-        raise InvalidRow(f"key 'ended': expected {len(responses)} times true or false")
-    return {**row, "ended": ended or [True] * len(responses)}
+    return value
 
 
-FORMS = {
-    "corpus": Form(document, ("text",)),
-    "demonstrations": Form(demonstration, ("messages",)),
-    "prompts": Form(prompt, ("prompt",)),
-    "heldout": Form(prompt, ("prompt",)),
-    "rankings": Form(ranking, ("prompt", "responses", "ranks", "labeler")),
+Text = Annotated[str, BeforeValidator(_text_field)]
+Prompt = Annotated[str | Messages, BeforeValidator(_prompt_field)]
+Conversation = Annotated[Messages, BeforeValidator(_conversation_field)]
+Responses = Annotated[list[str], BeforeValidator(_responses_field)]
+
+
+class Record(BaseModel):
+    """Base of the records: reading a row, and the two forms in which a record leaves the
+    program."""
+
+    model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True, use_attribute_docstrings=True)
+    identity: ClassVar[tuple[str, ...]]
+    """Keys whose values make two rows duplicates of each other."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    """Version of this schema; rows of users may leave it out."""
+
+    @classmethod
+    def parse(cls, row: Any) -> Self:
+        """The record of a row in any of its forms. Raises InvalidRow."""
+        if not isinstance(row, dict):
+            raise InvalidRow("expected a JSON object")
+        try:
+            return cls.model_validate(row)
+        except ValidationError as error:
+            raise InvalidRow(_sentence(error)) from None
+
+    @classmethod
+    def normalize(cls, row: Row) -> Row:
+        """The row in the one form that the fields describe."""
+        return row
+
+    @model_validator(mode="before")
+    @classmethod
+    def _normalize(cls, row: Row) -> Row:
+        row = cls.normalize(dict(row))
+        for name, field in cls.model_fields.items():
+            # A missing key gets the same message as a wrong value. An empty optional one (a
+            # column of a Parquet file has a value in every row) is as good as missing.
+            if field.is_required():
+                row.setdefault(name, None)
+            elif name in row and row[name] is None:
+                del row[name]
+        return row
+
+    @property
+    def split_text(self) -> str:
+        """What decides whether the row is held out (`learners.data.split`)."""
+        raise NotImplementedError
+
+    def user_row(self) -> Row:
+        """A plain dict with all keys of the user's row, for functions of the user."""
+        return self.model_dump(exclude_unset=True)
+
+    def stored_row(self) -> Row:
+        """A plain dict to write as a line of a file."""
+        return {"schema_version": SCHEMA_VERSION, **self.user_row()}
+
+    def value_of(self, key: str) -> Any:
+        """The value of a key of the row, whether the schema knows it or not; None without it."""
+        if key in type(self).model_fields:
+            return getattr(self, key)
+        return (self.model_extra or {}).get(key)
+
+    def duplicate_key(self) -> str:
+        """Equal for rows that differ only in case, white space or keys outside of `identity`."""
+        return normalized_text(*(getattr(self, name) for name in self.identity))
+
+
+class DocumentRecord(Record):
+    """A document of the pretraining corpus."""
+
+    identity: ClassVar[tuple[str, ...]] = ("text",)
+
+    text: Text
+
+    @property
+    def split_text(self) -> str:
+        return normalized_text(self.text)
+
+
+class PromptRecord(Record):
+    """A prompt to sample from. The conversation may also stand under the key "messages"."""
+
+    identity: ClassVar[tuple[str, ...]] = ("prompt",)
+
+    prompt: Prompt
+    """A text, or a conversation that ends with the user's message."""
+
+    @classmethod
+    def normalize(cls, row: Row) -> Row:
+        if not row.get("prompt") and isinstance(row.get("messages"), list):
+            row["prompt"] = check_prompt(row["messages"], "messages")
+        return row
+
+    @property
+    def split_text(self) -> str:
+        return conversation_text(as_messages(self.prompt))
+
+
+class DemonstrationRecord(Record):
+    """A conversation to learn from, as "messages" or as "prompt" and "response"."""
+
+    identity: ClassVar[tuple[str, ...]] = ("messages",)
+
+    messages: Conversation
+    """Ends with the assistant's message. Every message of the assistant is learned."""
+
+    @classmethod
+    def normalize(cls, row: Row) -> Row:
+        if row.get("messages") is None and "response" in row:
+            prompt = PromptRecord.parse(row).prompt
+            response = check_text(row["response"], "response")
+            row["messages"] = [*as_messages(prompt), {"role": "assistant", "content": response}]
+        return row
+
+    @property
+    def split_text(self) -> str:
+        """The conversation up to the last message of the user (all of it if there is none)."""
+        end = len(self.messages)
+        for i, message in enumerate(self.messages, 1):
+            if message["role"] == "user":
+                end = i
+        return conversation_text(self.messages[:end])
+
+
+class ResponsePolicy(BaseModel):
+    """Which policy gave a response."""
+
+    model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True, use_attribute_docstrings=True)
+
+    model: str
+    """Name of the served model, or of the stage whose policy it was."""
+    version: str
+    """Name of the policy version, for example ppo-20."""
+
+
+class ResponsesRecord(Record):
+    """Several responses to one prompt: what the collect stage samples and people or labelers
+    rank."""
+
+    identity: ClassVar[tuple[str, ...]] = ("prompt", "responses")
+
+    prompt: Prompt
+    """A text, or a conversation that ends with the user's message."""
+    responses: Responses
+    ended: list[bool] = []
+    """For each response, whether it ended by itself and not at the length limit; all of them if
+    left out."""
+    policy: list[ResponsePolicy] | None = None
+    """For each response, the policy that gave it."""
+    decoding: list[dict[str, Any]] | None = None
+    """For each response, its sampling settings."""
+    row: Any = None
+    """The row of the prompt file, from which a judge (`evaluate.judge`) knows the truth."""
+
+    @classmethod
+    def normalize(cls, row: Row) -> Row:
+        # Checked here and not by its type, so that the message says how many values are expected.
+        responses, ended = row.get("responses"), row.get("ended")
+        if isinstance(responses, list):
+            if not ended:
+                row["ended"] = [True] * len(responses)
+            elif not isinstance(ended, list) or not are_flags(ended, len(responses)):
+                raise InvalidRow(f"key 'ended': expected {len(responses)} times true or false")
+        return row
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        for key in ("policy", "decoding"):
+            values = getattr(self, key)
+            if values is not None and len(values) != len(self.responses):
+                raise InvalidRow(
+                    f"key '{key}': expected {len(self.responses)} entries, one for each response"
+                )
+        return self
+
+    @property
+    def split_text(self) -> str:
+        return conversation_text(as_messages(self.prompt))
+
+
+class RankingRecord(ResponsesRecord):
+    """Responses to one prompt with their ranks; or a pair, "chosen" better than "rejected".
+
+    The two of a pair are texts, or whole conversations that differ in the last message; then
+    "prompt" may be left out."""
+
+    identity: ClassVar[tuple[str, ...]] = ("prompt", "responses", "ranks", "labeler")
+
+    ranks: list[int]
+    """1 is best, equal for ties."""
+    labeler: str | None = None
+    """Who ranked."""
+    time: Any = None
+    """When, in seconds since 1970 where this program writes it."""
+
+    @classmethod
+    def normalize(cls, row: Row) -> Row:
+        if "responses" not in row and "chosen" in row:
+            row |= _from_pair(row)
+        row = super().normalize(row)
+        # The prompt is checked before the ranks, and both by hand, for the sake of the messages.
+        check_prompt(row.get("prompt"), "prompt")
+        responses, ranks = _responses_field(row.get("responses")), row.get("ranks")
+        if not isinstance(ranks, list) or not are_ranks(ranks, len(responses)):
+            raise InvalidRow(
+                f"key 'ranks': expected {len(responses)} whole numbers from 1 (best), equal for ties"
+            )
+        return row
+
+
+SCHEMAS: dict[str, type[Record]] = {
+    "corpus": DocumentRecord,
+    "demonstrations": DemonstrationRecord,
+    "prompts": PromptRecord,
+    "heldout": PromptRecord,
+    "rankings": RankingRecord,
 }
+"""The record of each kind of data in section `data` of the config."""
 
 
-def _text(row: Row, key: str) -> str:
-    if not isinstance(row.get(key), str) or not row[key].strip():
-        raise InvalidRow(f"key '{key}': expected a text that is not empty")
-    return row[key]
+def _from_pair(row: Row) -> Row:
+    """Prompt, responses and ranks of a pair."""
+    chosen, rejected = row["chosen"], row.get("rejected")
+    prompt = row.get("prompt")
+    if isinstance(chosen, list):
+        chosen = check_messages(chosen, "chosen", last="assistant")
+        rejected = check_messages(rejected, "rejected", last="assistant")
+        if chosen[:-1] != rejected[:-1]:
+            raise InvalidRow(
+                "keys 'chosen' and 'rejected': expected two conversations that differ in the last message"
+            )
+        prompt = prompt or chosen[:-1]
+        chosen, rejected = chosen[-1]["content"], rejected[-1]["content"]
+    responses = [check_text(chosen, "chosen"), check_text(rejected, "rejected")]
+    return {"prompt": prompt, "responses": responses, "ranks": [1, 2]}
 
 
-def _messages(messages: Any, key: str, last: str) -> Messages:
-    if not isinstance(messages, list) or not messages:
-        raise InvalidRow(f"key '{key}': expected a list like {CONVERSATION}")
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
-            raise InvalidRow(f"key '{key}[{i}].role': expected system, user or assistant")
-        if not isinstance(message.get("content"), str):
-            raise InvalidRow(f"key '{key}[{i}].content': expected a text")
-    if messages[-1]["role"] != last:
-        raise InvalidRow(f"key '{key}': the last message must be the {last}'s")
-    return messages
+def _sentence(error: ValidationError) -> str:
+    """The first problem of a row. Checks of this module give the sentence; for other fields it is
+    made of pydantic's."""
+    problem = error.errors()[0]
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, InvalidRow):
+        return str(cause)
+    key = ""
+    for part in problem["loc"]:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}"
+    message = problem["msg"]
+    return f"key '{key.lstrip('.')}': {message[0].lower()}{message[1:]}"

@@ -1,9 +1,9 @@
 """A batch of sampled responses as flat arrays with offsets: what travels between actors.
 
-Rollout actors make it, scoring actors and learners read it. Nothing is padded: N is the number of tokens over
-all B sequences, and sequence b is `tokens_N[offsets[b]:offsets[b + 1]]`, prompt first, response after it.
-numpy arrays come out of Ray's object store without a copy, so every reader on a node shares one memory.
-"""
+Rollout actors make it, scoring actors and learners read it. Nothing is padded: N is the number of
+tokens over all B sequences, and sequence b is `tokens_N[offsets[b]:offsets[b + 1]]`, prompt
+first, response after it. numpy arrays come out of Ray's object store without a copy, so every
+reader on a node shares one memory."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ class Samples:
     """B sampled sequences of N tokens in all."""
 
     tokens_N: np.ndarray
-    """int32. Prompt tokens, then response tokens (with the end token if it was written), sequence by sequence."""
+    """int32. Prompt tokens, then response tokens (with the end token if it was written), sequence
+    by sequence."""
     offsets: np.ndarray
     """int64 (B + 1). Where each sequence starts; the last entry is N."""
     prompt_lengths_B: np.ndarray
     """int32. How many of a sequence's tokens are its prompt."""
     logprobs_N: np.ndarray
-    """float32. The engine's log-probability (natural log, at the sampling temperature) of each response token; 0 on prompts."""
+    """float32. The engine's log-probability (natural log, at the sampling temperature) of each
+    response token; 0 on prompts."""
     versions_N: np.ndarray
     """int32. The weight version that wrote each response token; -1 on prompts."""
     prompt_ids_B: np.ndarray
     """int64. Which row of the prompt file each sequence answers."""
     ended_B: np.ndarray
-    """bool. Whether the response closed with the end-of-turn token (False: cut at the length limit)."""
+    """bool. Whether the response closed with the end-of-turn token (False: cut at the length
+    limit)."""
 
     @property
     def size(self) -> int:

@@ -1,10 +1,10 @@
-"""Reads the rows that a stage learns from: files, folders and hub datasets, checked, mixed and without duplicates.
+"""Reads the rows that a stage learns from: files, folders and hub datasets.
 
-    sources -> read_source (place, row) -> convert -> form -> mix by weight -> deduplicate -> encoders (fit to context)
+    sources -> read_source -> convert -> record -> mix by weight -> leave out duplicates ->
+    encoders (fit to context)
 
-Every row keeps the place it came from, so that whatever is wrong with it later is told with file and line. An
-`DatasetReader` counts what is left out on the way, and why.
-"""
+Every record keeps where it was read from, so that an error about it names file and line, also
+later. A `DatasetReader` counts the rows that are left out on the way, by reason."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-
 from common.errors import UserError
 from common.plugins import load_object
+from common.random_streams import Stream, generator
 from learners.data.config import DataConfig, SourceConfig
-from learners.data.records import FORMS, InvalidRow, Row
+from learners.data.conversations import InvalidRow
+from learners.data.records import SCHEMAS, Record, Row
 
 T = TypeVar("T")
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
@@ -31,119 +31,148 @@ SENTENCE_END = re.compile(r"""[.!?…。！？]["'”’)\]]*(?=\s)|\n+""")
 
 
 class SourceRow(NamedTuple):
-    """A row and the place it was read from, as errors name it."""
+    """A record, and where it was read from, as errors name it."""
 
     where: str
-    row: Row
+    record: Any
+    """Of the kind's class in `records.SCHEMAS`."""
 
 
 class DatasetReader:
-    """Rows of one kind on their way to tokens; `counts` says how many were read, left out, shortened and kept."""
+    """Reads one kind of data. `stats` says how many rows were read, left out, shortened and
+    kept."""
 
     def __init__(self, kind: str, config: DataConfig, seed: int) -> None:
         self.kind, self.config, self.seed = kind, config, seed
-        self.counts: Counter[str] = Counter()
-        self.owners: set[str] = set()  # the values of `data.split_key`
+        self.schema: type[Record] = SCHEMAS[kind]
+        self.stats: Counter[str] = Counter()
+        self.split_values: set[str] = set()
+        """Values of `data.split_key` in the rows that were kept."""
 
     def read(self, sources: Sequence[SourceConfig]) -> list[SourceRow]:
-        """The rows of all sources in one form. Raises UserError for a broken row (over `data.max_invalid_rows` of them) and
-        where nothing is left."""
+        """The records of all sources. Raises UserError for an invalid row (if there are more of
+        them than `data.max_invalid_rows`), for a file that cannot be read, and if no row is
+        left."""
         parts = []
         for source in sources:
             try:
-                parts.append(list(self._checked(source)))
-            except UnicodeDecodeError as fault:
-                raise UserError(
-                    f"{source.path}: not text in UTF-8 ({fault.reason} at byte {fault.start})"
-                ) from None
-        rows = self._mixed(parts, [source.weight for source in sources])
-        rows = self._distinct(rows) if self.config.deduplicate else rows
+                parts.append(list(self._records(source)))
+            except UnicodeDecodeError as error:
+                reason = f"{error.reason} at byte {error.start}"
+                raise UserError(f"{source.path}: not text in UTF-8 ({reason})") from None
+        rows = self._mix(parts, [source.weight for source in sources])
+        if self.config.deduplicate:
+            rows = self._deduplicate(rows)
         if not rows:
-            raise UserError(
-                f"{', '.join(s.path for s in sources)}: no rows for data.{self.kind}; {self.counts_text()}"
-            )
-        self.counts["kept"] = len(rows)
-        self.owners = {
-            str(row[by]) for _, row in rows if (by := self.config.split_key) and row.get(by) is not None
-        }
+            paths = ", ".join(source.path for source in sources)
+            raise UserError(f"{paths}: no rows for data.{self.kind}; {self.stats_text()}")
+        self.stats["kept"] = len(rows)
+        for _, record in rows:
+            value = self.split_value(record)
+            if value is not None:
+                self.split_values.add(value)
         return rows
 
-    def fitted(
+    def split_value(self, record: Record) -> str | None:
+        """The record's value of `data.split_key`; None without that setting or that key."""
+        key = self.config.split_key
+        value = record.value_of(key) if key else None
+        if value is None:
+            return None
+        return str(value)
+
+    def fit_to_length(
         self, where: str, text: str, encode: Callable[[str], list[T]], limit: int
     ) -> tuple[str, list[T]] | None:
-        """`text` and its tokens if these are within the limit, else what `data.overlong` says: UserError, None (the row is
-        left out), or the longest run of whole sentences that fits (None if not one does)."""
-        if (length := len(tokens := encode(text))) <= limit:
+        """`text` and its tokens, at most `limit` of them.
+
+        What happens to a longer text is decided by `data.overlong`: UserError, None (the row is
+        left out), or the longest run of whole sentences that fits (None if not even one does).
+        """
+        tokens = encode(text)
+        if len(tokens) <= limit:
             return text, tokens
         if self.config.overlong == "refuse":
             raise UserError(
-                f"{where}: {length} tokens, but there is room for {limit}; shorten it, raise model.context or set data.overlong"
+                f"{where}: {len(tokens)} tokens, but there is room for {limit}; shorten it, raise model.context or set "
+                "data.overlong"
             )
-        ends = [m.end() for m in SENTENCE_END.finditer(text)] if self.config.overlong == "truncate" else []
-        fitting = bisect.bisect_right(ends, limit, key=lambda end: len(encode(text[:end].rstrip())))
-        if not fitting:
-            self.counts["overlong"] += 1
-            self.counts["kept"] -= 1
+        ends: list[int] = []
+        if self.config.overlong == "truncate":
+            ends = [match.end() for match in SENTENCE_END.finditer(text)]
+        sentences = bisect.bisect_right(ends, limit, key=lambda end: len(encode(text[:end].rstrip())))
+        if sentences == 0:
+            self.stats["too_long"] += 1
+            self.stats["kept"] -= 1
             return None
-        self.counts["truncated"] += 1
-        text = text[: ends[fitting - 1]].rstrip()
+        self.stats["truncated"] += 1
+        text = text[: ends[sentences - 1]].rstrip()
         return text, encode(text)
 
-    def counts_text(self) -> str:
-        return ", ".join(f"{count} {name}" for name, count in self.counts.items() if count) or "0 read"
+    def stats_text(self) -> str:
+        """The counts as text, for messages."""
+        counts = [f"{count} {name.replace('_', ' ')}" for name, count in self.stats.items() if count]
+        return ", ".join(counts) or "0 read"
 
-    def _checked(self, source: SourceConfig) -> Iterator[SourceRow]:
+    def _records(self, source: SourceConfig) -> Iterator[SourceRow]:
         convert = load_object(source.convert) if source.convert else None
-        for where, given in read_source(source, self.config):
-            self.counts["read"] += 1
+        for where, row in read_source(source, self.config):
+            self.stats["read"] += 1
             try:
-                if isinstance(given, InvalidRow):
-                    raise given
-                if not isinstance(given, dict):
-                    raise InvalidRow("expected a JSON object")
-                rows = _converted(given, convert) if convert else [given]
-                yield from [SourceRow(where, FORMS[self.kind].read(row)) for row in rows]
-            except InvalidRow as wrong:
-                self.counts["broken"] += 1
-                if self.counts["broken"] > self.config.max_invalid_rows:
-                    raise UserError(f"{where}: {wrong}") from None
-                logging.warning("%s: %s (skipped)", where, wrong)
+                records = [self.schema.parse(converted) for converted in _converted(row, convert)]
+            except InvalidRow as error:
+                self.stats["invalid"] += 1
+                if self.stats["invalid"] > self.config.max_invalid_rows:
+                    raise UserError(f"{where}: {error}") from None
+                logging.warning("%s: %s (skipped)", where, error)
+                continue
+            for record in records:
+                yield SourceRow(where, record)
 
-    def _mixed(self, parts: list[list[SourceRow]], weights: list[float | None]) -> list[SourceRow]:
-        """All rows, or of each source its share by weight, drawn by the seed."""
+    def _mix(self, parts: list[list[SourceRow]], weights: list[float | None]) -> list[SourceRow]:
+        """All rows; or, with weights, a random part of each source, in its order, so that the
+        shares are right."""
         if not any(weights):
             return [row for part in parts for row in part]
-        shares = np.array(weights, dtype=float) / sum(w or 0.0 for w in weights)
+        total_weight = sum(weight or 0.0 for weight in weights)
+        shares = [(weight or 0.0) / total_weight for weight in weights]
+        # The source that is smallest for its share is used whole.
         total = min(len(part) / share for part, share in zip(parts, shares, strict=True))
         mixed = []
         for i, (part, share) in enumerate(zip(parts, shares, strict=True)):
-            drawn = np.random.default_rng([self.seed, 5, i]).permutation(len(part))[: round(total * share)]
-            self.counts["outweighed"] += len(part) - len(drawn)
+            rng = generator(self.seed, Stream.SOURCE_MIX, i)
+            drawn = rng.permutation(len(part))[: round(total * share)]
+            self.stats["dropped_by_mix"] += len(part) - len(drawn)
             mixed += [part[j] for j in sorted(drawn)]
         return mixed
 
-    def _distinct(self, rows: list[SourceRow]) -> list[SourceRow]:
-        found: dict[str, SourceRow] = {}
-        for located in rows:
-            content = json.dumps(
-                [located.row.get(key) for key in FORMS[self.kind].identity], ensure_ascii=False
-            )
-            found.setdefault(re.sub(r"(\\[nrt]|\s)+", "", content).lower(), located)
-        self.counts["duplicate"] += len(rows) - len(found)
-        return list(found.values())
+    def _deduplicate(self, rows: list[SourceRow]) -> list[SourceRow]:
+        first: dict[str, SourceRow] = {}
+        for source_row in rows:
+            first.setdefault(source_row.record.duplicate_key(), source_row)
+        self.stats["duplicate"] += len(rows) - len(first)
+        return list(first.values())
 
 
-def _converted(row: Row, convert: Callable[[Row], list[Row]]) -> list[Row]:
+def _converted(row: Any, convert: Callable[[Row], list[Row]] | None) -> list[Row]:
+    """The rows that the user's function makes of one; the row itself without a function. Raises
+    InvalidRow."""
+    if isinstance(row, InvalidRow):
+        raise row
+    if convert is None:
+        return [row]
+    if not isinstance(row, dict):
+        raise InvalidRow("expected a JSON object")
     try:
         return list(convert(row))
-    except Exception as fault:  # the user's code; what it stumbles over is the row
-        raise InvalidRow(
-            f"{convert.__module__}:{convert.__name__}: {type(fault).__name__}: {fault}"
-        ) from fault
+    except Exception as error:  # whatever the user's code raises is about this row
+        name = f"{convert.__module__}:{convert.__name__}"
+        raise InvalidRow(f"{name}: {type(error).__name__}: {error}") from error
 
 
 def local_path(source: SourceConfig, config: DataConfig, key: str = "data") -> Path | None:
-    """Where a source lies on disk; None for the name of a hub dataset. Raises UserError for a file that is missing."""
+    """Where a source is on disk; None for the name of a hub dataset. Raises UserError for a file
+    that is missing."""
     path = Path(config.root).expanduser() / Path(source.path).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix in SUFFIXES):
         return path
@@ -157,44 +186,58 @@ def local_path(source: SourceConfig, config: DataConfig, key: str = "data") -> P
 
 
 def read_source(source: SourceConfig, config: DataConfig) -> Iterator[tuple[str, Any]]:
-    """(place, row) of every row of a source, in its order; a row that cannot be parsed is given as a InvalidRow."""
+    """(where, row) of every row of a source, in its order. A row that cannot be parsed is an
+    InvalidRow."""
     path = local_path(source, config)
     if path is None or path.is_dir() or path.suffix in (".csv", ".parquet"):
         yield from _tabular(path, source)
     elif path.suffix == ".txt":
-        text = path.read_text(encoding="utf-8")
-        documents = [text] if config.documents == "file" else [d.strip() for d in text.split("\n\n")]
-        yield from ((f"{path}, document {n}", {"text": d}) for n, d in enumerate(documents, 1) if d.strip())
+        yield from _documents(path, config)
     elif path.suffix == ".jsonl":
         yield from _json_lines(path)
     else:
-        rows = _parsed(text := path.read_text(encoding="utf-8"))
-        if isinstance(rows, InvalidRow):
-            raise UserError(f"{path}: {rows}")
-        if not isinstance(rows, list):
-            raise UserError(
-                f"{path}: expected a list of JSON objects, found {text.strip()[:1]!r} at the start"
-            )
-        yield from ((f"{path}, item {n}", row) for n, row in enumerate(rows, 1))
+        yield from _json_list(path)
+
+
+def _documents(path: Path, config: DataConfig) -> Iterator[tuple[str, Any]]:
+    documents = [path.read_text(encoding="utf-8")]
+    if config.documents == "paragraphs":
+        documents = [paragraph.strip() for paragraph in documents[0].split("\n\n")]
+    for number, document in enumerate(documents, 1):
+        if document.strip():
+            yield f"{path}, document {number}", {"text": document}
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield f"{path}, line {number}", _parsed(line)
+                yield f"{path}, line {number}", _parse_json(line)
 
 
-def _parsed(text: str) -> Any:
+def _json_list(path: Path) -> Iterator[tuple[str, Any]]:
+    text = path.read_text(encoding="utf-8")
+    rows = _parse_json(text)
+    if isinstance(rows, InvalidRow):
+        raise UserError(f"{path}: {rows}")
+    if not isinstance(rows, list):
+        start = text.strip()[:1]
+        raise UserError(f"{path}: expected a list of JSON objects, but the file starts with {start!r}")
+    for number, row in enumerate(rows, 1):
+        yield f"{path}, item {number}", row
+
+
+def _parse_json(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as fault:
-        line = f"line {fault.lineno}, " if text.count("\n") > 1 else ""
-        return InvalidRow(f"not valid JSON ({fault.msg} at {line}column {fault.colno})")
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if text.count("\n") > 1 else ""
+        return InvalidRow(f"not valid JSON ({error.msg} at {line}column {error.colno})")
 
 
 def _tabular(path: Path | None, source: SourceConfig) -> Iterator[tuple[str, Any]]:
-    """Rows of a CSV or Parquet file, a folder or a hub dataset, by the `datasets` library. CSV cells stay texts."""
+    """Rows of a CSV or Parquet file, a folder or a hub dataset, by the `datasets` library. CSV
+    cells stay texts."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -208,7 +251,8 @@ def _tabular(path: Path | None, source: SourceConfig) -> Iterator[tuple[str, Any
             rows = datasets.Dataset.from_parquet(name)
         else:
             rows = datasets.load_dataset(name, source.subset, split=source.split)
-    except Exception as fault:  # the library raises a dozen kinds; all of them are about this source
-        reason = str(fault.__cause__ or fault).strip().splitlines()[:1]
-        raise UserError(f"{name}: cannot be read ({type(fault).__name__}: {''.join(reason)})") from fault
-    yield from ((f"{name}, row {n}", row) for n, row in enumerate(rows, 1))
+    except Exception as error:  # the library raises a dozen kinds; all of them are about this source
+        reason = str(error.__cause__ or error).strip().splitlines()[:1]
+        raise UserError(f"{name}: cannot be read ({type(error).__name__}: {''.join(reason)})") from error
+    for number, row in enumerate(rows, 1):
+        yield f"{name}, row {number}", row

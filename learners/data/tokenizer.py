@@ -1,8 +1,9 @@
-"""Trains the tokenizer, byte-level BPE or characters, of a model made from random weights, with its chat template.
+"""Trains the tokenizer, byte-level BPE or characters, of a model made from random weights, with
+its chat template.
 
-Used by the pretrain stage. Pad, end of turn and end of text are three tokens: where pad equals the end token its
-loss is masked and the model never learns to stop (Huang et al. 2024, arXiv:2403.17031).
-"""
+Used by the pretrain stage. Pad, end of turn and end of text are three tokens: where pad equals
+the end token its loss is masked and the model never learns to stop (Huang et al. 2024,
+arXiv:2403.17031)."""
 
 from __future__ import annotations
 
@@ -13,13 +14,14 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from common.errors import UserError
-from learners.data.records import Messages, as_messages
+from learners.data.conversations import Messages, as_messages
 
 PAD, END_OF_TEXT, END_OF_TURN = "<|pad|>", "<|endoftext|>", "<|end|>"
 UNKNOWN = "<|unknown|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 
-# `generation` marks what the assistant writes, so that `return_assistant_tokens_mask` finds the tokens to learn.
+# `generation` marks what the assistant writes, so that `return_assistant_tokens_mask` finds the
+# tokens to learn.
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' }}"
     "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|end|>' }}{% endgeneration %}"
@@ -29,8 +31,8 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int | Literal["characters"]) -> PreTrainedTokenizerFast:
-    """A tokenizer of exactly `vocab_size` entries (fewer if the texts have fewer merges to learn), or of one entry for
-    each character of the texts and one for all others."""
+    """A tokenizer of exactly `vocab_size` entries (fewer if the texts have fewer merges to
+    learn), or of one entry for each character of the texts and one for all others."""
     special = [PAD, END_OF_TEXT, *ROLES, END_OF_TURN]
     if vocab_size == "characters":
         entries = [*special, UNKNOWN, *sorted({c for text in texts for c in text})]
@@ -65,7 +67,8 @@ def _wrapped(core: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the token that ends an assistant's turn; a tokenizer whose pad is the same token is refused."""
+    """Id of the token that ends an assistant's turn; a tokenizer whose pad is the same token is
+    refused."""
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {tokenizer.name_or_path}: it has no end token; set model.end_token")
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -77,12 +80,14 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def document_separator(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the token between documents of a packed corpus: <|endoftext|> where there is one, else the end token."""
+    """Id of the token between documents of a packed corpus: <|endoftext|> where there is one,
+    else the end token."""
     found = tokenizer.get_vocab().get(END_OF_TEXT)
     return end_token(tokenizer) if found is None else int(found)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:
-    """Token ids of a conversation (or of its only message) up to the point where the assistant begins to write."""
+    """Token ids of a conversation (or of its only message) up to the point where the assistant
+    begins to write."""
     text = tokenizer.apply_chat_template(as_messages(prompt), tokenize=False, add_generation_prompt=True)
     return list(tokenizer.encode(text, add_special_tokens=False))

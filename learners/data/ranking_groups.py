@@ -1,0 +1,172 @@
+"""From rankings to the reward model's training data: groups of one prompt, whose different
+responses are encoded once.
+
+Called by the reward stage. One group is one element of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from learners.data.datasets import RankingData
+from learners.data.encoding import hold_out
+from learners.data.records import RankingRecord
+from learners.data.samples import offsets_of
+from learners.data.sources import DatasetReader, SourceRow
+from learners.data.split import linked_positions
+from learners.data.tokenizer import encode_prompt
+
+MAX_GROUP_SIZE = (
+    9  # as many responses as Ouyang et al. 2022 (arXiv:2203.02155, section 3.5) had ranked at most
+)
+
+OracleScore = Callable[[RankingRecord, str, bool], float | None]
+"""(record, response, whether it ended) -> what the response is truly worth; None where that is
+not known."""
+
+TokenIds = tuple[int, ...]
+
+
+def encode_rankings(
+    rows: Sequence[SourceRow],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    reader: DatasetReader,
+    validation_share: float = 0.1,
+    oracle_score: OracleScore | None = None,
+) -> RankingData:
+    """Rankings grouped by prompt: each different response to it is encoded once, whoever ranked
+    it and in whatever combination.
+
+    A prompt with more than MAX_GROUP_SIZE different responses makes several groups, so that
+    elements of a batch stay of one size and one epoch trains on all of them. Groups of one prompt
+    are on one side of every split, and so are prompts that share a value of `data.split_key`.
+    Raises UserError if that leaves fewer than two to divide."""
+    groups: list[_Group] = []
+    open_group: dict[str, _Group] = {}
+    prompts: list[str] = []
+    owners: list[str] = []
+    for source_row in rows:
+        record: RankingRecord = source_row.record
+        sequences = _encode_responses(source_row, tokenizer, context, reader)
+        if sequences is None:
+            continue
+        prompt = record.split_text
+        group = open_group.get(prompt)
+        if group is None or not group.has_room_for(sequences):
+            group = open_group[prompt] = _Group(prompt)
+            groups.append(group)
+        scores = _oracle_scores(record, oracle_score)
+        group.add_ranking(sequences, scores, record.ranks)
+        prompts.append(prompt)
+        owners.append(reader.split_value(record) or prompt)
+    position_of = linked_positions(prompts, owners)
+    position_G = np.array([position_of[group.prompt] for group in groups], dtype=np.float64)
+    is_validation_G = hold_out(position_G, validation_share, "prompts with rankings", reader)
+    return _as_arrays(groups, position_G, is_validation_G)
+
+
+class _Group:
+    """Different sequences (prompt and response) of one prompt, and rankings of them."""
+
+    def __init__(self, prompt: str) -> None:
+        self.prompt = prompt
+        self.index: dict[TokenIds, int] = {}
+        """Sequences, and the index of each in the group."""
+        self.oracle_scores: list[float | None] = []
+        self.rankings: list[tuple[list[int], list[int]]] = []
+        """(members, ranks) of each ranking; members are indices of sequences."""
+
+    def has_room_for(self, sequences: Sequence[TokenIds]) -> bool:
+        return len(self.index.keys() | set(sequences)) <= MAX_GROUP_SIZE
+
+    def add_ranking(
+        self, sequences: Sequence[TokenIds], scores: Sequence[float | None], ranks: list[int]
+    ) -> None:
+        members = []
+        for sequence, score in zip(sequences, scores, strict=True):
+            if sequence not in self.index:
+                self.index[sequence] = len(self.index)
+                self.oracle_scores.append(None)
+            member = self.index[sequence]
+            # Another ranking of the same response may know the truth where the first did not.
+            if self.oracle_scores[member] is None:
+                self.oracle_scores[member] = score
+            members.append(member)
+        self.rankings.append((members, ranks))
+
+    def oracle_ranks(self) -> list[int]:
+        """Rank of each sequence by its score (1 best, equal for ties); 0 where the score is not
+        known."""
+        best_first = sorted({score for score in self.oracle_scores if score is not None}, reverse=True)
+        ranks = []
+        for score in self.oracle_scores:
+            ranks.append(0 if score is None else best_first.index(score) + 1)
+        return ranks
+
+
+def _encode_responses(
+    source_row: SourceRow, tokenizer: PreTrainedTokenizerBase, context: int, reader: DatasetReader
+) -> list[TokenIds] | None:
+    """Prompt and response in tokens, for each response of a ranking; None if `data.overlong`
+    leaves the ranking out."""
+    record = source_row.record
+    prompt_ids = encode_prompt(tokenizer, record.prompt)
+    sequences = []
+    for response, ended in zip(record.responses, record.ended, strict=True):
+        encode = partial(_append_response, tokenizer, prompt_ids, ended)
+        fitted = reader.fit_to_length(source_row.where, response, encode, context)
+        if fitted is None:
+            return None
+        sequences.append(tuple(fitted[1]))
+    return sequences
+
+
+def _append_response(
+    tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], ended: bool, response: str
+) -> list[int]:
+    ids = [*prompt_ids, *tokenizer.encode(response, add_special_tokens=False)]
+    if ended:
+        ids.append(tokenizer.eos_token_id)
+    return ids
+
+
+def _oracle_scores(record: RankingRecord, oracle_score: OracleScore | None) -> list[float | None]:
+    """What each response is truly worth, as far as that is known."""
+    if oracle_score is None:
+        return [None] * len(record.responses)
+    pairs = zip(record.responses, record.ended, strict=True)
+    return [oracle_score(record, response, ended) for response, ended in pairs]
+
+
+def _as_arrays(groups: list[_Group], position_G: np.ndarray, is_validation_G: np.ndarray) -> RankingData:
+    sequences: list[np.ndarray] = []
+    oracle_ranks: list[int] = []
+    members_M: list[int] = []
+    ranks_M: list[int] = []
+    members_per_ranking: list[int] = []
+    ranking_groups_Q: list[int] = []
+    for g, group in enumerate(groups):
+        sequences += [np.array(sequence, dtype=np.int32) for sequence in group.index]
+        oracle_ranks += group.oracle_ranks()
+        for members, ranks in group.rankings:
+            members_M += members
+            ranks_M += ranks
+            members_per_ranking.append(len(members))
+            ranking_groups_Q.append(g)
+    return RankingData(
+        tokens_N=np.concatenate(sequences),
+        offsets=offsets_of([len(sequence) for sequence in sequences]),
+        groups=offsets_of([len(group.index) for group in groups]),
+        members_M=np.array(members_M, dtype=np.int32),
+        ranks_M=np.array(ranks_M, dtype=np.int32),
+        ranking_offsets=offsets_of(members_per_ranking),
+        ranking_groups_Q=np.array(ranking_groups_Q, dtype=np.int32),
+        oracle_ranks=np.array(oracle_ranks, dtype=np.int32),
+        split_position_G=position_G,
+        is_validation_G=is_validation_G,
+    )
