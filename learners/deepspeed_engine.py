@@ -1,14 +1,15 @@
-"""One model under DeepSpeed ZeRO: accumulate micro-batches, step, save, restore, export, stream the weights.
+"""One model under DeepSpeed ZeRO: accumulate micro-batches, step, save, restore, export, stream
+the weights.
 
-The tasks of `learners/` (supervised, reward, ppo) hold one or two of these. Importing this module imports
-DeepSpeed; nothing numerical lives here.
+A task (`learners.task`) holds one or two of these. Importing this module imports DeepSpeed.
+Losses and advantages are not here but in `learners.rl` and `learners.supervised`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from common.files import atomic_path
 from learners.config import LearnerConfig, OptimizerConfig
 from learners.lora import merged_weights
 from learners.models import DTYPES
 
 
 class DeepSpeedEngine:
-    """A module whose `.model` is a transformers model, sharded over the ranks of the default process group."""
+    """A module whose `.model` is a transformers model, sharded over the ranks of the default
+    process group."""
 
     def __init__(
         self,
@@ -37,14 +40,19 @@ class DeepSpeedEngine:
         self.optimizer_config = optimizer
         self.total_steps = total_steps
         self.steps = 0
-        for dropout in (m for m in module.modules() if isinstance(m, nn.Dropout)):
-            dropout.p = 0.0
+        # No dropout in any stage: with it, the ratio of the first minibatch to the old policy
+        # would not be 1.
+        for submodule in module.modules():
+            if isinstance(submodule, nn.Dropout):
+                submodule.p = 0.0
         config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "gradient_clipping": optimizer.clip_norm,
             "zero_optimization": {"stage": learner.zero_stage, **_offload(learner)},
-            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW steps on the CPU too, and nothing is compiled
+            # torch's AdamW also runs on the CPU, where DeepSpeed's own would have to be compiled
+            # first.
+            "zero_force_ds_cpu_optimizer": False,
             "bf16": {"enabled": dtype == "bfloat16"},
             "optimizer": {
                 "type": "AdamW",
@@ -58,9 +66,10 @@ class DeepSpeedEngine:
             },
         }
         module.to(DTYPES[dtype])
-        self.parameters = sum(p.numel() for p in module.parameters())
-        trained = [p for p in module.parameters() if p.requires_grad]
-        self.frozen = len(trained) < len(list(module.parameters()))
+        parameters = list(module.parameters())
+        trained = [p for p in parameters if p.requires_grad]
+        self.num_parameters = sum(p.numel() for p in parameters)
+        self.has_frozen = len(trained) < len(parameters)
         self.engine, *_ = deepspeed.initialize(model=module, model_parameters=trained, config=config)
         self.ranks = dist.get_world_size()
 
@@ -73,50 +82,78 @@ class DeepSpeedEngine:
         return self.engine.device
 
     def __call__(self, *inputs: Tensor | None, **options: float | bool) -> Any:
-        return self.engine(*(x if x is None else x.to(self.device) for x in inputs), **options)
+        """The module's forward pass, with its tensors moved to the engine's device."""
+        on_device = []
+        for tensor in inputs:
+            if tensor is not None:
+                tensor = tensor.to(self.device)
+            on_device.append(tensor)
+        return self.engine(*on_device, **options)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Adds the gradient of this rank's share of a loss that is a sum over ranks; `last` closes the step's batch."""
-        # DeepSpeed averages over ranks, our losses are divided by global counts already: undo the average.
+        """Adds the gradient of this rank's share of a loss that is a sum over ranks; `last` marks
+        the last micro-batch of an optimizer step."""
+        # DeepSpeed averages gradients over ranks, but our losses are divided by global counts:
+        # undo the average.
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss * self.ranks)
 
     def step(self) -> dict[str, float]:
-        """Clips, applies AdamW at the scheduled rate, clears the gradients. Returns lr and the gradient norm."""
+        """Clips, applies AdamW at the scheduled rate, clears the gradients. Returns lr and the
+        gradient norm."""
         lr = scheduled_lr(self.optimizer_config, self.steps, self.total_steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
         self.steps += 1
         norm = self.engine.get_global_grad_norm()
-        return {"lr": lr, "grad_norm": float(norm) if norm is not None else math.nan}
+        return {"lr": lr, "grad_norm": math.nan if norm is None else float(norm)}
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole tensor) of every weight under its Hugging Face name, adapters merged. A collective: every rank
-        iterates."""
+        """(name, full tensor) of every weight under its Hugging Face name, adapters merged. A
+        collective: every rank must iterate over all of it."""
         return merged_weights(self.module.model, self._gathered)
 
     def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Writes a Hugging Face folder with the tokenizer (rank 0 writes; every rank calls)."""
-        model, writes = self.module.model, dist.get_rank() == 0
-        if self.frozen:
-            merged = {name: weight.to("cpu", copy=True) for name, weight in self.named_weights() if writes}
-        with nullcontext() if self.frozen else self._gathered(list(model.parameters())):
-            if writes:
-                model.save_pretrained(folder, state_dict=merged if self.frozen else None)
-                tokenizer.save_pretrained(folder)
+        """Writes a Hugging Face folder with the tokenizer, completely or not at all. Every rank
+        calls, rank 0 writes."""
+        if self.has_frozen:
+            # With adapters the plain weights exist nowhere: they are merged one by one, and
+            # collected on the CPU of the rank that writes.
+            merged = {}
+            for name, weight in self.named_weights():
+                if dist.get_rank() == 0:
+                    merged[name] = weight.to("cpu", copy=True)
+            self._write_model(folder, tokenizer, merged)
+        else:
+            with self._gathered(list(self.module.model.parameters())):
+                self._write_model(folder, tokenizer, None)
         dist.barrier()
 
+    def _write_model(
+        self, folder: Path, tokenizer: PreTrainedTokenizerBase, weights: dict[str, Tensor] | None
+    ) -> None:
+        if dist.get_rank() == 0:
+            with atomic_path(folder) as partial:
+                self.module.model.save_pretrained(partial, state_dict=weights)
+                tokenizer.save_pretrained(partial)
+
     def save(self, folder: Path, tag: str) -> None:
-        """Writes the learner state: trained weights, optimizer and step count of every rank's shard."""
-        state = {"steps": self.steps}
+        """Writes the learner state: trained weights, optimizer and step count of every rank's
+        shard."""
+        folder.mkdir(parents=True, exist_ok=True)
         self.engine.save_checkpoint(
-            str(folder), tag=tag, client_state=state, save_latest=False, exclude_frozen_parameters=self.frozen
+            str(folder),
+            tag=tag,
+            client_state={"steps": self.steps},
+            save_latest=False,
+            exclude_frozen_parameters=self.has_frozen,
         )
 
     def load(self, folder: Path, tag: str) -> None:
         """Restores what `save` wrote, on the same number of ranks and ZeRO stage."""
-        path, state = self.engine.load_checkpoint(str(folder), tag=tag, load_module_strict=not self.frozen)
+        is_complete = not self.has_frozen
+        path, state = self.engine.load_checkpoint(str(folder), tag=tag, load_module_strict=is_complete)
         if path is None:
             raise FileNotFoundError(f"no learner state {tag} in {folder}")
         self.steps = state["steps"]
@@ -124,65 +161,88 @@ class DeepSpeedEngine:
     def close(self) -> None:
         self.engine.destroy()
 
-    def _gathered(self, parameters: list[nn.Parameter]) -> Any:
-        sharded = any(hasattr(p, "ds_id") for p in parameters)
-        return deepspeed.zero.GatheredParameters(parameters) if sharded else nullcontext()
+    def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[object]:
+        """Inside it, parameters that ZeRO-3 shards over the ranks are whole."""
+        is_sharded = any(hasattr(p, "ds_id") for p in parameters)
+        if not is_sharded:
+            return nullcontext()
+        gathered: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(parameters)
+        return gathered
 
 
 class EMA:
-    """Exponential moving average of a model's weights (Ouyang et al. 2022, C.4: decay 0.992), in float32.
+    """Exponential moving average of a model's weights (Ouyang et al. 2022, C.4: decay 0.992), in
+    float32.
 
-    Each rank averages the shard it holds, so ZeRO-3 needs no gathering; `swapped` puts the average in place.
+    Each rank averages the shard that it holds, so ZeRO-3 needs no gathering.
     """
 
     def __init__(self, engine: DeepSpeedEngine, decay: float) -> None:
         self.engine = engine
         self.decay = decay
-        self.shadow = [t.detach().float().clone() for t in self._local()]
+        self.averages = [weight.detach().float().clone() for weight in self._local_weights()]
 
     def update(self) -> None:
-        for shadow, tensor in zip(self.shadow, self._local(), strict=True):
-            shadow.lerp_(tensor.float(), 1 - self.decay)
+        for average, weight in zip(self.averages, self._local_weights(), strict=True):
+            average.lerp_(weight.float(), 1 - self.decay)
 
     @contextmanager
-    def swapped(self) -> Iterator[None]:
-        kept = [t.clone() for t in self._local()]
-        for shadow, tensor in zip(self.shadow, self._local(), strict=True):
-            tensor.copy_(shadow)
+    def applied(self) -> Iterator[None]:
+        """Inside it, the model has the averages as its weights."""
+        originals = [weight.clone() for weight in self._local_weights()]
+        for average, weight in zip(self.averages, self._local_weights(), strict=True):
+            weight.copy_(average)
         yield
-        for original, tensor in zip(kept, self._local(), strict=True):
-            tensor.copy_(original)
+        for original, weight in zip(originals, self._local_weights(), strict=True):
+            weight.copy_(original)
 
-    def _local(self) -> Iterator[Tensor]:
+    def save(self, path: Path) -> None:
+        torch.save(self.averages, path)
+
+    def load(self, path: Path) -> None:
+        self.averages = torch.load(path)
+
+    def _local_weights(self) -> Iterator[Tensor]:
         for parameter in self.engine.module.parameters():
-            yield parameter.ds_tensor.data if hasattr(parameter, "ds_tensor") else parameter.data
+            is_sharded = hasattr(parameter, "ds_tensor")
+            yield parameter.ds_tensor.data if is_sharded else parameter.data
 
 
-# Dense peak in bfloat16, FLOP/s (the makers' data sheets), by what torch calls the device.
+# Dense peak in bfloat16, FLOP/s, from the manufacturers' data sheets, by a part of the name that
+# torch reports. The first match counts, so the longer name of a pair (L40S, L4) comes first.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}
 
 
 def peak_flops() -> float | None:
-    """Peak of this rank's device, or None where it is not known (every CPU)."""
+    """Peak FLOP/s of this rank's device, or None if it is not in the table (every CPU)."""
     if not torch.cuda.is_available():
         return None
-    name = torch.cuda.get_device_name()
-    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+    device = torch.cuda.get_device_name()
+    for name, peak in PEAK_FLOPS.items():
+        if name in device:
+            return peak
+    return None
 
 
 def _offload(learner: LearnerConfig) -> dict[str, Any]:
-    wanted = {"offload_optimizer": learner.offload_optimizer, "offload_param": learner.offload_parameters}
-    return {
-        key: {"device": "cpu", "pin_memory": torch.cuda.is_available()} for key, on in wanted.items() if on
-    }
+    """The part of DeepSpeed's `zero_optimization` section that moves state to the CPU."""
+    to_cpu = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    section = {}
+    if learner.offload_optimizer:
+        section["offload_optimizer"] = to_cpu
+    if learner.offload_parameters:
+        section["offload_param"] = to_cpu
+    return section
 
 
 def scheduled_lr(config: OptimizerConfig, step: int, total: int) -> float:
-    """Learning rate of 0-based `step`: linear warm-up, then constant, linear or cosine fall to final_ratio x lr."""
+    """Learning rate of 0-based `step`: linear warm-up, then constant, or a linear or cosine decay
+    to final_ratio x lr."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
-    done = min(1.0, (step - config.warmup_steps) / max(1, total - config.warmup_steps))
-    shape = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return config.lr * (config.final_ratio + (1 - config.final_ratio) * shape)
+    progress = min(1.0, (step - config.warmup_steps) / max(1, total - config.warmup_steps))
+    decays = {"linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+    decay = decays[config.schedule]
+    return config.lr * (config.final_ratio + (1 - config.final_ratio) * decay)

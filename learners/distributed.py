@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 def join_process_group(rank: int, ranks: int, address: str, port: int, threads: int) -> None:
@@ -21,10 +22,20 @@ def join_process_group(rank: int, ranks: int, address: str, port: int, threads: 
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(threads)
-    # Where there is a compiler DeepSpeed would build a shared-memory all-reduce at first use: half a minute for each new
-    # machine, and arithmetic that depends on it. Gloo alone serves everywhere.
+    # With a compiler present DeepSpeed would build a shared-memory all-reduce at first use: half
+    # a minute on each new machine, and arithmetic that depends on the machine. Gloo works
+    # everywhere.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def all_reduce_sum(tensor: Tensor, device: torch.device) -> Tensor:
+    """The element-wise sum over all ranks, on the CPU. `device` is where the process group's
+    backend needs its input."""
+    on_device = tensor.to(device)
+    dist.all_reduce(on_device)
+    return on_device.cpu()
 
 
 def summed_over_ranks(values: Sequence[float]) -> list[float]:
@@ -34,3 +45,23 @@ def summed_over_ranks(values: Sequence[float]) -> list[float]:
         total = total.cuda()
     dist.all_reduce(total)
     return total.tolist()
+
+
+class MetricSums:
+    """Sums of quantities over the micro-batches of this rank, for means over all ranks."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+
+    def add(self, values: Mapping[str, Tensor | float]) -> None:
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                value = value.detach()
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def means(self, count: float) -> dict[str, float]:
+        """The sums over all ranks, divided by `count`. Every rank must have added the same
+        names."""
+        names = sorted(self.sums)
+        totals = summed_over_ranks([self.sums[name] for name in names])
+        return {name: total / count for name, total in zip(names, totals, strict=True)}

@@ -21,7 +21,8 @@ class AdvantageSpec(NamedTuple):
     """Rewards token by token; else only their sum over the response matters."""
 
 
-# By name of a function of `learners.rl.advantages`; a new advantage is a function there and a line here.
+# By name of a function of `learners.rl.advantages`; a new advantage is a function there and a
+# line here.
 ADVANTAGES = {
     "gae": AdvantageSpec(critic=True, tokens=True),
     "grpo": AdvantageSpec(group=True),
@@ -43,21 +44,26 @@ class PPOConfig(Section):
     max_response_tokens: int = Field(32, ge=1)
     """Longest response, the end token included."""
     temperature: float = Field(1.0, gt=0)
-    """Sampling temperature of rollouts; every log-probability is taken of the logits divided by it."""
+    """Sampling temperature of rollouts; every log-probability is taken of the logits divided by
+    it."""
     epochs: int = Field(2, ge=1)
     """Passes over each batch of responses."""
     minibatches: int = Field(2, ge=1)
     """Optimizer steps of one pass; must divide prompts x responses."""
     advantage: str = "gae"
-    """The algorithm: gae (PPO with a critic), grpo, dr_grpo, rloo, reinforce, reinforce_pp or reinforce_pp_baseline."""
+    """The algorithm: gae (PPO with a critic), grpo, dr_grpo, rloo, reinforce, reinforce_pp or
+    reinforce_pp_baseline."""
     dtype: DType = "float32"
     """Arithmetic of policy, critic and rollout engine alike."""
     kl_coef: float = Field(0.35, ge=0)
-    """Weight of the per-token KL penalty to the SFT policy; with kl_target, the weight it starts from."""
+    """Weight of the per-token KL penalty to the SFT policy; with kl_target, the weight it starts
+    from."""
     kl_in: Literal["reward", "loss"] = "reward"
-    """Where the penalty goes: into the reward of each token, or into the loss (GRPO's paper, with k3)."""
+    """Where the penalty goes: into the reward of each token, or into the loss (GRPO's paper, with
+    k3)."""
     kl_target: float | None = Field(None, gt=0)
-    """KL of a response, in nats, that the weight is adapted to hold (Ziegler 2019). Empty: the weight stays."""
+    """KL of a response, in nats, that the weight is adapted to hold (Ziegler 2019). Empty: the
+    weight stays."""
     kl_horizon: int = Field(10000, ge=1)
     """Responses over which an adaptive weight changes by the relative error of the KL."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
@@ -65,13 +71,16 @@ class PPOConfig(Section):
     missing_eos_penalty: float = Field(1.0, ge=0)
     """Taken off the score of a response that does not end by itself."""
     bootstrap_truncated: bool = False
-    """Let a response that was cut at max_response_tokens be worth, from there on, what the critic expects; else nothing."""
+    """Let a response that was cut at max_response_tokens be worth, from there on, what the critic
+    expects; else nothing."""
     overlong_buffer: int = Field(0, ge=0)
-    """Tokens before max_response_tokens over which a penalty on length grows from 0 (DAPO). 0: off."""
+    """Tokens before max_response_tokens over which a penalty on length grows from 0 (DAPO). 0:
+    off."""
     overlong_penalty: float = Field(1.0, gt=0)
     """That penalty at max_response_tokens."""
     dynamic_sampling: int = Field(0, ge=0)
-    """Most times that an iteration samples further prompts for groups whose scores are all equal (DAPO). 0: off."""
+    """Most times that an iteration samples further prompts for groups whose scores are all equal
+    (DAPO). 0: off."""
     gamma: float = Field(1.0, gt=0, le=1)
     """Discount."""
     lam: float = Field(0.95, ge=0, le=1)
@@ -81,7 +90,8 @@ class PPOConfig(Section):
     aggregation: Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "fixed_length"] = (
         "token_mean"
     )
-    """How the policy's loss is averaged; fixed_length divides by sequences x max_response_tokens (Dr. GRPO)."""
+    """How the policy's loss is averaged; fixed_length divides by sequences x max_response_tokens
+    (Dr. GRPO)."""
     ratio: Literal["token", "sequence"] = "token"
     """Policy ratio of each token, or one for the whole response (GSPO, with clips near 3e-4)."""
     clip_low: float = Field(0.2, gt=0, lt=1)
@@ -89,9 +99,11 @@ class PPOConfig(Section):
     clip_high: float = Field(0.2, gt=0)
     """How far above 1 the policy ratio is clipped; more than clip_low is DAPO's clip-higher."""
     dual_clip: float | None = Field(None, gt=1)
-    """Bound on the loss of a token with negative advantage, in advantages (usually 3). Empty: off."""
+    """Bound on the loss of a token with negative advantage, in advantages (usually 3). Empty:
+    off."""
     correction: Literal["none", "tis", "icepop", "sequence", "decoupled"] = "none"
-    """Weight for responses that other weights or arithmetic sampled: truncated, masked, by sequence, or decoupled PPO."""
+    """Weight for responses that other weights or arithmetic sampled: truncated, masked, by
+    sequence, or decoupled PPO."""
     correction_low: float = Field(0.5, gt=0)
     """Smallest weight that icepop lets through."""
     correction_high: float = Field(2.0, gt=0)
@@ -107,24 +119,27 @@ class PPOConfig(Section):
     )
     """AdamW settings of the critic."""
     ptx_coef: float = Field(0.0, ge=0)
-    """Weight of the next-token loss on the pretraining corpus added to the policy's (Ouyang 2022, Eq. 2). 0: off."""
+    """Weight of the next-token loss on the pretraining corpus added to the policy's (Ouyang 2022,
+    Eq. 2). 0: off."""
     ptx_tokens: int = Field(2048, ge=16)
     """Pretraining tokens of each optimizer step."""
     ema: float | None = Field(None, gt=0, lt=1)
-    """Decay of an exponential moving average of the policy's weights, saved as the stage's result. Empty: off."""
+    """Decay of an exponential moving average of the policy's weights, saved as the stage's
+    result. Empty: off."""
     evaluate_every: int = Field(10, ge=1)
     """Iterations between evaluations on held-out prompts."""
     evaluate_prompts: int = Field(128, ge=1)
     """Held-out prompts of those evaluations."""
     best_of: int = Field(16, ge=1)
-    """Responses of the SFT policy to each of them before the first iteration: the best-of-N baseline. 1: off."""
+    """Responses of the SFT policy to each of them before the first iteration: the best-of-N
+    baseline. 1: off."""
     proximal: Literal["recompute", "log_linear", "behaviour"] = "recompute"
-    """The policy that ratios are taken to and clipped around: the learner's before the update (decoupled PPO, Hilton et al.
-    2022) by a forward pass or, without one, by interpolation from the versions of the tokens; or the one that wrote the
-    response, of whatever version."""
+    """The policy that ratios are taken to and clipped around: the learner's before the update
+    (decoupled PPO, Hilton et al. 2022) by a forward pass or, without one, by interpolation from
+    the versions of the tokens; or the one that wrote the response, of whatever version."""
     staleness: int = Field(0, ge=0)
-    """Versions that the weights which wrote a response may be older than those that learn from it. 0: synchronous; over 0
-    rollouts run ahead while the learners work."""
+    """Versions that the weights which wrote a response may be older than those that learn from
+    it. 0: synchronous; over 0 rollouts run ahead while the learners work."""
     checkpoint_every: int = Field(1, ge=1)
     """Iterations between checkpoints of the learners: what a death can cost."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -134,7 +149,8 @@ class PPOConfig(Section):
     promote_every: int = Field(0, ge=0)
     """Iterations between promotions of the policy to the endpoint that serves the run. 0: never."""
     max_logprob_error: float | None = Field(None, gt=0)
-    """Largest mean difference of probe log-probabilities between learner and engine. Empty: 1e-5 (bfloat16: 0.05)."""
+    """Largest mean difference of probe log-probabilities between learner and engine. Empty: 1e-5
+    (bfloat16: 0.05)."""
 
     @property
     def advantage_spec(self) -> AdvantageSpec:

@@ -1,172 +1,292 @@
-"""A batch of scored responses as (B, T) tensors of response tokens alone, and what one iteration makes of it.
+"""A batch of scored responses as (B, T) tensors of response tokens alone, and what one iteration
+computes from it.
 
-    scores, reference logprobs      from the scoring actors
-    old logprobs, entropy, values   from the learner, before any update
+    scores, reference log-probabilities      from the scoring actors
+    old log-probabilities, entropy, values   from the learner, before any update
         -> rewards, advantages, returns, importance weights
 
-`learners.rl.ppo` fills one on every rank with the whole batch, so the arithmetic here sees all of it and is the same for
-any number of ranks.
+`learners.rl.ppo` fills one on every rank with the whole batch, so the arithmetic here sees all of
+it and gives the same result for any number of ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common.errors import UserError
-from learners.data.samples import Samples
+from common.errors import RunStoppedError
+from learners.data.samples import Samples, concat_ranges
 from learners.rl import advantages, losses
 from learners.rl.config import PPOConfig
+from learners.rl.scored_parts import ScoredPart
+
+
+@dataclass
+class TokenStats:
+    """What the learner's models compute for each response token, float32; 0 after the end of a
+    response.
+
+    A rank fills in the responses that it runs and leaves the others at 0, so that the sum over
+    ranks is complete.
+    """
+
+    mask_BT: Tensor
+    """bool. The response tokens."""
+    logprobs_BT: Tensor
+    """Natural log, at the sampling temperature."""
+    entropy_BT: Tensor
+    """Nats, of the distribution that the token was drawn from."""
+    values_BT: Tensor
+    """The critic's output on reading the token before, which is the state in which the token was
+    chosen."""
+
+    @staticmethod
+    def zeros(mask_BT: Tensor) -> TokenStats:
+        return TokenStats(mask_BT, *torch.zeros(3, *mask_BT.shape))
+
+    def record_policy(self, indices: list[int], logprobs_N: Tensor, entropy_N: Tensor) -> None:
+        """Sets what the policy computes for the tokens of the responses at `indices`."""
+        mask_BT = self.mask_BT[indices]
+        self.logprobs_BT[indices] = scatter_tokens(logprobs_N.detach().float().cpu(), mask_BT)
+        self.entropy_BT[indices] = scatter_tokens(entropy_N.detach().float().cpu(), mask_BT)
+
+    def record_values(self, indices: list[int], values_N: Tensor) -> None:
+        """Sets the critic's values of the tokens of the responses at `indices`."""
+        self.values_BT[indices] = scatter_tokens(values_N.detach().float().cpu(), self.mask_BT[indices])
+
+
+def scatter_tokens(values_N: Tensor, mask_BT: Tensor) -> Tensor:
+    """(B, T) with the values of the tokens in a bool mask, in the mask's row-major order, and 0
+    elsewhere."""
+    scattered_BT = values_N.new_zeros(mask_BT.shape)
+    scattered_BT[mask_BT] = values_N
+    return scattered_BT
 
 
 class Experience:
-    """B responses; column t of a (B, T) tensor is the t-th token of each response, 0 after its end."""
+    """B responses; column t of a (B, T) tensor is the t-th token of each response, 0 after its
+    end."""
 
-    def __init__(self, samples: Samples, scores_B: np.ndarray, ref_N: np.ndarray) -> None:
+    def __init__(
+        self, samples: Samples, scores_B: np.ndarray, ref_logprobs_N: np.ndarray, config: PPOConfig
+    ) -> None:
+        self.config = config
         self.samples = samples
-        self.scores_B, self.lengths_B = (
-            torch.from_numpy(scores_B),
-            torch.from_numpy(samples.response_lengths_B),
-        )
-        self.on_BT = torch.arange(int(self.lengths_B.max())) < self.lengths_B[:, None]
-        self.mask_BT = self.on_BT.float()
-        self.behaviour_BT, self.ref_BT = self._padded(samples.logprobs_N), self._padded(ref_N)
-        self.old_BT, self.entropy_BT, self.values_BT = torch.zeros(3, *self.on_BT.shape)
-        self.advantages_BT, self.returns_BT = torch.zeros(2, *self.on_BT.shape)
-        self.after_B = torch.zeros(samples.size)
-        """The critic's value on reading the last token of each response."""
-        self.proximal_BT = self.old_BT
-        self.age_BT = torch.zeros(self.on_BT.shape)
-        """Versions that the weights which wrote a token are behind those before the update."""
-        self.weights_BT: Tensor | None = None
+        self.scores_B = torch.from_numpy(scores_B)
+        self.lengths_B = torch.from_numpy(samples.response_lengths_B)
+        position_T = torch.arange(int(self.lengths_B.max()))
+        self.response_mask_BT = position_T < self.lengths_B[:, None]
+        self.loss_mask_BT = self.response_mask_BT.float()
+        self.behaviour_logprobs_BT = self._response_tokens(samples.logprobs_N)
+        self.ref_logprobs_BT = self._response_tokens(ref_logprobs_N)
+
+        # Set by the learner before `compute_advantages`.
+        stats = TokenStats.zeros(self.response_mask_BT)
+        self.old_logprobs_BT = stats.logprobs_BT
+        self.entropy_BT = stats.entropy_BT
+        self.values_BT = stats.values_BT
+        self.bootstrap_values_B = torch.zeros(samples.size)
+        """The critic's value after the last token of each response."""
+
+        # Set by `compute_advantages`.
+        self.version, self.kl_coef = 0, 0.0
+        self.age_BT = torch.zeros(self.response_mask_BT.shape)
+        """How many versions older than the weights before the update are those that sampled a
+        token."""
+        self.penalized_scores_B = self.scores_B
+        self.advantages_BT = torch.zeros(self.response_mask_BT.shape)
+        self.returns_BT = torch.zeros(self.response_mask_BT.shape)
+        self.proximal_logprobs_BT = self.old_logprobs_BT
+        self.is_weights_BT: Tensor | None = None
+        """Importance-sampling weights; None for no correction."""
 
     @staticmethod
-    def gather(batch: Sequence[Any], parts: int, config: PPOConfig) -> Experience:
-        """From `parts` Samples and as many (scores_B, ref_logprobs_N) after them; with dynamic sampling, the first
-        `config.prompts` groups whose scores differ (all responses if there is none)."""
-        samples = Samples.concat(batch[:parts])
-        scores_B = np.concatenate([scored[0] for scored in batch[parts:]])
-        ref_N = np.concatenate([scored[1] for scored in batch[parts:]])
+    def from_parts(parts: Sequence[ScoredPart], config: PPOConfig) -> Experience:
+        """All responses of the parts; with dynamic sampling, those to the first `config.prompts`
+        prompts whose scores differ. Raises RunStoppedError if there is no response at all."""
+        samples = Samples.concat([part.samples for part in parts])
+        scores_B = np.concatenate([part.scores_B for part in parts])
+        ref_logprobs_N = np.concatenate([part.ref_logprobs_N for part in parts])
         if samples.size == 0:
-            raise UserError(
-                "an iteration without a single scored response; see what became of them in the run directory"
+            raise RunStoppedError(
+                "an iteration has not a single scored response; quarantine.jsonl in the run directory says why "
+                "each was left out"
             )
         if config.dynamic_sampling:
-            ids = torch.from_numpy(samples.prompt_ids_B)
-            useful = ids[advantages.groups_with_signal(torch.from_numpy(scores_B), ids)].numpy()
-            wanted = useful[np.sort(np.unique(useful, return_index=True)[1])][: config.prompts]
-            kept = np.flatnonzero(
-                np.isin(samples.prompt_ids_B, wanted if len(wanted) else samples.prompt_ids_B)
-            )
-            ref_N = ref_N[np.repeat(np.isin(np.arange(samples.size), kept), samples.lengths_B)]
-            samples, scores_B = samples.select(kept.tolist()), scores_B[kept]
-        return Experience(samples, scores_B, ref_N)
+            kept = _with_signal(samples, scores_B, config.prompts)
+            ref_logprobs_N = ref_logprobs_N[concat_ranges(samples.offsets, kept)]
+            samples, scores_B = samples.select(kept), scores_B[kept]
+        return Experience(samples, scores_B, ref_logprobs_N, config)
 
-    def _padded(self, flat_N: np.ndarray) -> Tensor:
-        return self.spread(torch.from_numpy(flat_N[self.samples.response_mask_N]).float(), self.on_BT)
-
-    @staticmethod
-    def spread(values_N: Tensor, on_BT: Tensor) -> Tensor:
-        """(B, T) with the values of response tokens, given one response after the other, and 0 elsewhere."""
-        spread_BT = values_N.new_zeros(on_BT.shape)
-        spread_BT[on_BT] = values_N
-        return spread_BT
+    def _response_tokens(self, flat_N: np.ndarray) -> Tensor:
+        values_N = torch.from_numpy(flat_N[self.samples.response_mask_N]).float()
+        return scatter_tokens(values_N, self.response_mask_BT)
 
     @property
     def versions_N(self) -> np.ndarray:
-        """Weight version of each response token."""
+        """Weight version that sampled each response token."""
         return self.samples.versions_N[self.samples.response_mask_N]
 
-    def shape(self, config: PPOConfig, kl_coef: float, version: int = 0) -> dict[str, float]:
-        """Fills in advantages, returns, proximal log-probabilities and weights; returns the metrics of the batch. `version`
-        is that of the weights before the update."""
-        mask_BT, samples = self.mask_BT, self.samples
+    def compute_advantages(self, kl_coef: float, version: int = 0) -> None:
+        """Computes advantages, returns, proximal log-probabilities and importance weights.
+        `version` is that of the weights before the update.
+
+        "Detail" is one of "The N implementation details of RLHF with PPO" (Huang, Liu, von Werra
+        2023), counted through its three sections.
+        """
+        config, mask_BT = self.config, self.loss_mask_BT
+        self.version, self.kl_coef = version, kl_coef
         if config.proximal == "log_linear":
-            self.old_BT = self.behaviour_BT  # until the first epoch has shown the learner's
-            self.age_BT = self.spread(torch.from_numpy(version - self.versions_N).float(), self.on_BT)
-        old_BT = self.old_BT
-        cut_B = ~torch.from_numpy(samples.ended_B)
-        given_B = self.scores_B - config.missing_eos_penalty * cut_B
+            # Without a forward pass before the update, the engine's log-probabilities stand in
+            # for the learner's.
+            self.old_logprobs_BT = self.behaviour_logprobs_BT
+            self.age_BT = scatter_tokens(
+                torch.from_numpy(version - self.versions_N).float(), self.response_mask_BT
+            )
+
+        # 1. Penalties on the score: no end token (detail 14), too long (DAPO, Eq. 13).
+        truncated_B = ~torch.from_numpy(self.samples.ended_B)
+        self.penalized_scores_B = self.scores_B - config.missing_eos_penalty * truncated_B
         if config.overlong_buffer:
-            over_B = advantages.overlong_penalty(
+            overlong_B = advantages.overlong_penalty(
                 self.lengths_B, config.max_response_tokens, config.overlong_buffer
             )
-            given_B = given_B + config.overlong_penalty * over_B
-        inside = kl_coef if config.kl_in == "reward" else 0.0
+            self.penalized_scores_B = self.penalized_scores_B + config.overlong_penalty * overlong_B
+
+        # 2. Rewards of tokens: the score on the last one, the KL penalty on each (detail 17).
+        kl_coef_in_reward = 0.0
+        if config.kl_in == "reward":
+            kl_coef_in_reward = kl_coef
         rewards_BT = advantages.token_rewards(
-            given_B, old_BT, self.ref_BT, mask_BT, inside, config.kl_estimator
+            self.penalized_scores_B,
+            self.old_logprobs_BT,
+            self.ref_logprobs_BT,
+            mask_BT,
+            kl_coef_in_reward,
+            config.kl_estimator,
         )
+
+        # 3. Whitened rewards, which keep their mean (detail 18, over the batch instead of a
+        # minibatch).
         if config.whiten_rewards:
             rewards_BT = advantages.masked_whiten(rewards_BT, mask_BT, shift_mean=False)
+
+        # 4. Advantages and returns.
         if config.advantage_spec.critic:
-            after_B = self.after_B * cut_B if config.bootstrap_truncated else None
-            found_BT, self.returns_BT = advantages.gae(
-                rewards_BT, self.values_BT, mask_BT, config.gamma, config.lam, after_B
-            )
-            self.advantages_BT = advantages.masked_whiten(found_BT, mask_BT)
+            self._generalized_advantages(rewards_BT, truncated_B)
         else:
-            groups_B = torch.from_numpy(samples.prompt_ids_B)
+            prompt_ids_B = torch.from_numpy(self.samples.prompt_ids_B)
             advantage = getattr(advantages, config.advantage)
-            self.advantages_BT = advantage(rewards_BT, mask_BT, groups_B, config.gamma)
-        self.proximal_BT = old_BT if config.proximal == "recompute" else self.behaviour_BT
-        self.weights_BT = None if config.proximal == "log_linear" else self.correction(old_BT, config)
-        kl_B = ((old_BT - self.ref_BT) * mask_BT).sum(1)
-        return {
+            self.advantages_BT = advantage(rewards_BT, mask_BT, prompt_ids_B, config.gamma)
+
+        # 5. What the policy's ratios are taken to, and what corrects for sampling by another
+        # policy.
+        self.proximal_logprobs_BT = self.behaviour_logprobs_BT
+        if config.proximal == "recompute":
+            self.proximal_logprobs_BT = self.old_logprobs_BT
+        if config.proximal != "log_linear":
+            self.is_weights_BT = self._importance_weights(self.old_logprobs_BT, slice(None))
+
+    def _generalized_advantages(self, rewards_BT: Tensor, truncated_B: Tensor) -> None:
+        """GAE (detail 15 for the discount), then whitened advantages (detail 18)."""
+        config, mask_BT = self.config, self.loss_mask_BT
+        bootstrap_B = None
+        if config.bootstrap_truncated:
+            bootstrap_B = self.bootstrap_values_B * truncated_B
+        advantages_BT, self.returns_BT = advantages.gae(
+            rewards_BT, self.values_BT, mask_BT, config.gamma, config.lam, bootstrap_B
+        )
+        self.advantages_BT = advantages.masked_whiten(advantages_BT, mask_BT)
+
+    def batch_metrics(self) -> dict[str, float]:
+        """Metrics of the batch before the update, after `compute_advantages`. KL in nats per
+        response."""
+        samples, kl_coef = self.samples, self.kl_coef
+        kl_B = ((self.old_logprobs_BT - self.ref_logprobs_BT) * self.loss_mask_BT).sum(1)
+        metrics = {
             "objective/scores": float(self.scores_B.mean()),
             "objective/scores_std": float(self.scores_B.std(correction=0)),
             "objective/kl": float(kl_B.mean()),
             "objective/kl_max": float(kl_B.max()),
             "objective/non_score_reward": float(-kl_coef * kl_B.mean()),
-            "objective/rlhf_reward": float((given_B - kl_coef * kl_B).mean()),
-            "objective/entropy": self.entropy(),
+            "objective/rlhf_reward": float((self.penalized_scores_B - kl_coef * kl_B).mean()),
+            "objective/entropy": self.mean_entropy(),
             "objective/responses": float(samples.size),
-            "staleness/mean": float(version - self.versions_N.mean()),
-            "staleness/max": float(version - self.versions_N.min()),
+            "staleness/mean": float(self.version - self.versions_N.mean()),
+            "staleness/max": float(self.version - self.versions_N.min()),
             "response/length": float(samples.response_lengths_B.mean()),
             "response/ended": float(samples.ended_B.mean()),
             "val/num_eos_tokens": float(samples.ended_B.sum()),
-            **({"val/var_explained": self._explained()} if config.advantage_spec.critic else {}),
-            **self.mismatch(),
             "kl_coef": kl_coef,
             "tokens": float(samples.offsets[-1]),
         }
+        if self.config.advantage_spec.critic:
+            metrics["val/var_explained"] = self._explained_variance()
+        return metrics | self.mismatch_metrics()
 
-    def proximal(
-        self, logprobs_BT: Tensor, rows: Sequence[int], config: PPOConfig
-    ) -> tuple[Tensor, Tensor | None]:
-        """(proximal log-probabilities, importance weights) of some responses whose present log-probabilities are given."""
-        chosen, device = list(rows), logprobs_BT.device
-        if config.proximal != "log_linear":
-            weights_BT = self.weights_BT[chosen].to(device) if self.weights_BT is not None else None
-            return self.proximal_BT[chosen].to(device), weights_BT
-        behaviour_BT = self.behaviour_BT[chosen].to(device)
-        proximal_BT = losses.log_linear_proximal(logprobs_BT, behaviour_BT, self.age_BT[chosen].to(device))
-        return proximal_BT, self.correction(proximal_BT, config, chosen)
+    def proximal(self, logprobs_BT: Tensor, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """(proximal log-probabilities, importance weights) of some responses, given their present
+        log-probabilities."""
+        device = logprobs_BT.device
+        if self.config.proximal == "log_linear":
+            proximal_BT = losses.log_linear_proximal(
+                logprobs_BT,
+                self.behaviour_logprobs_BT[indices].to(device),
+                self.age_BT[indices].to(device),
+            )
+            return proximal_BT, self._importance_weights(proximal_BT, indices)
+        is_weights_BT = self.is_weights_BT
+        if is_weights_BT is not None:
+            is_weights_BT = is_weights_BT[indices].to(device)
+        return self.proximal_logprobs_BT[indices].to(device), is_weights_BT
 
-    def correction(
-        self, proximal_BT: Tensor, config: PPOConfig, rows: Sequence[int] | None = None
+    def _importance_weights(
+        self, proximal_logprobs_BT: Tensor, indices: Sequence[int] | slice
     ) -> Tensor | None:
-        """Importance weights of some responses (of all of them without `rows`)."""
-        chosen = list(range(len(self.mask_BT)) if rows is None else rows)
-        behaviour_BT, mask_BT = (x[chosen].to(proximal_BT.device) for x in (self.behaviour_BT, self.mask_BT))
-        low, high = config.correction_low, config.correction_high
-        return losses.importance_weights(proximal_BT, behaviour_BT, mask_BT, config.correction, low, high)
+        """Importance weights of the responses at `indices`, which have these proximal
+        log-probabilities."""
+        device = proximal_logprobs_BT.device
+        return losses.importance_weights(
+            proximal_logprobs_BT,
+            self.behaviour_logprobs_BT[indices].to(device),
+            self.loss_mask_BT[indices].to(device),
+            self.config.correction,
+            self.config.correction_low,
+            self.config.correction_high,
+        )
 
-    def mismatch(self) -> dict[str, float]:
+    def mismatch_metrics(self) -> dict[str, float]:
         """How far the learner's log-probabilities are from the engine's."""
-        found = losses.mismatch(self.old_BT, self.behaviour_BT, self.mask_BT, self.weights_BT)
-        return {f"mismatch/{name}": value for name, value in found.items()}
+        metrics = losses.mismatch(
+            self.old_logprobs_BT, self.behaviour_logprobs_BT, self.loss_mask_BT, self.is_weights_BT
+        )
+        return {f"mismatch/{name}": value for name, value in metrics.items()}
 
-    def entropy(self) -> float:
-        return float(advantages.masked_mean(self.entropy_BT, self.mask_BT))
+    def mean_entropy(self) -> float:
+        """Mean over the response tokens, in nats."""
+        return float(advantages.masked_mean(self.entropy_BT, self.loss_mask_BT))
 
-    def _explained(self) -> float:
-        """Share of the variance of the returns that the critic foresaw."""
-        mean = advantages.masked_mean(self.returns_BT, self.mask_BT)
-        variance = advantages.masked_mean((self.returns_BT - mean) ** 2, self.mask_BT)
-        residual = advantages.masked_mean((self.returns_BT - self.values_BT) ** 2, self.mask_BT)
+    def _explained_variance(self) -> float:
+        """Share of the variance of the returns that the critic's values explain."""
+        mask_BT = self.loss_mask_BT
+        mean = advantages.masked_mean(self.returns_BT, mask_BT)
+        variance = advantages.masked_mean((self.returns_BT - mean) ** 2, mask_BT)
+        residual = advantages.masked_mean((self.returns_BT - self.values_BT) ** 2, mask_BT)
         return float(1 - residual / variance.clamp(min=1e-8))
+
+
+def _with_signal(samples: Samples, scores_B: np.ndarray, max_prompts: int) -> list[int]:
+    """Indices of the responses to the first `max_prompts` prompts whose responses' scores differ;
+    all indices, if no prompt has such scores."""
+    prompt_ids_B = torch.from_numpy(samples.prompt_ids_B)
+    has_signal_B = advantages.groups_with_signal(torch.from_numpy(scores_B), prompt_ids_B).numpy()
+    # The keys of a dict are distinct and keep their order, unlike the result of np.unique.
+    in_order = list(dict.fromkeys(samples.prompt_ids_B[has_signal_B].tolist()))
+    if not in_order:
+        return list(range(samples.size))
+    is_kept_B = np.isin(samples.prompt_ids_B, in_order[:max_prompts])
+    return np.flatnonzero(is_kept_B).tolist()

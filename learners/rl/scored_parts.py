@@ -1,7 +1,9 @@
-"""A scored batch in parts: what a rollout actor sampled at once, with the scores and reference log-probabilities of it.
+"""A scored batch in parts: what a rollout actor sampled at once, with the scores and reference
+log-probabilities of it.
 
-Ray turns object references into values only where they stand alone among the arguments of a call. So a batch travels
-to the learners as a flat list, and this module is the only place that knows its order.
+Ray turns object references into values only where they stand alone among the arguments of a call.
+So a batch travels to the learners as a flat list, and this module is the only place that knows
+its order.
 """
 
 from __future__ import annotations
@@ -17,18 +19,20 @@ from learners.data.samples import Samples
 
 @dataclass(frozen=True)
 class ScoredPart:
-    """B responses with what the scoring actors say of them. In the driver the first and last field are Ray references of
-    these values."""
+    """B responses with what the scoring actors say of them. In the driver the first and last
+    field are Ray references of these values."""
 
     samples: Samples
     scores_B: np.ndarray
     """float32. The combined reward of each response."""
     ref_logprobs_N: np.ndarray
-    """float32. Reference log-probability of each response token at the sampling temperature; 0 on prompts."""
+    """float32. Reference log-probability of each response token at the sampling temperature; 0 on
+    prompts."""
 
 
 def flatten_parts(parts: Sequence[ScoredPart]) -> list[Any]:
-    """The arguments of a call for these parts; `unflatten_parts` on the other side gives them back."""
+    """The arguments of a call for these parts; `unflatten_parts` on the other side gives them
+    back."""
     return [value for part in parts for value in (part.samples, part.scores_B, part.ref_logprobs_N)]
 
 

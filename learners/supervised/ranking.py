@@ -8,114 +8,113 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learners.data.batching import plan_micro_batches
+from learners.config import RewardModelConfig
 from learners.data.datasets import RankingData, TokenData
 from learners.distributed import summed_over_ranks
 from learners.models import ScalarModule
+from learners.supervised.agreement import PairAgreement
 from learners.supervised.losses import ranking_loss, ranking_pairs
-from learners.supervised.task import SupervisedTask
+from learners.supervised.task import Schedule, SupervisedTask
+from learners.task import TaskContext
 
 
 class RewardModelTask(SupervisedTask):
-    """Ranking loss; an item is a prompt with all its responses and pairs (Ouyang et al. 2022, section 3.5)."""
+    """Ranking loss; an item is a prompt with all its responses and pairs (Ouyang et al. 2022,
+    section 3.5)."""
 
-    def __init__(self, module: ScalarModule, data: RankingData, margin: float, **options: object) -> None:
-        self.data, self.margin = data, margin
+    def __init__(
+        self,
+        module: ScalarModule,
+        data: RankingData,
+        config: RewardModelConfig,
+        context: TaskContext,
+    ) -> None:
+        self.data, self.margin = data, config.margin
         self.rankings = data.rankings()
-        super().__init__(module, held=data.is_validation_G, **options)  # type: ignore[arg-type]
+        schedule = Schedule(config.batch_size, config.epochs)
+        super().__init__(module, data.is_validation_G, config.optimizer, schedule, context)
 
-    def cost(self, item: int) -> int:
-        lengths = [len(s) for s in self.data.group(item)]
+    def token_cost(self, item: int) -> int:
+        """The responses to a prompt share a micro-batch; unpacked, each takes as much as the
+        longest."""
+        lengths = [len(sequence) for sequence in self.data.group(item)]
         return len(lengths) * max(lengths)
 
-    def tokens(self, micro: Sequence[int]) -> int:
-        return sum(len(s) for g in micro for s in self.data.group(g))
+    def num_tokens(self, micro: Sequence[int]) -> int:
+        total = 0
+        for item in micro:
+            total += sum(len(sequence) for sequence in self.data.group(item))
+        return total
 
-    def weight(self, items: np.ndarray) -> float:
-        return max(1.0, float(sum(any(ranking_pairs(ranks) for _, ranks in self.rankings[g]) for g in items)))
+    def loss_denominator(self, items: np.ndarray) -> float:
+        """Number of prompts with at least one pair that is not tied."""
+        with_pairs = 0
+        for item in items:
+            with_pairs += any(ranking_pairs(ranks) for _, ranks in self.rankings[item])
+        return max(1.0, float(with_pairs))
 
     def scores(self, micro: Sequence[int]) -> list[Tensor]:
-        """Per prompt, the scores (K,) of its different responses: the scalar at the last token of each."""
-        groups = [self.data.group(g) for g in micro]
-        scores_B = self.last_scalars([s for group in groups for s in group])
-        return list(scores_B.split([len(group) for group in groups])) if groups else [scores_B]
+        """Scores (K,) of the K different responses to each prompt of a micro-batch. An empty
+        micro-batch gives one empty tensor, so that its loss has the graph that the backward pass
+        of the other ranks waits for."""
+        groups = [self.data.group(item) for item in micro]
+        sequences = [sequence for group in groups for sequence in group]
+        scores_B = self.last_scalars(sequences)
+        if not groups:
+            return [scores_B]
+        return list(scores_B.split([len(group) for group in groups]))
 
     def last_scalars(self, sequences: Sequence[np.ndarray]) -> Tensor:
-        """(S,): the scalar at the last token of each sequence."""
-        rows = self.rows(sequences, [np.arange(len(s)) == len(s) - 1 for s in sequences])
-        scalars_RT = self.engine(rows.tokens_RT, rows.positions_RT)
-        return scalars_RT[rows.target_mask_RT.to(scalars_RT.device)][np.argsort(rows.order)]
+        """(B,): the scalar at the last token of each sequence."""
+        is_last = [np.arange(len(sequence)) == len(sequence) - 1 for sequence in sequences]
+        packed = self.pack(sequences, is_last)
+        scalars_RT = self.engine(packed.tokens_RT, packed.positions_RT)
+        in_packed_order = scalars_RT[packed.target_mask_RT.to(scalars_RT.device)]
+        return in_packed_order[np.argsort(packed.order)]
 
     def loss(self, micro: Sequence[int]) -> Tensor:
         scores = self.scores(micro)
         total = scores[0].sum() * 0
-        for g, scores_K in zip(micro, scores, strict=False):
-            losses = [
-                ranking_loss(scores_K[members], ranks, self.margin) for members, ranks in self.rankings[g]
-            ]
+        for item, scores_K in zip(micro, scores, strict=False):
+            losses = []
+            for members, ranks in self.rankings[item]:
+                losses.append(ranking_loss(scores_K[members], ranks, self.margin))
             total = total + torch.stack(losses).mean()
         return total
 
-    def agreement(self) -> np.ndarray:
-        """(held-out prompts, 6): how many non-tied pairs the scores order as the labelers do and how many there are, the
-        same for length alone (longer is better), and for the truth where it is known."""
-        counts = np.zeros((len(self.validation), 6))
-        row = {int(g): i for i, g in enumerate(self.validation)}
+    def pair_agreement(self) -> PairAgreement:
+        """Counts of agreeing pairs for each validation prompt, over all ranks."""
+        agreement = PairAgreement.from_array(np.zeros((6, len(self.validation))))
+        position = {int(item): i for i, item in enumerate(self.validation)}
         with torch.no_grad():
-            for micro in self.plan(self.validation)[self.rank]:
-                for g, scores_K in zip(micro, self.scores(micro), strict=False):
-                    scores, lengths = scores_K.tolist(), [len(s) for s in self.data.group(g)]
-                    for members, ranks in self.rankings[g]:
-                        counts[row[g], 0:2] += pair_agreement([scores[m] for m in members], ranks)
-                        counts[row[g], 2:4] += pair_agreement([lengths[m] for m in members], ranks)
-                    if len(self.data.truth):
-                        truth = self.data.truth[self.data.groups[g] : self.data.groups[g + 1]].tolist()
-                        counts[row[g], 4:6] += pair_agreement(scores, truth)
-        return np.array(summed_over_ranks(counts.ravel().tolist())).reshape(counts.shape)
+            for micro in self.own_micro_batches(self.validation):
+                for item, scores_K in zip(micro, self.scores(micro), strict=False):
+                    self._count_pairs(agreement, position[item], item, scores_K.tolist())
+        # Each rank has counted other prompts, so the sum puts their counts together.
+        counts = agreement.to_array()
+        summed = summed_over_ranks(counts.ravel().tolist())
+        return PairAgreement.from_array(np.array(summed).reshape(counts.shape))
+
+    def _count_pairs(self, agreement: PairAgreement, prompt: int, item: int, scores: list[float]) -> None:
+        lengths = [len(sequence) for sequence in self.data.group(item)]
+        for members, ranks in self.rankings[item]:
+            agreement.labelers.add(prompt, [scores[m] for m in members], ranks)
+            agreement.length.add(prompt, [lengths[m] for m in members], ranks)
+        members, ranks = self.data.oracle_ranking(item)
+        agreement.oracle.add(prompt, [scores[m] for m in members], ranks)
 
     def validate(self) -> dict[str, float]:
-        return agreement_rates(self.agreement())
+        return self.pair_agreement().rates()
 
-    def center(self, demonstrations: TokenData) -> float:
-        """Sets the model's bias so that the demonstrations score 0 on average; returns the mean taken off."""
-        learner = self.learner
-        plan = plan_micro_batches(
-            demonstrations.lengths_S, self.ranks, learner.micro_batch_tokens, learner.packing
-        )
-        total = 0.0
+    def center_rewards(self, demonstrations: TokenData) -> float:
+        """Sets the model's bias so that the demonstrations score 0 on average; returns the mean
+        that was subtracted."""
+        score_sum = 0.0
         with torch.no_grad():
-            for micro in plan[self.rank]:
-                total += float(self.last_scalars([demonstrations.sequence(i) for i in micro]).sum())
-        mean = summed_over_ranks([total])[0] / len(demonstrations.lengths_S)
+            for micro in self.context.micro_batches(demonstrations.lengths_S, self.packing):
+                sequences = [demonstrations.sequence(s) for s in micro]
+                score_sum += float(self.last_scalars(sequences).sum())
+        mean = summed_over_ranks([score_sum])[0] / len(demonstrations.lengths_S)
         config = self.engine.module.model.config
         config.reward_bias = getattr(config, "reward_bias", 0.0) + mean
         return mean
-
-
-def pair_agreement(scores: Sequence[float], ranks: Sequence[int]) -> tuple[int, int]:
-    """(pairs ordered alike, pairs): over the non-tied pairs of one ranking; equal scores count as wrong."""
-    pairs = ranking_pairs(list(ranks))
-    return sum(scores[better] > scores[worse] for better, worse in pairs), len(pairs)
-
-
-def agreement_rates(counts: np.ndarray) -> dict[str, float]:
-    """Rates of `RewardModelTask.agreement`, that of the labelers with a 95% interval. The pairs of a prompt hang together, so
-    its variance is that of a ratio of sums over prompts (Cochran 1977, Sampling Techniques, eq. 2.46)."""
-    (right_G, pairs_G), (long, long_pairs), (true, true_pairs) = (
-        counts[:, 0:2].T,
-        counts[:, 2:4].sum(0),
-        counts[:, 4:6].sum(0),
-    )
-    pairs = max(1.0, pairs_G.sum())
-    rate = right_G.sum() / pairs
-    margin = 1.96 * float(((right_G - rate * pairs_G) ** 2).sum()) ** 0.5 / pairs
-    found = {
-        "accuracy/labelers": rate,
-        "accuracy/low": rate - margin,
-        "accuracy/high": rate + margin,
-        "pairs": pairs,
-    }
-    found["accuracy/length_only"] = long / max(1.0, long_pairs)
-    if true_pairs:
-        found |= {"accuracy/truth": true / true_pairs, "truth_pairs": true_pairs}
-    return {name: float(value) for name, value in found.items()}

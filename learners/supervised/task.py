@@ -1,105 +1,125 @@
-"""The supervised tasks of a learner rank: next-token loss (pretrain, sft) and ranking loss (reward).
+"""The supervised tasks of a learner rank: next-token loss (pretrain, sft) and ranking loss
+(reward).
 
-`actors.learner` runs one of these on every rank. Each rank reads the same files and draws the same order, so a
-step needs no data from the driver; the losses divide by counts over the whole batch, so the update does not
-depend on the number of ranks or on how a batch is cut.
+Each rank reads the same files and draws the same order, so a step needs no data from the driver.
+The losses divide by counts over the whole batch, so the update does not depend on the number of
+ranks or on how a batch is cut into micro-batches.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from learners.config import LearnerConfig, OptimizerConfig
-from learners.data.batching import PackedBatch, pack, plan_micro_batches
+from common.random_streams import Stream, generator
+from learners.config import OptimizerConfig
+from learners.data.batching import PackedBatch
 from learners.deepspeed_engine import DeepSpeedEngine
 from learners.distributed import summed_over_ranks
-from learners.models import check_packing_isolation
+from learners.models import PolicyModule, ScalarModule, check_packing_isolation
+from learners.task import Task, TaskContext
 
 
-class SupervisedTask(ABC):
-    """Order of the data, steps and validation shared by both losses; an item is what a batch is counted in."""
+@dataclass(frozen=True)
+class Schedule:
+    """How long a supervised task trains, and on how much at once."""
+
+    batch_size: int
+    """Items of one optimizer step, over all ranks."""
+    epochs: int = 1
+    """Passes over the training items."""
+    steps: int | None = None
+    """Optimizer steps, instead of whole passes."""
+
+
+class SupervisedTask(Task, ABC):
+    """Order of the data and steps, shared by both losses. An item is what a batch is counted in."""
 
     def __init__(
         self,
-        module: nn.Module,
-        learner: LearnerConfig,
+        module: PolicyModule | ScalarModule,
+        is_validation: np.ndarray,
         optimizer: OptimizerConfig,
-        held: np.ndarray,
-        batch_size: int,
-        steps: int | None,
-        epochs: int,
-        seed: int,
-        pad_token: int,
+        schedule: Schedule,
+        context: TaskContext,
     ) -> None:
-        shuffled = np.random.default_rng(seed).permutation(len(held))
-        self.validation, self.training = shuffled[held[shuffled]], shuffled[~held[shuffled]]
-        self.batch_size = min(batch_size, len(self.training))
-        self.total_steps = steps if steps is not None else epochs * (len(self.training) // self.batch_size)
-        self.learner, self.seed, self.pad_token = learner, seed, pad_token
-        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
-        self.padded = 0
-        if learner.packing:
-            check_packing_isolation(module.model)  # type: ignore[arg-type]
-        self.engine = DeepSpeedEngine(module, learner, optimizer, learner.dtype, self.total_steps)
+        self.validation = np.flatnonzero(is_validation)
+        self.training = np.flatnonzero(~is_validation)
+        self.batch_size = min(schedule.batch_size, len(self.training))
+        self.steps_per_epoch = len(self.training) // self.batch_size
+        self.total_steps = schedule.epochs * self.steps_per_epoch
+        if schedule.steps is not None:
+            self.total_steps = schedule.steps
+        self.packing = context.learner.packing
+        self.padded_tokens = 0
+        if self.packing:
+            check_packing_isolation(module.model)
+        dtype = context.learner.dtype
+        engine = DeepSpeedEngine(module, context.learner, optimizer, dtype, self.total_steps)
+        super().__init__({"model": engine}, context)
 
     def batch(self, step: int) -> np.ndarray:
-        """Items of one step: consecutive ones of a fresh permutation each epoch."""
-        per_epoch = len(self.training) // self.batch_size
-        epoch, place = divmod(step, per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.training)
-        return order[place * self.batch_size : (place + 1) * self.batch_size]
+        """Items of one step: consecutive ones of a new permutation each epoch."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        rng = generator(self.context.seed, Stream.SUPERVISED_ORDER, epoch)
+        start = index * self.batch_size
+        return rng.permutation(self.training)[start : start + self.batch_size]
 
     def train(self, count: int) -> list[dict[str, float]]:
         """Runs up to `count` further steps; one dict of metrics a step (the same on every rank)."""
-        return [
-            self._step(self.batch(self.engine.steps))
-            for _ in range(min(count, self.total_steps - self.engine.steps))
-        ]
+        remaining = self.total_steps - self.steps
+        return [self._step(self.batch(self.steps)) for _ in range(min(count, remaining))]
 
     def _step(self, items: np.ndarray) -> dict[str, float]:
-        micros = self.plan(items)[self.rank]
-        weight = self.weight(items)
-        total, tokens, self.padded = 0.0, 0.0, 0
-        for i, micro in enumerate(micros):
-            loss = self.loss(micro) / weight
-            self.engine.backward(loss, last=i == len(micros) - 1)
-            total += float(loss.detach())
-            tokens += self.tokens(micro)
-        total, tokens, padded = summed_over_ranks([total, tokens, self.padded])
+        micro_batches = self.own_micro_batches(items)
+        denominator = self.loss_denominator(items)
+        loss_sum, num_tokens, self.padded_tokens = 0.0, 0.0, 0
+        for i, micro in enumerate(micro_batches):
+            loss = self.loss(micro) / denominator
+            self.engine.backward(loss, last=i == len(micro_batches) - 1)
+            loss_sum += float(loss.detach())
+            num_tokens += self.num_tokens(micro)
+        sums = summed_over_ranks([loss_sum, num_tokens, self.padded_tokens])
+        loss_sum, num_tokens, padded_tokens = sums
         return {
-            "loss/train": total,
-            "tokens": tokens,
-            "batch/padding": 1 - tokens / padded,
+            "loss/train": loss_sum,
+            "tokens": num_tokens,
+            "batch/padding": 1 - num_tokens / padded_tokens,
             **self.engine.step(),
         }
 
-    def plan(self, items: np.ndarray) -> list[list[list[int]]]:
-        costs, learner = [self.cost(i) for i in items], self.learner
-        plan = plan_micro_batches(costs, self.ranks, learner.micro_batch_tokens, learner.packing)
-        return [[[int(items[i]) for i in micro] for micro in rank] for rank in plan]
+    def own_micro_batches(self, items: np.ndarray) -> list[list[int]]:
+        """This rank's micro-batches of these items."""
+        costs = [self.token_cost(item) for item in items]
+        micro_batches = self.context.micro_batches(costs, self.packing)
+        return [items[micro].tolist() for micro in micro_batches]
 
-    def rows(self, sequences: Sequence[np.ndarray], chosen: Sequence[np.ndarray]) -> PackedBatch:
-        rows = pack(sequences, chosen, self.pad_token, self.learner.packing)
-        self.padded += rows.tokens_RT.numel()
-        return rows
+    def pack(self, sequences: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> PackedBatch:
+        """Sequences, and a bool mask over the tokens of each, as the rows of one forward pass."""
+        packed = self.context.pack(sequences, targets, self.packing)
+        self.padded_tokens += packed.tokens_RT.numel()
+        return packed
 
     @abstractmethod
-    def cost(self, item: int) -> int:
+    def token_cost(self, item: int) -> int:
         """Tokens that an item takes in a micro-batch."""
 
     @abstractmethod
-    def tokens(self, micro: Sequence[int]) -> int:
-        """Tokens of the items of a micro-batch."""
+    def num_tokens(self, micro: Sequence[int]) -> int:
+        """Tokens of the items of a micro-batch, without padding."""
 
     @abstractmethod
-    def weight(self, items: np.ndarray) -> float:
+    def loss_denominator(self, items: np.ndarray) -> float:
         """What the summed loss of these items is divided by."""
 
     @abstractmethod
     def loss(self, micro: Sequence[int]) -> Tensor:
         """Summed loss of one micro-batch (which may be empty)."""
+
+    @abstractmethod
+    def validate(self) -> dict[str, float]:
+        """Metrics on the validation items."""

@@ -23,6 +23,7 @@ from learners.data.sources import DatasetReader
 from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy, scalar_from_policy
 from learners.rl.config import PPOConfig
+from learners.rl.scored_parts import ScoredPart, flatten_parts
 
 TEXTS = [
     f"The capital of {a} is {b}."
@@ -38,16 +39,13 @@ def make_files(folder: Path) -> None:
     tokenizer = train_tokenizer(TEXTS, MODEL.vocab_size)
     tokenizer.save_pretrained(folder / "tokenizer")
     pack_corpus(TEXTS * 4, tokenizer, 16).save(folder / "tokens.npz")
-    for name, model in (("policy", build_policy(MODEL, tokenizer, seed=1)),):
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+    build_policy(MODEL, tokenizer, seed=1).save_pretrained(folder / "policy")
+    tokenizer.save_pretrained(folder / "policy")
     scalar_from_policy(folder / "policy", seed=2).save_pretrained(folder / "reward")
     make_rankings(folder)
 
 
-def make_batch(
-    size: int = 12, seed: int = 0, responses: int = 1
-) -> tuple[Samples, tuple[np.ndarray, np.ndarray]]:
+def make_batch(size: int = 12, seed: int = 0, responses: int = 1) -> ScoredPart:
     """Random samples with scores and reference log-probabilities."""
     rng = np.random.default_rng(seed)
     prompts, lengths = rng.integers(2, 9, size), rng.integers(3, 20, size)
@@ -61,11 +59,9 @@ def make_batch(
         prompt_ids_B=np.arange(size) // responses,
         ended_B=rng.random(size) > 0.3,
     )
-    mask_N = samples.response_mask_N
-    return samples, (
-        rng.normal(size=size).astype(np.float32),
-        (mask_N * rng.normal(-5, 0.5, total)).astype(np.float32),
-    )
+    scores_B = rng.normal(size=size).astype(np.float32)
+    ref_logprobs_N = samples.response_mask_N * rng.normal(-5, 0.5, total)
+    return ScoredPart(samples, scores_B, ref_logprobs_N.astype(np.float32))
 
 
 def optimizer() -> OptimizerConfig:
@@ -109,9 +105,12 @@ def _rank(queue, scenario, folder, config, model, rank, port, args):
 
 
 def weights(actor) -> dict[str, np.ndarray]:
-    task = actor.task
-    engines = task.engines if hasattr(task, "engines") else [task.engine]
-    return {f"{i}.{n}": p.float().numpy().copy() for i, e in enumerate(engines) for n, p in e.named_weights()}
+    """Weights of all models of the current task, under the engine's name and the tensor's."""
+    by_name = {}
+    for engine_name, engine in actor.task.engines.items():
+        for name, tensor in engine.named_weights():
+            by_name[f"{engine_name}.{name}"] = tensor.float().numpy().copy()
+    return by_name
 
 
 def pretrain(actor, folder, steps=2):
@@ -134,15 +133,15 @@ def make_rankings(folder: Path, seed: int = 0) -> None:
         members_M=members,
         ranks_M=rng.integers(1, 5, 40).astype(np.int32),
         ranking_offsets=offsets_of([4] * 10),
-        ranking_groups_R=np.arange(10, dtype=np.int32),
-        truth=np.zeros(0, dtype=np.int32),
-        owner_G=np.arange(10, dtype=np.int32),
+        ranking_groups_Q=np.arange(10, dtype=np.int32),
+        oracle_ranks=np.zeros(40, dtype=np.int32),
+        split_position_G=np.arange(10) / 10,
         is_validation_G=np.arange(10) < 1,
     ).save(folder / "rankings.npz")
 
 
 def reward(actor, folder, steps=2):
-    actor.start_reward(folder / "policy", reward_config(), folder, 0)
+    actor.start_reward_model(folder / "policy", reward_config(), folder, 0)
     actor.train(steps)
     return weights(actor)
 
@@ -159,9 +158,14 @@ def ppo(actor, folder, iterations=2, **changes):
     actor.start_ppo(folder / "policy", folder / "reward", config, corpus, 0)
     metrics = []
     for iteration in range(iterations):
-        samples, scored = make_batch(seed=iteration, responses=config.responses)
-        metrics.append(actor.iterate(iteration, 0.05, samples, *scored)[0])
+        part = make_batch(seed=iteration, responses=config.responses)
+        metrics.append(ppo_update(actor, iteration, part))
     return metrics, weights(actor)
+
+
+def ppo_update(actor, version: int, part: ScoredPart, kl_coef: float = 0.05) -> dict[str, float]:
+    """Metrics of one PPO iteration on one part."""
+    return actor.ppo_update(version, kl_coef, *flatten_parts([part]))[0]
 
 
 def sft_config() -> SFTConfig:

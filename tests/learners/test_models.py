@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from common.errors import UserError
 from learners.config import LearnerConfig, LoRAConfig, ModelConfig
 from learners.data.encoding import encode_demonstrations
-from learners.data.records import FORMS
+from learners.data.records import DemonstrationRecord
 from learners.data.sources import DatasetReader, SourceRow
 from learners.data.tokenizer import train_tokenizer
 from learners.models import load_policy, load_scalar, load_tokenizer, prepare_for_training, scalar_from_policy
@@ -56,11 +56,10 @@ def test_what_lies_on_the_cpu_gets_the_same_update(folder, plain, ranks, stage, 
 def counted(actor, folder):
     """Updates, and how often the first layer ran in one training step."""
     updates = both(actor, folder)
-    layer = actor.task.policy.module.model.base_model.layers[0].mlp
+    layer = actor.task.engine.module.model.base_model.layers[0].mlp
     runs = []
     layer.register_forward_pre_hook(lambda *_: runs.append(1))
-    samples, scored = fixtures.make_batch(seed=5)
-    actor.iterate(2, 0.05, samples, *scored)
+    fixtures.ppo_update(actor, 2, fixtures.make_batch(seed=5))
     return updates, len(runs)
 
 
@@ -83,14 +82,14 @@ def adapted(actor, folder):
     _, before = fixtures.ppo(actor, folder, iterations=0)
     fixtures.ppo(actor, folder, iterations=1)
     actor.save(scratch, "state")
-    samples, scored = fixtures.make_batch(seed=1)
-    actor.iterate(1, 0.05, samples, *scored)
+    part = fixtures.make_batch(seed=1)
+    fixtures.ppo_update(actor, 1, part)
     after = fixtures.weights(actor)
     fixtures.ppo(actor, folder, iterations=0)
     actor.load(scratch, "state")
-    actor.iterate(1, 0.05, samples, *scored)
+    fixtures.ppo_update(actor, 1, part)
     actor.export(scratch / "model")
-    return before, after, fixtures.weights(actor), actor.probe([np.arange(8, 40)])[0]
+    return before, after, fixtures.weights(actor), actor.probe_logprobs([np.arange(8, 40)])[0]
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +100,8 @@ def trained_adapters(folder):
 def test_only_linear_layers_and_the_scalar_head_change_and_a_restored_state_goes_on(folder, trained_adapters):
     before, after, resumed, _ = trained_adapters
     start = dict(load_policy(folder / "policy").named_parameters())
-    assert {n.removeprefix("0.") for n in before if n.startswith("0.")} == start.keys()
-    assert all(np.array_equal(before[f"0.{n}"], p.detach().numpy()) for n, p in start.items())
+    assert {n.removeprefix("policy.") for n in before if n.startswith("policy.")} == start.keys()
+    assert all(np.array_equal(before[f"policy.{n}"], p.detach().numpy()) for n, p in start.items())
     moved = {n for n in after if not np.array_equal(before[n], after[n])}
     linear = {n for n in after if n.endswith(("_proj.weight", "score.weight"))}
     assert moved == linear
@@ -163,9 +162,7 @@ def fine_tuned(actor, folder, name):
     losses = [m["loss/train"] for m in actor.train(steps)]
     actor.export(folder / f"{name}-sft")
     actor.start_ppo(folder / f"{name}-sft", folder / f"{name}-reward", fixtures.ppo_config(), None, 0)
-    samples, scored = fixtures.make_batch()
-    metrics, *_ = actor.iterate(0, 0.05, samples, *scored)
-    return losses, metrics
+    return losses, fixtures.ppo_update(actor, 0, fixtures.make_batch())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -176,7 +173,7 @@ def test_a_model_of_another_architecture_goes_through_sft_and_ppo(folder, name):
     tokenizer.save_pretrained(folder / name)
     scalar = ARCHITECTURES[name].__class__(**{**ARCHITECTURES[name].to_dict(), "num_labels": 1})
     AutoModelForSequenceClassification.from_config(scalar).save_pretrained(folder / f"{name}-reward")
-    rows = [FORMS["demonstrations"].read({"prompt": f"n{i}?", "response": f"It is {i}."}) for i in range(24)]
+    rows = [DemonstrationRecord.parse({"prompt": f"n{i}?", "response": f"It is {i}."}) for i in range(24)]
     located = [SourceRow("here", row) for row in rows]
     given = DatasetReader("demonstrations", fixtures.DATA, 0)
     encode_demonstrations(located, load_tokenizer(folder / name), 64, given).save(

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from common.errors import UserError
+from common.errors import DiskFullError
 from learners.config import LearnerConfig
 from learners.data.datasets import RankingData, TokenData
 from learners.data.samples import offsets_of
@@ -34,8 +34,7 @@ def whole_and_resumed(actor, folder):
     fixtures.ppo(actor, folder, iterations=0, ema=0.9)
     steps = actor.load(scratch, "state")
     for iteration in (2, 3):
-        samples, scored = fixtures.make_batch(seed=iteration)
-        actor.iterate(iteration, 0.05, samples, *scored)
+        fixtures.ppo_update(actor, iteration, fixtures.make_batch(seed=iteration))
     return whole, fixtures.weights(actor), steps
 
 
@@ -50,15 +49,15 @@ def ptx_and_average(actor, folder):
     plain = fixtures.ppo(actor, folder, iterations=1)[1]
     metrics, mixed = fixtures.ppo(actor, folder, iterations=1, ptx_coef=5.0, ptx_tokens=64, ema=0.5)
     actor.export(folder / "last")
-    actor.export(folder / "averaged", averaged=True)
+    actor.export(folder / "averaged", use_ema=True)
     return plain, mixed, metrics
 
 
 def test_pretraining_mix_and_average_have_an_effect_on_the_policy(folder):
     plain, mixed, metrics = fixtures.run_ranks(ptx_and_average, folder, ONE)
     assert 0 < metrics[0]["loss/ptx"] < 10
-    policy = [n for n in plain if n.startswith("0.")]
-    critic = [n for n in plain if n.startswith("1.")]
+    policy = [n for n in plain if n.startswith("policy.")]
+    critic = [n for n in plain if n.startswith("critic.")]
     assert any(np.abs(plain[n] - mixed[n]).max() > 1e-4 for n in policy)
     assert all(np.array_equal(plain[n], mixed[n]) for n in critic)
     last, averaged = (fixtures.load(folder / name) for name in ("last", "averaged"))
@@ -71,31 +70,31 @@ def proximal(actor, folder):
     found = {}
     for name, version in (("behaviour", 0), ("log_linear", 0), ("log_linear", 3)):
         fixtures.ppo(actor, folder, iterations=0, proximal=name)
-        samples, scored = fixtures.make_batch()
-        found[name, version] = actor.iterate(version, 0.0, samples, *scored)[0], fixtures.weights(actor)
-    return found, after(actor, folder)
+        metrics = fixtures.ppo_update(actor, version, fixtures.make_batch(), kl_coef=0.0)
+        found[name, version] = metrics, fixtures.weights(actor)
+    return found, bootstrap_values(actor, folder)
 
 
-def after(actor, folder):
-    """(value after each response as the task finds it among others, the critic's last scalar of each sequence alone)."""
+def bootstrap_values(actor, folder):
+    """(value after each response by the task, the critic's last scalar of each sequence run alone)."""
     fixtures.ppo(actor, folder, iterations=0, bootstrap_truncated=True)
-    samples, scored = fixtures.make_batch()
-    experience = Experience.gather([samples, scored], 1, actor.task.config)
-    actor.task._evaluate(experience)
+    part = fixtures.make_batch()
+    experience = Experience.from_parts([part], actor.task.config)
+    actor.task.compute_token_stats(experience)
+    alone = []
     with torch.no_grad():
-        alone = [
-            actor.task.critic(torch.tensor(samples.sequence(b)[None]).long())[0, -1]
-            for b in range(samples.size)
-        ]
-    return experience.after_B.numpy(), torch.stack(alone).numpy()
+        for b in range(part.samples.size):
+            tokens = torch.tensor(part.samples.sequence(b)[None]).long()
+            alone.append(actor.task.models.critic(tokens)[0, -1])
+    return experience.bootstrap_values_B.numpy(), torch.stack(alone).numpy()
 
 
-def test_without_a_forward_pass_the_proximal_policy_of_fresh_tokens_is_the_engine_s(folder):
-    found, (after_B, alone_B) = fixtures.run_ranks(proximal, folder, TWO)
-    assert np.abs(after_B - alone_B).max() < 1e-5
-    assert np.abs(after_B).min() > 0
+def test_the_log_linear_proximal_policy_of_fresh_tokens_is_the_engines(folder):
+    found, (bootstrap_B, alone_B) = fixtures.run_ranks(proximal, folder, TWO)
+    assert np.abs(bootstrap_B - alone_B).max() < 1e-5
+    assert np.abs(bootstrap_B).min() > 0
     (behaviour, first), (linear, second), (_, older) = found.values()
-    assert all(np.array_equal(first[name], second[name]) for name in first if name.startswith("0."))
+    assert all(np.array_equal(first[name], second[name]) for name in first if name.startswith("policy."))
     assert any(np.abs(first[name] - older[name]).max() > 1e-6 for name in first)
     assert abs(behaviour["objective/entropy"] - linear["objective/entropy"]) < 0.01  # seen in the first epoch
     assert 0 < linear["mismatch/mean"] < 100
@@ -107,9 +106,8 @@ def short_batches(actor, folder):
     for advantage in ("gae", "grpo"):
         fixtures.ppo(actor, folder, iterations=0, advantage=advantage, responses=2, prompts=6)
         for size in (11, 2, 1):
-            samples, (scores, ref) = fixtures.make_batch(size, responses=2)
-            found.append(actor.iterate(0, 0.05, samples, scores, ref)[0])
-        assert (actor.task.critic is None) == (advantage == "grpo")
+            found.append(fixtures.ppo_update(actor, 0, fixtures.make_batch(size, responses=2)))
+        assert (actor.task.models.critic is None) == (advantage == "grpo")
     return found
 
 
@@ -134,9 +132,9 @@ def ranking(actor, folder):
         members_M=np.tile(np.arange(4, dtype=np.int32), 60),
         ranks_M=np.array(ranks, dtype=np.int32),
         ranking_offsets=offsets_of([4] * 60),
-        ranking_groups_R=np.arange(60, dtype=np.int32),
-        truth=np.array(ranks, dtype=np.int32),
-        owner_G=np.arange(60, dtype=np.int32),
+        ranking_groups_Q=np.arange(60, dtype=np.int32),
+        oracle_ranks=np.array(ranks, dtype=np.int32),
+        split_position_G=np.arange(60) / 60,
         is_validation_G=np.arange(60) < 12,
     )
     demos = TokenData(tokens, offsets, np.ones(len(tokens), bool), np.arange(240) < 24)
@@ -145,12 +143,12 @@ def ranking(actor, folder):
         demos.save(folder / "demos.npz")
     dist.barrier()
     config = fixtures.reward_config().model_copy(update={"epochs": 6})
-    steps = actor.start_reward(folder / "policy", config, folder, 0)
+    steps = actor.start_reward_model(folder / "policy", config, folder, 0)
     losses = [m["loss/train"] for m in actor.train(steps)]
     after = actor.validate()
-    actor.center(folder / "demos.npz")
+    actor.center_rewards(folder / "demos.npz")
     actor.export(folder / "trained")
-    return after, losses, actor.center(folder / "demos.npz")
+    return after, losses, actor.center_rewards(folder / "demos.npz")
 
 
 def test_the_reward_model_learns_an_order_and_scores_demonstrations_zero(folder):
@@ -176,19 +174,21 @@ def onto_a_full_disk(actor, folder):
     fixtures.ppo(actor, folder, iterations=1)
     actor.save(folder / "empty", "state")
     names = [p.relative_to(folder / "empty") for p in (folder / "empty").rglob("*") if p.is_file()]
-    told = []
+    messages = []
     for name in names:
-        full = folder / f"full-{len(told)}"
+        full = folder / f"full-{len(messages)}"
         (full / name).parent.mkdir(parents=True)
         (full / name).symlink_to("/dev/full")
         try:
             actor.save(full, "state")
-        except UserError as fault:
-            told.append(str(fault))
-    return names, told
+        except DiskFullError as error:
+            messages.append(str(error))
+    return names, messages
 
 
-def test_a_checkpoint_that_finds_no_room_is_told_as_such(folder):
-    names, told = fixtures.run_ranks(onto_a_full_disk, folder, ONE)
-    assert len(told) == len(names) >= 2
-    assert all("could not be written" in line and "MiB are free there" in line for line in told)
+def test_a_checkpoint_on_a_full_disk_is_a_disk_full_error(folder):
+    names, messages = fixtures.run_ranks(onto_a_full_disk, folder, ONE)
+    assert len(messages) == len(names) >= 2
+    for message in messages:
+        assert "could not be written" in message
+        assert "MiB left" in message
