@@ -11,13 +11,13 @@ from rich.console import Console
 from cluster.config import RunConfig
 from cluster.context import Context
 from cluster.fleets.manager import FleetManager
-from cluster.plan import check_feasible
+from cluster.plan import check_feasible, check_stage_option
 from cluster.quickstart.generate import write_quickstart_data
 from cluster.run.directory import RunDirectory
 from cluster.run.report import write_report
 from cluster.run.timings import Timings
 from cluster.stage_registry import STAGES, stage_spec
-from common.errors import FleetError, UserError
+from common.errors import FleetError
 from common.files import append_row
 
 
@@ -28,8 +28,8 @@ def run_stages(config: RunConfig, first: str | None = None, last: str | None = N
     Returns the run. Raises the errors of `common.errors`.
     """
     for option, stage in (("--from", first), ("--until", last)):
-        if stage is not None and stage not in config.stages:
-            raise UserError(f"{option} {stage}: not one of the config's stages ({', '.join(config.stages)})")
+        if stage is not None:
+            check_stage_option(config, option, stage)
     check_feasible(config)
     run = RunDirectory(config)
     run.open(redo=first)
@@ -46,9 +46,8 @@ def run_stages(config: RunConfig, first: str | None = None, last: str | None = N
         context = Context(config, run, fleets)
         for stage in pending:
             started = time.time()
-            run.stage(stage)
             results = run_with_recovery(context, stage)
-            run.finish(stage, time.time() - started, {**results, **context.counts()})
+            run.finish(stage, time.time() - started, {**results, **context.data_stats()})
             timings.add(stage)
     finally:
         fleets.close()

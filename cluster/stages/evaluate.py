@@ -17,11 +17,10 @@ from cluster.context import Context
 from cluster.rl.evaluation import Answer, EvaluationPrompts, judge_policy
 from cluster.rl.weight_sync import load_weights
 from cluster.run.progress import progress
+from cluster.stage_registry import policy_stages
 from common.files import write_json, write_text
 from learners.models import load_tokenizer
 
-STAGES = ("pretrain", "sft", "ppo")
-"""Stages whose model is a policy."""
 TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}
 
 Rates = dict[str, float]
@@ -34,7 +33,7 @@ def run(context: Context) -> dict[str, Any]:
     tokenizer = load_tokenizer(context.run.model("sft"))
     rows, tokens = context.prompts("heldout", tokenizer, config.max_response_tokens)
     prompts = EvaluationPrompts(rows[: config.prompts], tokens[: config.prompts])
-    stages = [stage for stage in STAGES if paths.stage(stage).model.is_dir()]
+    stages = [stage for stage in policy_stages() if paths.stage(stage).model.is_dir()]
     rates: dict[str, dict[str, Rates]] = {}
     answers: dict[str, list[Answer]] = {}
     total = len(stages) * len(TEMPERATURES)
