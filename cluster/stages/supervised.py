@@ -48,7 +48,7 @@ class SupervisedStage:
         step = self._restore()
         monitored = self.context.monitor(self.name)
         with monitored as monitor, progress(self.name, total=self.total_steps, done=step) as bar:
-            monitor.truncate(self.name, step)
+            monitor.truncate_after(step)
             while step < self.total_steps:
                 step = self._train(step, monitor, bar)
                 if step % self.checkpoint_every == 0 and step < self.total_steps:

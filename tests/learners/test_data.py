@@ -1,12 +1,12 @@
-"""From rows to tokens: masks, packing, groups of rankings, splits, overlong rows."""
+"""From records to tokens: masks, packing, groups of rankings, held-out data, overlong rows."""
 
 import numpy as np
 import pytest
 
 from common.errors import UserError
-from learners.data.datasets import hold_out
-from learners.data.encoding import encode_demonstrations, encode_prompts, encode_rankings, pack_corpus
-from learners.data.records import FORMS
+from learners.data.encoding import encode_demonstrations, encode_prompts, pack_corpus
+from learners.data.ranking_groups import encode_rankings
+from learners.data.records import SCHEMAS
 from learners.data.sources import SourceRow
 from learners.data.tokenizer import document_separator, encode_prompt, end_token, train_tokenizer
 from tests.learners.fixtures import reader, talk
@@ -14,18 +14,20 @@ from tests.learners.fixtures import reader, talk
 TEXTS = ["The capital of France is Paris.", "What is 12 plus 7?"] * 10
 
 
-def located(kind, *rows):
-    return [SourceRow(f"here, row {n}", FORMS[kind].read(row)) for n, row in enumerate(rows, 1)]
+def source_rows(kind, *rows):
+    return [SourceRow(f"here, row {n}", SCHEMAS[kind].parse(row)) for n, row in enumerate(rows, 1)]
 
 
-def demonstrations(tokenizer, rows, context=128, **config):
-    given = reader("demonstrations", **config)
-    return encode_demonstrations(located("demonstrations", *rows), tokenizer, context, given), given
+def demonstrations(tokenizer, rows, context=128, share=0.1, **config):
+    dataset = reader("demonstrations", **config)
+    rows = source_rows("demonstrations", *rows)
+    return encode_demonstrations(rows, tokenizer, context, dataset, share), dataset
 
 
-def rankings(tokenizer, rows, context=64, **config):
-    given = reader("rankings", **config)
-    return encode_rankings(located("rankings", *rows), tokenizer, context, given, validation_share=0.4), given
+def rankings(tokenizer, rows, context=64, share=0.4, oracle_score=None, **config):
+    dataset = reader("rankings", **config)
+    rows = source_rows("rankings", *rows)
+    return encode_rankings(rows, tokenizer, context, dataset, share, oracle_score), dataset
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def test_pad_end_of_turn_and_end_of_text_are_three_tokens(tokenizer):
     assert len({tokenizer.pad_token_id, end_token(tokenizer), document_separator(tokenizer)}) == 3
 
 
-def test_any_text_survives_and_digits_stand_alone(tokenizer):
+def test_any_text_survives_and_digits_are_single_tokens(tokenizer):
     for text in ("Paris 1234", "naïve Füße", "日本語 🙂", "a\n\tb"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer.encode("1234")) == 4
@@ -50,7 +52,7 @@ def test_a_tokenizer_whose_pad_is_its_end_is_refused(tokenizer):
         end_token(other)
 
 
-def test_only_what_the_assistant_writes_is_learned(tokenizer):
+def test_only_tokens_of_the_assistant_are_learned(tokenizer):
     data, _ = demonstrations(tokenizer, [talk("Hi there.", "Hello.", "Why?", "So."), talk("a", "b")])
     learned = tokenizer.decode(data.tokens_N[data.loss_mask_N])
     assert learned == "Hello.<|end|>So.<|end|>b<|end|>"
@@ -65,7 +67,7 @@ def test_a_template_without_generation_marks_gives_the_same_mask(tokenizer):
     assert one.loss_mask_N.tolist() == two.loss_mask_N.tolist()
 
 
-def test_a_template_that_rewrites_what_came_before_is_refused(tokenizer):
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
     fickle = train_tokenizer(TEXTS, 320)
     fickle.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(UserError, match="differently once it goes on"):
@@ -80,21 +82,62 @@ def test_a_prompt_ends_where_the_assistant_begins(tokenizer):
     )
 
 
-def test_packing_keeps_every_token_but_the_last_rest(tokenizer):
-    data = pack_corpus(TEXTS, tokenizer, 16)
-    whole = "<|endoftext|>".join([*TEXTS, ""])
-    assert whole.startswith(tokenizer.decode(data.tokens_N))
+NUMBERED = [f"What is {n} plus {m}?" for n in range(20) for m in range(20)]
+
+
+def text_of(data, tokenizer, validation):
+    chosen = [data.sequence(s) for s in np.flatnonzero(data.is_validation_S == validation)]
+    return tokenizer.decode(np.concatenate(chosen))
+
+
+def test_packing_keeps_all_tokens_but_the_rest_of_each_side(tokenizer):
+    data = pack_corpus(NUMBERED, tokenizer, 16)
     assert set(data.lengths_S.tolist()) == {16}
     assert not data.loss_mask_N[::16].any()
+    assert data.loss_mask_N.sum() == 15 * len(data.lengths_S)
+    documents = 0
+    for validation in (False, True):
+        text = text_of(data, tokenizer, validation)
+        whole = text.split("<|endoftext|>")[:-1]  # the last document may be cut
+        assert set(whole) <= set(NUMBERED)
+        assert whole == [t for t in NUMBERED if t in whole]  # in their order
+        documents += len(whole)
+    assert documents >= len(NUMBERED) - 2 * 3  # of each side at most one sequence is dropped
+
+
+def test_documents_stay_on_their_side_when_the_corpus_grows(tokenizer):
+    before = pack_corpus(NUMBERED[:200], tokenizer, 16)
+    after = pack_corpus(NUMBERED[::-1], tokenizer, 16)
+    held_out_before = set(text_of(before, tokenizer, True).split("<|endoftext|>")[:-1])
+    assert len(held_out_before) > 5
+    assert not held_out_before & set(text_of(after, tokenizer, False).split("<|endoftext|>"))
 
 
 def test_the_validation_part_of_a_single_document_is_its_end(tokenizer):
     data = pack_corpus([" ".join(TEXTS)], tokenizer, 16, validation_share=0.25)
     assert data.is_validation_S.any()
     assert data.is_validation_S.tolist() == sorted(data.is_validation_S.tolist())
+    whole = " ".join(TEXTS)
+    assert whole.startswith(tokenizer.decode(data.tokens_N))  # nothing between the two is lost
 
 
-def test_a_character_tokenizer_has_one_token_a_character_and_one_for_all_others():
+def test_every_long_document_keeps_its_end_for_validation(tokenizer):
+    books = [" ".join(NUMBERED[:200]), " ".join(NUMBERED[200:])]
+    data = pack_corpus(books, tokenizer, 16, validation_share=0.25)
+    assert 0.2 < data.is_validation_S.mean() < 0.3
+    for book in books:
+        assert book[-40:] in text_of(data, tokenizer, True)
+        assert book[:40] in text_of(data, tokenizer, False)
+
+
+def test_a_small_corpus_has_a_sequence_on_either_side(tokenizer):
+    data = pack_corpus(NUMBERED[:4], tokenizer, 10, validation_share=0.02)
+    assert 0 < data.is_validation_S.sum() < len(data.is_validation_S)
+    with pytest.raises(UserError, match=r"has \d+ tokens, too few .*sequence_length=64"):
+        pack_corpus(NUMBERED[:4], tokenizer, 64)
+
+
+def test_a_character_tokenizer_has_one_token_for_each_character():
     tokenizer = train_tokenizer(["To be,\nor not\n\n"], "characters")
     ids = tokenizer.encode("not to be\n\n", add_special_tokens=False)
     assert len(ids) == 11
@@ -104,7 +147,7 @@ def test_a_character_tokenizer_has_one_token_a_character_and_one_for_all_others(
     assert encode_prompt(tokenizer, "to")[0] == tokenizer.convert_tokens_to_ids("<|user|>")
 
 
-def test_all_rankings_and_pairs_of_a_prompt_are_one_group_whose_responses_run_once(tokenizer):
+def test_rankings_and_pairs_of_a_prompt_share_their_responses(tokenizer):
     row = {
         "prompt": "p",
         "responses": ["a", "b", "c", "a"],
@@ -123,7 +166,7 @@ def test_all_rankings_and_pairs_of_a_prompt_are_one_group_whose_responses_run_on
     assert cut[-1] != end_token(tokenizer)
 
 
-def test_a_prompt_answered_again_and_again_makes_elements_of_nine_responses_on_one_side(tokenizer):
+def test_groups_have_nine_responses_at_most_and_share_a_side(tokenizer):
     often = [
         {"prompt": "q", "responses": [f"{i} {k}" for k in "abcd"], "ranks": [1, 2, 3, 3]} for i in range(5)
     ]
@@ -131,60 +174,94 @@ def test_a_prompt_answered_again_and_again_makes_elements_of_nine_responses_on_o
     data, _ = rankings(tokenizer, rows)
     assert np.diff(data.groups).tolist() == [8, 8, 8, 2, 2, 2, 2]
     assert len(set(data.is_validation_G[:3].tolist())) == 1
-    assert len(set(data.owner_G[:3].tolist())) == 1
+    assert len(set(data.split_position_G[:3].tolist())) == 1
 
 
-def test_rows_of_one_user_are_on_one_side_of_the_split(tokenizer):
+def test_rows_with_one_split_value_are_on_one_side(tokenizer):
     users = [f"u{i % 7}" for i in range(40)]
-    data, _ = demonstrations(
-        tokenizer, [{**talk(f"q{i}", "a"), "user": u} for i, u in enumerate(users)], split_key="user"
-    )
+    rows = [{**talk(f"q{i}", "a"), "user": u} for i, u in enumerate(users)]
+    data, _ = demonstrations(tokenizer, rows, split_key="user")
     held = {u for u, h in zip(users, data.is_validation_S, strict=True) if h}
     assert held
     assert not held & {u for u, h in zip(users, data.is_validation_S, strict=True) if not h}
+
+
+@pytest.mark.parametrize("names", ["uvw", "abc", "xyz", "123", "pqr"])
+def test_prompts_that_share_users_are_on_one_side(tokenizer, names):
     # q0 and q1 share a user, q1 and q2 share another: all three prompts must stay together.
-    pairs = [("q0", "u"), ("q1", "u"), ("q1", "v"), ("q2", "v"), *((f"q{i}", f"w{i}") for i in range(3, 8))]
-    rows = [{"prompt": q, "chosen": "a", "rejected": "b", "user": u} for q, u in pairs]
-    for seed in range(5):
-        given = reader("rankings", split_key="user")
-        found = encode_rankings(
-            located("rankings", *rows), tokenizer, 64, given, validation_share=0.3, seed=seed
-        )
-        assert len(set(found.is_validation_G[:3].tolist())) == 1
+    u, v, w = names
+    pairs = [("q0", u), ("q1", u), ("q1", v), ("q2", v), *((f"q{i}", f"{w}{i}") for i in range(3, 8))]
+    rows = [{"prompt": q, "chosen": "a", "rejected": "b", "user": user} for q, user in pairs]
+    data, _ = rankings(tokenizer, rows, share=0.3, split_key="user")
+    assert len(set(data.is_validation_G[:3].tolist())) == 1
+    assert len(set(data.split_position_G[:3].tolist())) == 1
 
 
-def test_folds_hold_every_item_out_once_and_leave_no_owner_on_both_sides():
-    owners = [i // 3 for i in range(50)]
-    folds = [hold_out(owners, 1 / 5, seed=3, fold=f) for f in range(5)]
-    assert (np.sum(folds, axis=0) == 1).all()
-    assert all(4 <= fold.sum() <= 16 for fold in folds)
-    for fold in folds:
-        sides = [{bool(h) for o, h in zip(owners, fold, strict=True) if o == owner} for owner in set(owners)]
-        assert all(len(side) == 1 for side in sides)
+def held_out_prompts(data, tokenizer):
+    held = [data.group(g)[0] for g in np.flatnonzero(data.is_validation_G)]
+    return {tokenizer.decode(tokens).split("<|end|>")[0] for tokens in held}
+
+
+def test_more_rankings_never_move_a_prompt_to_training(tokenizer):
+    rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", "user": f"u{i // 2}"} for i in range(200)]
+    for config in ({}, {"split_key": "user"}):
+        first, _ = rankings(tokenizer, rows[:100], share=0.2, **config)
+        second, _ = rankings(tokenizer, [*rows[100:], *rows[99::-1]], share=0.2, **config)
+        held = held_out_prompts(first, tokenizer)
+        assert 5 < len(held) < 40
+        assert held < held_out_prompts(second, tokenizer)
+        assert 0.1 < second.is_validation_G.mean() < 0.3
+    # Rankings by new users join prompts to each other, and a held-out one stays held out.
+    linking = [{**row, "user": f"new{i % 9}"} for i, row in enumerate(rows[:100:9])]
+    third, _ = rankings(tokenizer, [*rows[:100], *linking], share=0.2, split_key="user")
+    first, _ = rankings(tokenizer, rows[:100], share=0.2, split_key="user")
+    assert held_out_prompts(first, tokenizer) <= held_out_prompts(third, tokenizer)
+
+
+def test_demonstrations_of_one_prompt_are_held_out_together(tokenizer):
+    rows = [talk(f"Q{i // 2}?" if i % 2 else f" q{i // 2}?\n", f"answer {i}") for i in range(100)]
+    data, _ = demonstrations(tokenizer, rows)
+    held = data.is_validation_S.reshape(50, 2)
+    assert (held[:, 0] == held[:, 1]).all()
+    assert 0 < held.sum() < 25
+    more, _ = demonstrations(tokenizer, [talk("new", "a"), *rows])
+    assert more.is_validation_S[1:].tolist() == data.is_validation_S.tolist()
+
+
+def test_an_oracle_ranks_the_responses_whose_truth_it_knows(tokenizer):
+    def score(record, response, ended):
+        return {"a": 2.0, "b": 1.0}[response] if record.row else None
+
+    known = {"responses": ["b", "a"], "ranks": [1, 2], "row": {"answers": ["a"]}}
+    unknown = {"prompt": "r", "responses": ["c", "d"], "ranks": [1, 2]}
+    both = [{"prompt": "p", "responses": ["a", "c"], "ranks": [1, 2]}, {**known, "prompt": "p"}]
+    data, _ = rankings(tokenizer, [{**known, "prompt": "q"}, unknown, *both], oracle_score=score)
+    assert data.oracle_ranks.tolist() == [2, 1, 0, 0, 1, 0, 2]
+    assert data.oracle_ranking(0) == ([0, 1], [2, 1])
+    assert data.oracle_ranking(1) == ([], [])
+    assert data.oracle_ranking(2) == ([0, 2], [1, 2])
 
 
 LONG = "One two. Three four! Five six? Seven eight nine ten eleven twelve"
 
 
-def test_an_overlong_row_is_refused_left_out_or_cut_after_a_sentence(tokenizer):
+def test_a_row_that_is_too_long_is_refused_dropped_or_truncated(tokenizer):
     rows = [talk("a", "b"), talk("a", LONG), talk("word " * 50, "b"), talk("c", "d")]
     with pytest.raises(UserError, match=r"here, row 2: \d+ tokens, but there is room for 40"):
         demonstrations(tokenizer, rows, context=40)
-    data, given = demonstrations(tokenizer, rows, context=40, overlong="drop")
-    assert (len(data.lengths_S), given.counts["overlong"]) == (2, 2)
-    data, given = demonstrations(tokenizer, rows, context=40, overlong="truncate")
-    assert (len(data.lengths_S), given.counts["overlong"], given.counts["truncated"]) == (3, 1, 1)
+    data, dataset = demonstrations(tokenizer, rows, context=40, overlong="drop")
+    assert (len(data.lengths_S), dataset.stats["too_long"]) == (2, 2)
+    data, dataset = demonstrations(tokenizer, rows, context=40, overlong="truncate")
+    assert (len(data.lengths_S), dataset.stats["too_long"], dataset.stats["truncated"]) == (3, 1, 1)
     learned = tokenizer.decode(data.sequence(1)[data.loss_mask(1)])
     assert learned == "One two. Three four! Five six?<|end|>"
     assert data.lengths_S.max() <= 40
 
-    given = reader("prompts", overlong="truncate")
-    kept, tokens = encode_prompts(
-        located("prompts", {"prompt": LONG}, {"prompt": "x" * 99}), tokenizer, 30, given
-    )
-    assert [row["prompt"] for row in kept] == ["One two. Three four!"]
+    rows = source_rows("prompts", {"prompt": LONG, "id": 7}, {"prompt": "x" * 99})
+    kept, tokens = encode_prompts(rows, tokenizer, 30, reader("prompts", overlong="truncate"))
+    assert kept == [{"prompt": "One two. Three four!", "id": 7}]
     assert len(tokens[0]) <= 30
 
     pairs = [{"prompt": p, "chosen": LONG, "rejected": "no"} for p in ("p", "q", "word " * 30)]
-    data, given = rankings(tokenizer, pairs, context=40, overlong="truncate")
-    assert (len(data.groups) - 1, given.counts["truncated"], given.counts["overlong"]) == (2, 2, 1)
+    data, dataset = rankings(tokenizer, pairs, context=40, overlong="truncate")
+    assert (len(data.groups) - 1, dataset.stats["truncated"], dataset.stats["too_long"]) == (2, 2, 1)

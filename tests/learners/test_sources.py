@@ -1,4 +1,4 @@
-"""From files to rows: every kind of file, forms, weights, duplicates, and faults told with file and line."""
+"""From files to records: every kind of file, input forms, weights, duplicates, and errors with file and line."""
 
 import json
 
@@ -6,18 +6,19 @@ import pytest
 
 from common.errors import UserError
 from learners.data.config import DataConfig, SourceConfig
-from learners.data.records import FORMS, InvalidRow
+from learners.data.conversations import InvalidRow
+from learners.data.records import RankingRecord
 from tests.learners.fixtures import reader, talk
 
 
 def read(kind, sources, **config):
-    given = reader(kind, **config)
+    dataset = reader(kind, **config)
     listed = [SourceConfig(**s) if isinstance(s, dict) else SourceConfig(path=str(s)) for s in sources]
-    return [row for _, row in given.read(listed)], given
+    return [record.user_row() for _, record in dataset.read(listed)], dataset
 
 
 @pytest.mark.parametrize(
-    ("kind", "row", "told"),
+    ("kind", "row", "message"),
     [
         ("prompts", {"prompt": " "}, "key 'prompt'"),
         ("prompts", [1], "expected a JSON object"),
@@ -43,7 +44,7 @@ def read(kind, sources, **config):
         ("corpus", {"txt": "a"}, "key 'text'"),
     ],
 )
-def test_a_wrong_row_is_told_with_file_and_line_or_skipped_and_counted(tmp_path, kind, row, told):
+def test_an_invalid_row_is_an_error_with_its_line_or_skipped(tmp_path, kind, row, message):
     good = {
         "prompt": "p",
         "responses": ["a", "b"],
@@ -53,25 +54,25 @@ def test_a_wrong_row_is_told_with_file_and_line_or_skipped_and_counted(tmp_path,
     }
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(good) + "\n\n" + json.dumps(row) + "\n")
-    with pytest.raises(UserError, match=r"rows.jsonl, line 3: ") as fault:
+    with pytest.raises(UserError, match=r"rows.jsonl, line 3: ") as error:
         read(kind, [file])
-    assert told in str(fault.value)
-    rows, given = read(kind, [file], max_invalid_rows=1)
+    assert message in str(error.value)
+    rows, dataset = read(kind, [file], max_invalid_rows=1)
     assert len(rows) == 1
-    assert given.counts["broken"] == 1
+    assert dataset.stats["invalid"] == 1
 
 
-def test_a_pair_of_conversations_is_a_ranking_of_their_last_messages():
+def test_a_pair_of_conversations_ranks_their_last_messages():
     pair = {"chosen": talk("hi", "good")["messages"], "rejected": talk("hi", "bad")["messages"]}
-    row = FORMS["rankings"].read(pair)
-    assert row["prompt"] == talk("hi")["messages"]
-    assert (row["responses"], row["ranks"]) == (["good", "bad"], [1, 2])
+    record = RankingRecord.parse(pair)
+    assert record.prompt == talk("hi")["messages"]
+    assert (record.responses, record.ranks) == (["good", "bad"], [1, 2])
     with pytest.raises(InvalidRow):
-        FORMS["rankings"].read({**pair, "rejected": "bad"})
+        RankingRecord.parse({**pair, "rejected": "bad"})
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("rows.jsonl", "", "no rows for data.prompts; 0 read"),
         ("rows.jsonl", "{", "line 1: not valid JSON"),
@@ -84,19 +85,19 @@ def test_a_pair_of_conversations_is_a_ranking_of_their_last_messages():
         ("rows.xlsx", "", "unknown kind of file; expected one of .txt, .jsonl"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_told(tmp_path, name, text, told):
+def test_a_file_that_cannot_be_used_is_an_error(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read("prompts", [tmp_path / name])
 
 
-def test_text_in_another_encoding_is_told(tmp_path):
+def test_text_in_another_encoding_is_an_error(tmp_path):
     (tmp_path / "a.txt").write_bytes("Füße".encode("latin-1"))
     with pytest.raises(UserError, match=r"a.txt: not text in UTF-8 \(invalid start byte at byte 1\)"):
         read("corpus", [tmp_path / "a.txt"])
 
 
-def test_a_missing_file_is_told_with_the_key_that_moves_it(tmp_path):
+def test_a_missing_file_is_an_error_that_names_data_root(tmp_path):
     with pytest.raises(UserError, match=r"somewhere/gsm8k/train.jsonl: no such file; data.root="):
         read("prompts", ["gsm8k/train.jsonl"], root=str(tmp_path / "somewhere"))
 
@@ -119,35 +120,35 @@ def test_every_format_gives_the_same_rows(tmp_path):
         assert read("demonstrations", [name], root=str(tmp_path))[0] == expected, name
 
 
-def test_sources_are_mixed_by_weight_without_repeating_a_row(tmp_path):
+def test_sources_are_mixed_by_weight_without_repeated_rows(tmp_path):
     for name, count in (("a", 60), ("b", 100)):
         (tmp_path / f"{name}.jsonl").write_text(
             "".join(json.dumps({"prompt": f"{name}{i}"}) + "\n" for i in range(count))
         )
     sources = [{"path": "a.jsonl", "weight": 3}, {"path": "b.jsonl", "weight": 1}]
-    rows, given = read("prompts", sources, root=str(tmp_path))
+    rows, dataset = read("prompts", sources, root=str(tmp_path))
     drawn = [row["prompt"] for row in rows]
     assert (sum(p[0] == "a" for p in drawn), sum(p[0] == "b" for p in drawn)) == (60, 20)
     assert len(set(drawn)) == 80
-    assert given.counts == {"read": 160, "outweighed": 80, "kept": 80}
+    assert dataset.stats == {"read": 160, "dropped_by_mix": 80, "kept": 80}
     assert len(read("prompts", ["a.jsonl", "b.jsonl"], root=str(tmp_path))[0]) == 160
     with pytest.raises(ValueError, match="a weight to each of several sources or to none"):
         DataConfig(prompts=[{"path": "a.jsonl", "weight": 1}, "b.jsonl"])
 
 
-def test_duplicates_but_for_case_and_space_are_left_out(tmp_path):
+def test_duplicates_except_for_case_and_space_are_left_out(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text(
         "".join(
             json.dumps({"prompt": p, "id": i}) + "\n" for i, p in enumerate(["Hi  there\n", "hi there", "Ho"])
         )
     )
-    rows, given = read("prompts", [file], deduplicate=True)
+    rows, dataset = read("prompts", [file], deduplicate=True)
     assert [row["id"] for row in rows] == [0, 2]
-    assert given.counts["duplicate"] == 1
+    assert dataset.stats["duplicate"] == 1
 
 
-def test_rows_of_another_form_are_converted_by_a_function_of_the_users(tmp_path):
+def test_rows_are_converted_by_a_function_of_the_user(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"q": "p", "n": 2}\n{"q": "r", "n": 0}\n')
     rows, _ = read(
         "prompts", [{"path": str(tmp_path / "a.jsonl"), "convert": "tests.learners.test_sources:repeated"}]
