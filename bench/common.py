@@ -1,0 +1,31 @@
+"""What the benches share: the parser of their arguments, tables, and how a repeated measurement is printed."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterable, Sequence
+
+
+def start_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser whose `--help` is the docstring of the bench, line by line."""
+    layout = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=doc, formatter_class=layout)
+
+
+def spread(values: Sequence[float], form: str = ".3f") -> str:
+    """Median and range of a repeated measurement, each in the format `form`."""
+    lowest, highest = min(values), max(values)
+    return f"{statistics.median(values):{form}} ({lowest:{form}} to {highest:{form}})"
+
+
+def print_header(columns: Sequence[str]) -> None:
+    """Starts a Markdown table."""
+    print_row(columns)
+    print("|---" * len(columns) + "|", flush=True)
+
+
+def print_row(cells: Iterable[object]) -> None:
+    """One row of a Markdown table."""
+    # Flushed, because minutes may pass until the next row.
+    print("|", " | ".join(map(str, cells)), "|", flush=True)
