@@ -1,11 +1,13 @@
-"""What the driver costs: real `RolloutScheduler`, `Rewards`, `Fleet` and Ray actors, with results that cost their actors nothing.
+"""What the driver costs: the real scheduler, rewards, fleets and Ray actors, with results that cost
+the actors nothing (`bench.simulated`).
 
-    python -m bench.controller [8 32 128 256]
+    python -m bench.controller [8 32 128 256] [--staleness 0 1]
 
-For each number of rollout actors: samples per second from asking to the learner, the driver's CPU time for each sample and its
-share of the wall time, and what went into the object store. A batch is four groups of four responses for each actor; a scoring
-actor for every eight. The actors share the machine with the driver, so the rate is a lower bound and the CPU time is the figure
-to compare.
+For each number of rollout actors: samples per second from the scheduler to the learner, the
+driver's CPU time for each sample and its share of the wall time, and what went into the object
+store. A batch is four groups of four responses for each actor; there is one scoring actor for
+every eight. The actors share the machine with the driver, so the rate is a lower bound and the CPU
+time is the figure to compare.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -21,7 +24,9 @@ import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from actors.config import Decoding, RewardsConfig
+from actors.prompt_group import PromptGroup
 from cluster.fleets.fleet import Fleet
+from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.fleets.rollout_fleet import RolloutFleet
 from cluster.fleets.scoring_fleet import ScoringFleet
 from cluster.rl.prompt_stream import PromptStream
@@ -29,89 +34,168 @@ from cluster.rl.reward_aggregator import RewardAggregator
 from cluster.rl.rollout_scheduler import RolloutScheduler
 from common.ray_session import start_ray
 from learners.rl.config import PPOConfig
-from learners.rl.scored_parts import flatten_parts
 
-PROMPT, RESPONSE, GROUPS, RESPONSES = (
-    128,
-    512,
-    4,
-    4,
-)  # tokens, tokens, groups for each actor and batch, responses to a prompt
-BLOCKS, BLOCK = 6, 4096  # of at least so many samples; the first is not counted
+PROMPT_TOKENS, RESPONSE_TOKENS = 128, 512
+GROUPS_PER_ACTOR = 4
+"""Of each batch."""
+RESPONSES = 4
+"""To each prompt."""
+BLOCKS = 6
+"""Of which the first is not counted."""
+SAMPLES_PER_BLOCK = 4096
+"""At least; a block has whole batches."""
+
+HEADINGS = (
+    "actors",
+    "staleness",
+    "samples a batch",
+    "samples/s",
+    "driver CPU, ms/sample",
+    "of wall time",
+    "stored, KiB/sample",
+)
+
+
+class SamePrompt(PromptStream):
+    """Every group answers a prompt of the same tokens."""
+
+    def __init__(self) -> None:
+        self.tokens = list(range(PROMPT_TOKENS))
+
+    def __getitem__(self, index: int) -> PromptGroup:
+        return PromptGroup(index, 0, self.tokens, list(range(RESPONSES)))
+
+    # The scheduler looks rows up for reward functions; there are none here.
+    rows = ({},)
+
+
+@dataclass
+class Figures:
+    """One entry for each counted block."""
+
+    samples_per_second: list[float] = field(default_factory=list)
+    cpu_ms_per_sample: list[float] = field(default_factory=list)
+    share_of_wall_time: list[float] = field(default_factory=list)
+    stored_kib_per_sample: list[float] = field(default_factory=list)
+
+    def cells(self) -> list[str]:
+        return [
+            spread(self.samples_per_second, ",.0f"),
+            spread(self.cpu_ms_per_sample, ".2f"),
+            spread(self.share_of_wall_time, ".0%"),
+            spread(self.stored_kib_per_sample, ".1f"),
+        ]
+
+
+class Controller:
+    """Fleets of simulated actors, and the scheduler that keeps them at work."""
+
+    def __init__(self, actors: int, staleness: int, folder: Path) -> None:
+        rollout_arguments = [{"length": RESPONSE_TOKENS}] * actors
+        scorer_arguments: list[dict[str, int]] = [{}] * max(1, actors // 8)
+        options = {"num_cpus": 0}
+        self.rollouts = RolloutFleet("rollout", "bench.simulated:Engine", rollout_arguments, options, folder)
+        self.scorers = ScoringFleet("scoring", "bench.simulated:Scorer", scorer_arguments, options, folder)
+        self.learners = LearnerFleet("learner", "bench.simulated:Learner", [{}], options, folder)
+        self.samples_per_batch = actors * GROUPS_PER_ACTOR * RESPONSES
+        self.batches_per_block = -(-SAMPLES_PER_BLOCK // self.samples_per_batch)
+        self.staleness, self.folder = staleness, folder
+        self.version = 0
+
+    @property
+    def fleets(self) -> list[Fleet]:
+        return [self.rollouts, self.scorers, self.learners]
+
+    def start(self) -> None:
+        """Waits for all actors, so that no block pays for their start."""
+        for fleet in self.fleets:
+            fleet.all("ready")
+        config = PPOConfig(
+            prompts=self.samples_per_batch // RESPONSES,
+            responses=RESPONSES,
+            iterations=BLOCKS * self.batches_per_block,
+            staleness=self.staleness,
+        )
+        rewards = RewardAggregator(RewardsConfig(), self.scorers, self.folder / "quarantine.jsonl")
+        decoding = Decoding(temperature=1.0, max_tokens=RESPONSE_TOKENS)
+        self.scheduler = RolloutScheduler(self.rollouts, rewards, SamePrompt(), config, decoding, end_token=0)
+
+    def run_block(self) -> None:
+        """Batches from the scheduler to the learner and, as after a weight sync, the next version."""
+        for _ in range(self.batches_per_block):
+            batch = self.scheduler.next_batch(self.version)
+            refs = self.learners.submit_ppo_update(self.version + 1, 0.0, batch.parts)
+            del batch  # or its samples would stay in the object store
+            num_tokens = self.scheduler.wait_while_rolling(self.learners, refs, "ppo_update")[0]
+            expected = self.samples_per_batch * (PROMPT_TOKENS + RESPONSE_TOKENS)
+            if num_tokens != expected:
+                raise AssertionError(f"the learner got {num_tokens} tokens instead of {expected}")
+            self.version += 1
+
+    def stop(self) -> None:
+        for fleet in self.fleets:
+            fleet.stop()
 
 
 def measure(actors: int, staleness: int, folder: Path) -> str:
-    here, size = "bench.simulated", actors * GROUPS
-    rollouts = RolloutFleet(
-        "rollout", f"{here}:Engine", [{"length": RESPONSE}] * actors, {"num_cpus": 0}, folder
-    )
-    scorers = ScoringFleet("scoring", f"{here}:Scorer", [{}] * max(1, actors // 8), {"num_cpus": 0}, folder)
-    learners = Fleet("learner", f"{here}:Learner", [{}], {"num_cpus": 0}, folder)
-    driver, prompt = psutil.Process(), list(range(PROMPT))
-    rates, costs, shares, stored = [], [], [], []
+    """A row of the table."""
+    controller, figures, driver = Controller(actors, staleness, folder), Figures(), psutil.Process()
     try:
-        for fleet in (rollouts, scorers, learners):
-            fleet.all("ready")
-        rewards = RewardAggregator(RewardsConfig(), scorers, folder / "quarantine.jsonl")
-        decoding = Decoding(temperature=1.0, max_tokens=RESPONSE)
-        batches = -(-BLOCK // (size * RESPONSES))
-        config = PPOConfig(
-            prompts=size, responses=RESPONSES, staleness=staleness, iterations=BLOCKS * batches
-        )
-        prompts = PromptStream([{}] * size, [prompt] * size, config, seed=0)
-        scheduler = RolloutScheduler(rollouts, rewards, prompts, config, decoding, 0)
+        controller.start()
         for block in range(BLOCKS):
-            before, spent, started = created(), cpu(driver), time.perf_counter()
-            for batch in range(block * batches, (block + 1) * batches):
-                parts = scheduler.next_batch(version=batch).parts
-                refs = [learners.submit(0, "iterate", *flatten_parts(parts))]
-                tokens = scheduler.wait_while_rolling(learners, refs, "iterate")[0]
-                if tokens != size * RESPONSES * (PROMPT + RESPONSE):
-                    raise AssertionError(f"{tokens} tokens came")
-                del parts, refs
-            wall, samples = time.perf_counter() - started, batches * size * RESPONSES
-            if block:
-                rates.append(samples / wall)
-                costs.append(1000 * (cpu(driver) - spent) / samples)
-                shares.append((cpu(driver) - spent) / wall)
-                stored.append((created() - before) / samples / 1024)
+            stored, cpu_s, started = stored_bytes(), total_cpu_s(driver), time.perf_counter()
+            controller.run_block()
+            wall_s, cpu_s = time.perf_counter() - started, total_cpu_s(driver) - cpu_s
+            stored = stored_bytes() - stored
+            samples = controller.batches_per_block * controller.samples_per_batch
+            if block > 0:
+                figures.samples_per_second.append(samples / wall_s)
+                figures.cpu_ms_per_sample.append(1000 * cpu_s / samples)
+                figures.share_of_wall_time.append(cpu_s / wall_s)
+                figures.stored_kib_per_sample.append(stored / samples / 1024)
     finally:
-        for fleet in (rollouts, scorers, learners):
-            fleet.stop()
-    cells = (spread(rates, ",.0f"), spread(costs, ".2f"), spread(shares, ".0%"), spread(stored, ".1f"))
-    return f"| {actors} | {staleness} | {size * RESPONSES:,} | " + " | ".join(cells) + " |"
+        controller.stop()
+    cells = [str(actors), str(staleness), f"{controller.samples_per_batch:,}", *figures.cells()]
+    return table_row(cells)
 
 
-def cpu(process: psutil.Process) -> float:
-    """Seconds of CPU time, all threads."""
+def total_cpu_s(process: psutil.Process) -> float:
+    """Seconds of CPU time of all threads so far."""
     times = process.cpu_times()
     return times.user + times.system
 
 
-def created() -> int:
+def stored_bytes() -> int:
     """Bytes that have gone into the object store so far."""
     state = get_state_from_address(ray.get_runtime_context().gcs_address)
     return int(get_memory_info_reply(state).store_stats.cumulative_created_bytes)
 
 
-def spread(found: list[float], form: str) -> str:
-    return f"{statistics.median(found):{form}} ({min(found):{form}} to {max(found):{form}})"
+def spread(values: list[float], form: str) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
-if __name__ == "__main__":
+def table_row(cells: list[str] | tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("actors", nargs="*", type=int, default=[8, 32, 128, 256])
     parser.add_argument("--staleness", nargs="*", type=int, default=[0, 1])
-    given = parser.parse_args()
+    options = parser.parse_args()
     start_ray(object_store_gib=2)
-    print(
-        "| actors | staleness | samples a batch | samples/s | driver CPU, ms/sample | of wall time | stored, KiB/sample |"
-    )
-    print("|---" * 7 + "|")
+    print(table_row(HEADINGS))
+    print("|---" * len(HEADINGS) + "|")
     with tempfile.TemporaryDirectory() as scratch:
-        for count in given.actors:
-            for ahead in given.staleness:
-                print(measure(count, ahead, Path(scratch)), flush=True)
+        for actors in options.actors:
+            for staleness in options.staleness:
+                print(measure(actors, staleness, Path(scratch)), flush=True)
     ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
