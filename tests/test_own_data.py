@@ -22,8 +22,8 @@ def short(row, response, ended):
 
 
 def write_files(folder: Path) -> None:
-    asked = [{"prompt": f"What is {n} plus {n}?", "number": n} for n in range(8)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    prompts = [{"prompt": f"What is {n} plus {n}?", "number": n} for n in range(8)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     with open(folder / "demonstrations.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["prompt", "response", "user"])
@@ -66,31 +66,32 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.timeout(600)
-def test_rows_that_are_broken_or_too_long_are_left_out_and_counted_in_the_results(run):
-    found = json.loads((run / "reward" / "done.json").read_text())["results"]
-    counts = {name: found[f"data/rankings/{name}"] for name in ("read", "broken", "overlong", "kept")}
-    assert counts == {"read": 42, "broken": 1, "overlong": 1, "kept": 40}
+def test_rows_left_out_are_counted_in_the_results(run):
+    results = json.loads((run / "reward" / "done.json").read_text())["results"]
+    stats = {name: results[f"data/rankings/{name}"] for name in ("read", "invalid", "too_long", "kept")}
+    assert stats == {"read": 42, "invalid": 1, "too_long": 1, "kept": 40}
     logged = [row for row in metrics(run, "reward") if "data/rankings/kept" in row]
-    assert logged[-1]["data/rankings/overlong"] == 1
+    assert logged[-1]["data/rankings/too_long"] == 1
 
 
-def test_every_fold_is_reported_with_an_interval_and_a_length_only_baseline(run):
-    found = json.loads((run / "reward" / "done.json").read_text())["results"]
-    assert found["folds/pairs"] == 40
-    assert found["folds/accuracy/low"] <= found["folds/accuracy/labelers"] <= found["folds/accuracy/high"]
-    halves = (found["folds/accuracy/0"] + found["folds/accuracy/1"]) / 2
-    assert found["folds/accuracy/labelers"] == pytest.approx(halves, abs=0.06)
-    assert found["folds/accuracy/length_only"] < 0.3  # the rejected responses are the longer ones
+def test_folds_are_reported_with_an_interval_and_length_only(run):
+    results = json.loads((run / "reward" / "done.json").read_text())["results"]
+    assert results["folds/pairs"] == 40
+    accuracy = results["folds/accuracy/labelers"]
+    assert results["folds/accuracy/low"] <= accuracy <= results["folds/accuracy/high"]
+    halves = (results["folds/accuracy/0"] + results["folds/accuracy/1"]) / 2
+    assert accuracy == pytest.approx(halves, abs=0.06)
+    assert results["folds/accuracy/length_only"] < 0.3  # the rejected responses are the longer ones
 
 
-def test_ppo_learns_from_the_function_alone_and_leaves_out_what_it_cannot_judge(run):
+def test_ppo_learns_from_a_function_and_quarantines_its_failures(run):
     ppo = metrics(run, "ppo")
     assert [row["step"] for row in ppo] == [1, 2]
     assert all(math.isfinite(row["loss/policy_avg"]) and math.isfinite(row["loss/value_avg"]) for row in ppo)
     assert [row["objective/responses"] for row in ppo] == [14, 14]
     assert [row["rewards/quarantined"] for row in ppo] == [2, 4]
-    lost = [json.loads(line) for line in (run / "ppo" / "quarantine.jsonl").read_text().splitlines()]
-    assert {(row["prompt"], row["reason"]) for row in lost} >= {
+    quarantined = [json.loads(line) for line in (run / "ppo" / "quarantine.jsonl").read_text().splitlines()]
+    assert {(row["prompt"], row["reason"]) for row in quarantined} >= {
         ("What is 3 plus 3?", "LookupError: nobody knows")
     }
     assert all(row["sync/mean_error"] < 1e-5 for row in ppo)  # merged weights reached the engine

@@ -1,6 +1,8 @@
-"""Grade-school arithmetic (GSM8K, Cobbe et al. 2021, arXiv:2110.14168): its files as rows, and the exact-match reward.
+"""Grade-school arithmetic (GSM8K, Cobbe et al. 2021, arXiv:2110.14168): its files as rows, and the
+exact-match reward.
 
-`convert` functions of `data`, the function of `rewards.sources` and the judge of `evaluate`, by name from the config.
+`convert` functions of `data`, the function of `rewards.sources` and the judge of `evaluate`, by
+name from the config.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ ANSWER = re.compile(r"####\s*(-?[\d,]*\.?\d+)")
 
 
 def problem(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """A prompt that knows its answer."""
+    """A prompt, with its answer for the reward."""
     return [{"prompt": row["question"], "answer": final_answer(row["answer"])}]
 
 
@@ -40,5 +42,7 @@ def judge(row: dict[str, Any], response: str, ended: bool) -> dict[str, float]:
 
 def final_answer(solution: str) -> str | None:
     """The number after the last ####, without thousands separators and trailing zeros."""
-    found = ANSWER.findall(solution)
-    return f"{float(found[-1].replace(',', '')):g}" if found else None
+    numbers = ANSWER.findall(solution)
+    if not numbers:
+        return None
+    return f"{float(numbers[-1].replace(',', '')):g}"

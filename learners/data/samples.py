@@ -61,26 +61,28 @@ class Samples:
         return self.tokens_N[self.offsets[b] + self.prompt_lengths_B[b] : self.offsets[b + 1]]
 
     def select(self, indices: Sequence[int]) -> Samples:
-        """The chosen sequences, in the order given."""
-        where = concat_ranges(self.offsets, indices)
+        """The sequences of these indices, in this order."""
+        chosen = list(indices)
+        token_indices = concat_ranges(self.offsets, chosen)
         return Samples(
-            tokens_N=self.tokens_N[where],
-            offsets=offsets_of(self.lengths_B[list(indices)]),
-            prompt_lengths_B=self.prompt_lengths_B[list(indices)],
-            logprobs_N=self.logprobs_N[where],
-            versions_N=self.versions_N[where],
-            prompt_ids_B=self.prompt_ids_B[list(indices)],
-            ended_B=self.ended_B[list(indices)],
+            tokens_N=self.tokens_N[token_indices],
+            offsets=offsets_of(self.lengths_B[chosen]),
+            prompt_lengths_B=self.prompt_lengths_B[chosen],
+            logprobs_N=self.logprobs_N[token_indices],
+            versions_N=self.versions_N[token_indices],
+            prompt_ids_B=self.prompt_ids_B[chosen],
+            ended_B=self.ended_B[chosen],
         )
 
     @staticmethod
     def concat(parts: Sequence[Samples]) -> Samples:
-        joined = {
-            f.name: np.concatenate([getattr(p, f.name) for p in parts])
-            for f in fields(Samples)
-            if f.name != "offsets"
-        }
-        return Samples(offsets=offsets_of(np.concatenate([p.lengths_B for p in parts])), **joined)
+        """All sequences of the parts, one part after the other."""
+        arrays = {}
+        for name in (f.name for f in fields(Samples)):
+            # Offsets count from the start of their own part, so they are made again.
+            if name != "offsets":
+                arrays[name] = np.concatenate([getattr(part, name) for part in parts])
+        return Samples(offsets=offsets_of(np.concatenate([part.lengths_B for part in parts])), **arrays)
 
 
 def offsets_of(lengths_B: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -89,9 +91,6 @@ def offsets_of(lengths_B: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def concat_ranges(offsets: np.ndarray, indices: Sequence[int]) -> np.ndarray:
-    """Flat positions of the chosen sequences, one after the other."""
-    return (
-        np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in indices])
-        if len(indices)
-        else np.zeros(0, np.int64)
-    )
+    """int64: positions of the tokens of these sequences, one sequence after the other."""
+    ranges = [np.arange(offsets[i], offsets[i + 1]) for i in indices]
+    return np.concatenate([np.zeros(0, np.int64), *ranges])

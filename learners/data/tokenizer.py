@@ -19,6 +19,7 @@ from learners.data.conversations import Messages, as_messages
 PAD, END_OF_TEXT, END_OF_TURN = "<|pad|>", "<|endoftext|>", "<|end|>"
 UNKNOWN = "<|unknown|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+SPECIAL_TOKENS = [PAD, END_OF_TEXT, *ROLES, END_OF_TURN]
 
 # `generation` marks what the assistant writes, so that `return_assistant_tokens_mask` finds the
 # tokens to learn.
@@ -33,29 +34,38 @@ CHAT_TEMPLATE = (
 def train_tokenizer(texts: Iterable[str], vocab_size: int | Literal["characters"]) -> PreTrainedTokenizerFast:
     """A tokenizer of exactly `vocab_size` entries (fewer if the texts have fewer merges to
     learn), or of one entry for each character of the texts and one for all others."""
-    special = [PAD, END_OF_TEXT, *ROLES, END_OF_TURN]
     if vocab_size == "characters":
-        entries = [*special, UNKNOWN, *sorted({c for text in texts for c in text})]
-        core = Tokenizer(models.WordLevel({entry: i for i, entry in enumerate(entries)}, unk_token=UNKNOWN))
-        core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-        core.decoder = decoders.Fuse()
-        return _wrapped(core, unk_token=UNKNOWN)
+        return _character_tokenizer(texts)
     core = Tokenizer(models.BPE())
+    # Single digits, so that numbers are made of parts that mean the same in every number.
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=special,
+        special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     core.train_from_iterator(texts, trainer)
-    return _wrapped(core)
+    return _with_chat_template(core)
 
 
-def _wrapped(core: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
+def _character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    characters: set[str] = set()
+    for text in texts:
+        characters.update(text)
+    vocabulary: dict[str, int] = {}
+    for entry in [*SPECIAL_TOKENS, UNKNOWN, *sorted(characters)]:
+        vocabulary[entry] = len(vocabulary)
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    core.decoder = decoders.Fuse()
+    return _with_chat_template(core, unk_token=UNKNOWN)
+
+
+def _with_chat_template(core: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,
@@ -82,8 +92,10 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
 def document_separator(tokenizer: PreTrainedTokenizerBase) -> int:
     """Id of the token between documents of a packed corpus: <|endoftext|> where there is one,
     else the end token."""
-    found = tokenizer.get_vocab().get(END_OF_TEXT)
-    return end_token(tokenizer) if found is None else int(found)
+    separator = tokenizer.get_vocab().get(END_OF_TEXT)
+    if separator is None:
+        return end_token(tokenizer)
+    return int(separator)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:

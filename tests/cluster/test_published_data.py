@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import load_config
+from cluster.config_loader import load_config
 from cluster.context import Context
 from cluster.recipes import gsm8k
 from cluster.recipes.qa_feedback import answers, comparisons, weak_order
-from cluster.run.directory import Run
+from cluster.run.directory import RunDirectory
 from common.errors import UserError
 from learners.objectives import ranking_pairs
 
@@ -17,12 +17,12 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the data sets are no
 
 
 def read(config, kind, tmp_path):
-    given = load_config(f"configs/{config}.yaml", [f"data.root={DATA}", f"run_dir={tmp_path}"])
-    rows, reader = Context(given, Run(given), None).read(kind)  # type: ignore[arg-type]
-    return [row for _, row in rows], reader
+    loaded = load_config(f"configs/{config}.yaml", [f"data.root={DATA}", f"run_dir={tmp_path}"])
+    rows, reader = Context(loaded, RunDirectory(loaded), None).read(kind)  # type: ignore[arg-type]
+    return [record for _, record in rows], reader
 
 
-def test_a_weak_order_agrees_with_all_six_comparisons_or_there_is_none():
+def test_a_weak_order_agrees_with_all_comparisons_or_is_none():
     assert weak_order([1, 1, 1, 1, 1, 1]) == [1, 2, 3, 4]
     assert weak_order([0, 2, 1, 2, 1, 1]) == [2, 2, 1, 4]
     assert weak_order([0] * 6) == [1, 1, 1, 1]
@@ -32,11 +32,11 @@ def test_a_weak_order_agrees_with_all_six_comparisons_or_there_is_none():
         "passages": [],
         "preference": [1, 2, 0, 1, 0, 0],
     }
-    told = [(r["responses"], r["ranks"]) for r in comparisons(row)]
-    assert told[:3] == [(["*1", "*2"], [1, 2]), (["*1", "*3"], [2, 1]), (["*1", "*4"], [1, 1])]
+    rankings = [(r["responses"], r["ranks"]) for r in comparisons(row)]
+    assert rankings[:3] == [(["*1", "*2"], [1, 2]), (["*1", "*3"], [2, 1]), (["*1", "*4"], [1, 1])]
 
 
-def test_what_no_passage_says_is_marked():
+def test_words_that_no_passage_has_are_marked():
     row = {
         "passages": [["Moon", "The Moon is far.", "It is round."]],
         "prediction 1": "It is, round!",
@@ -56,7 +56,7 @@ def test_a_user_in_prompts_and_in_heldout_is_refused(tmp_path):
         "data.split_key=user",
     ]
     config = load_config("configs/tiny.yaml", [*files, f"run_dir={tmp_path}"])
-    context = Context(config, Run(config), None)  # type: ignore[arg-type]
+    context = Context(config, RunDirectory(config), None)  # type: ignore[arg-type]
     context.read("prompts")
     with pytest.raises(UserError, match=r"user 'c' \(one of 1\) is in data.prompts and in data.heldout"):
         context.read("heldout")
@@ -65,9 +65,9 @@ def test_a_user_in_prompts_and_in_heldout_is_refused(tmp_path):
 @needs_data
 def test_qa_feedback_keeps_every_comparison(tmp_path):
     rows, reader = read("qa_feedback", "rankings", tmp_path)
-    assert reader.counts["read"] == 500
+    assert reader.stats["read"] == 500
     assert len(rows) == 478 + 22 * 6
-    assert sum(len(ranking_pairs(row["ranks"])) for row in rows) == 2616  # 3,000 less 384 ties
+    assert sum(len(ranking_pairs(record.ranks)) for record in rows) == 2616  # 3,000 less 384 ties
 
 
 @pytest.mark.parametrize(
@@ -86,11 +86,11 @@ def test_the_final_answer_is_the_number_after_the_marks(solution, answer):
 
 
 @needs_data
-def test_gsm8k_rewards_the_human_solutions_and_hides_the_calculator(tmp_path):
+def test_gsm8k_rewards_human_solutions_without_annotations(tmp_path):
     problems, _ = read("gsm8k", "prompts", tmp_path)
     solutions, _ = read("gsm8k", "demonstrations", tmp_path)
     assert len(problems) == len(solutions) == 7473
     for problem, solution in zip(problems, solutions, strict=True):
-        told = solution["messages"][1]["content"]
-        assert gsm8k.exact_match(problem, told, True) == 1
-        assert "<<" not in told
+        text = solution.messages[1]["content"]
+        assert gsm8k.exact_match(problem.user_row(), text, True) == 1
+        assert "<<" not in text

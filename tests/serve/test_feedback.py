@@ -1,12 +1,13 @@
-"""What people say lands in the files, as the reward stage reads it."""
+"""Feedback is stored in files, rankings in the form that the reward stage reads."""
 
 import json
 
 import pytest
 from pydantic import ValidationError
 
+from common.run_paths import RunPaths
 from learners.data.config import DataConfig, SourceConfig
-from learners.data.encoding import encode_rankings
+from learners.data.ranking_groups import encode_rankings
 from learners.data.sources import DatasetReader
 from learners.models import load_tokenizer
 from serve.feedback import Feedback, store
@@ -24,20 +25,54 @@ RANKING = {
 }
 
 
-def test_a_ranking_with_consent_is_next_rounds_data(tmp_path, files):
-    for what in ("it", "that", "this"):
-        asked = [{"role": "user", "content": f"What is {what}?"}]
-        assert store(tmp_path, Feedback(**{**RANKING, "messages": asked})) == "rankings.jsonl"
+def read(paths):
     reader = DatasetReader("rankings", DataConfig(), 0)
-    located = reader.read([SourceConfig(path=str(tmp_path / "rankings.jsonl"))])
-    rows = [row for _, row in located]
+    return reader.read([SourceConfig(path=str(paths.feedback_rankings))]), reader
+
+
+def test_a_ranking_with_consent_is_next_rounds_data(tmp_path, files):
+    paths = RunPaths(tmp_path)
+    for what in ("it", "that", "this"):
+        messages = [{"role": "user", "content": f"What is {what}?"}]
+        assert store(paths, Feedback(**{**RANKING, "messages": messages})) == "rankings.jsonl"
+    rows, reader = read(paths)
     assert len(rows) == 3
-    assert {"prompt", "responses", "ranks", "labeler", "time", "policy", "decoding", "consent"} <= rows[
-        0
-    ].keys()
-    assert rows[0]["policy"][0] == {"model": "hero", "version": "ppo-1"}
+    first = rows[0].record.user_row()
+    assert {
+        "prompt",
+        "responses",
+        "ranks",
+        "labeler",
+        "time",
+        "policy",
+        "decoding",
+        "consent",
+    } <= first.keys()
+    assert first["prompt"] == "What is it?"
+    assert first["policy"] == [{"model": "hero", "version": "ppo-1"}] * 3
+    assert first["decoding"] == [{"temperature": 0.7, "stop": ["x"]}] * 3
     tokenizer = load_tokenizer(files.root / "sft" / "model")
-    assert encode_rankings(located, tokenizer, 128, reader).ranks_M.tolist() == [2, 1, 2] * 3
+    assert encode_rankings(rows, tokenizer, 128, reader).ranks_M.tolist() == [2, 1, 2] * 3
+
+
+def test_a_ranking_of_a_whole_conversation_is_trained_on(tmp_path, files):
+    paths = RunPaths(tmp_path)
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi."},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "What is it?"},
+    ]
+    for start in (0, 1, 3):  # a system message, several turns, a single prompt
+        assert store(paths, Feedback(**{**RANKING, "messages": turns[start:]})) == "rankings.jsonl"
+    rows, reader = read(paths)
+    assert [row.record.prompt for row in rows] == [turns, turns[1:], "What is it?"]
+    tokenizer = load_tokenizer(files.root / "sft" / "model")
+    data = encode_rankings(rows, tokenizer, 128, reader)
+    assert data.ranks_M.tolist() == [2, 1, 2] * 3
+    assert len(data.groups) - 1 == 3
+    text = "<|system|>Be brief.<|end|><|user|>Hi.<|end|><|assistant|>Hello.<|end|><|user|>What is it?<|end|>"
+    assert tokenizer.decode(data.group(0)[0]) == f"{text}<|assistant|>a<|end|>"
 
 
 @pytest.mark.parametrize(
@@ -46,18 +81,18 @@ def test_a_ranking_with_consent_is_next_rounds_data(tmp_path, files):
         {"consent": False},
         {"ranks": None, "thumb": "up"},
         {"ranks": None, "comment": "good"},
-        {"messages": [{"role": "system", "content": "Be brief."}, *RANKING["messages"]]},
     ],
 )
-def test_what_must_not_be_trained_on_is_kept_apart(tmp_path, change):
-    assert store(tmp_path, Feedback(**{**RANKING, **change})) == "other.jsonl"
-    assert not (tmp_path / "rankings.jsonl").exists()
-    row = json.loads((tmp_path / "other.jsonl").read_text())
+def test_what_must_not_be_trained_on_is_stored_apart(tmp_path, change):
+    paths = RunPaths(tmp_path)
+    assert store(paths, Feedback(**{**RANKING, **change})) == "other.jsonl"
+    assert not paths.feedback_rankings.exists()
+    row = json.loads(paths.feedback_other.read_text())
     assert {key: row[key] for key in change} == change
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"ranks": [1, 2]}, "3 whole numbers from 1"),
         ({"ranks": [0, 1, 2]}, "3 whole numbers from 1"),
@@ -68,6 +103,6 @@ def test_what_must_not_be_trained_on_is_kept_apart(tmp_path, change):
         ({"answers": []}, "at least 1 item"),
     ],
 )
-def test_what_makes_no_sense_is_refused(change, told):
-    with pytest.raises(ValidationError, match=told):
+def test_feedback_that_makes_no_sense_is_refused(change, message):
+    with pytest.raises(ValidationError, match=message):
         Feedback(**{**RANKING, **change})
