@@ -84,12 +84,13 @@ def _run_with_retries(
     settings: Any, arguments: list[str], first: str | None, last: str | None, retries: int
 ) -> int:
     """Runs `hero run` as a child process under a supervisor; returns its exit code."""
-    from cluster.plan import check_feasible
+    from cluster.plan import check_feasible, check_stage_option
     from cluster.run.directory import RunDirectory
     from cluster.supervisor import Supervisor
 
     if first:
         # Once and here: a retry with --from would discard what the attempt before has finished.
+        check_stage_option(settings, "--from", first)
         check_feasible(settings)
         directory = RunDirectory(settings)
         directory.open(redo=first)

@@ -77,6 +77,12 @@ def check_feasible(config: RunConfig) -> None:
         check(config)
 
 
+def check_stage_option(config: RunConfig, option: str, stage: str) -> None:
+    """Raises UserError if the stage that an option of `hero run` names is not one of the config's."""
+    if stage not in config.stages:
+        raise UserError(f"{option} {stage}: not one of the config's stages ({', '.join(config.stages)})")
+
+
 def check_layout(config: RunConfig) -> None:
     RunDirectory(config).paths.check_layout()
 

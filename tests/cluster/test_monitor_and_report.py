@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from cluster.run.directory import write_json
 from cluster.run.monitor import Monitor
 from cluster.run.report import write_report
-from common.errors import UserError
+from common.files import write_json
 
 
 @pytest.fixture
@@ -22,33 +21,34 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_stage_that_goes_on_has_every_step_once(root):
+def test_continued_stage_has_every_step_once(root):
     with Monitor(root, "ppo", "x", {"seed": 0}) as monitor:
         for step in (1, 2, 3):
             monitor.log(step, {"objective/kl": step / 10, "loss/policy_avg": float("nan")})
             monitor.samples(step, [{"prompt": "p", "text": "t"}])
     with Monitor(root, "ppo", "x", {"seed": 0}) as monitor:
-        monitor.truncate("ppo", 2)  # the checkpoint was at step 2
+        earlier = monitor.truncate_after(2)  # the checkpoint was at step 2
         monitor.log(3, {"objective/kl": 9.0})
         model = root / "ppo" / "model"
         model.mkdir()
         monitor.lineage([root / "config.yaml"], [model])
-    found = rows(root / "metrics.jsonl")
-    assert [(r["step"], r["objective/kl"]) for r in found] == [(1, 0.1), (2, 0.2), (3, 9.0)]
-    assert found[0]["loss/policy_avg"] is None
-    assert [r["step"] for r in rows(root / "ppo" / "samples.jsonl")] == [1, 2]
+    metrics = rows(root / "metrics.jsonl")
+    assert [(row["step"], row["objective/kl"]) for row in metrics] == [(1, 0.1), (2, 0.2), (3, 9.0)]
+    assert metrics[0]["loss/policy_avg"] is None
+    assert earlier == metrics[:2]
+    assert [row["step"] for row in rows(root / "ppo" / "samples.jsonl")] == [1, 2]
     assert rows(root / "lineage.jsonl")[0]["produced"] == [str(model)]
     assert len(list((root / "wandb").glob("offline-run-*/run-*.wandb"))) == 2
 
 
-def test_the_report_holds_curves_evaluation_and_answers_and_cannot_be_broken_out_of(root):
+def test_report_holds_curves_evaluation_and_escaped_answers(root):
     with Monitor(root, "ppo", "x", {}) as monitor:
         for step in range(1, 1001):
             monitor.log(step, {"objective/kl": step / 1000})
     (root / "evaluate").mkdir()
     rates = {"factual": 0.5, "rude": 0.1, "coherent": 0.9, "reward": 0.3, "length": 9.0, "count": 2.0}
-    won = {"rate": 0.7, "low": 0.6, "high": 0.8, "count": 2}
-    write_json(root / "evaluate" / "results.json", {"stages": {"sft": {"greedy": rates}}, "win_rate": won})
+    wins = {"rate": 0.7, "low": 0.6, "high": 0.8, "count": 2}
+    write_json(root / "evaluate" / "results.json", {"stages": {"sft": {"greedy": rates}}, "win_rate": wins})
     answer = {"prompt": "p", "task": "t", "answers": {"sft": {"text": "</script><b>boo", "rude": True}}}
     (root / "evaluate" / "answers.jsonl").write_text(json.dumps(answer) + "\n")
     page = write_report(root).read_text()
@@ -61,6 +61,40 @@ def test_the_report_holds_curves_evaluation_and_answers_and_cannot_be_broken_out
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="not a run directory"):
-        write_report(tmp_path)
+def test_rows_of_other_stages_and_cut_lines_survive_a_restart(root):
+    for stage, last in (("sft", 9), ("ppo", 3)):
+        with Monitor(root, stage, "x", {}) as monitor:
+            for step in range(1, last + 1):
+                monitor.log(step, {"loss/train": 1.0})
+                monitor.batch(step, [step], "digest")
+                monitor.alarm(step, "kl", "12 nats")
+    with open(root / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "ppo", "st')  # as a crash leaves it
+    with Monitor(root, "ppo", "x", {}) as monitor:
+        assert [row["step"] for row in monitor.truncate_after(1)] == [1]
+        monitor.log(2, {"loss/train": 2.0})
+    steps = [(row["stage"], row["step"]) for row in rows(root / "metrics.jsonl")]
+    assert steps == [("sft", step) for step in range(1, 10)] + [("ppo", 1), ("ppo", 2)]
+    assert [row["step"] for row in rows(root / "ppo" / "batches.jsonl")] == [1]
+    assert [row["step"] for row in rows(root / "ppo" / "alarms.jsonl")] == [1]
+    assert len(rows(root / "sft" / "batches.jsonl")) == 9
+
+
+def test_over_optimization_is_drawn_over_the_root_of_the_kl(root):
+    with Monitor(root, "ppo", "x", {}) as monitor:
+        monitor.log(1, {"eval/kl": 4.0, "eval/reward": 1.5})
+        monitor.log(2, {"eval/kl": -0.1, "eval/reward": 1.0})
+    write_json(root / "ppo" / "best_of_n.json", [{"n": 4, "kl": 0.25, "reward": 0.75}])
+    page = write_report(root).read_text()
+    data = json.loads(page.split("const data = ", 1)[1].split(";\n", 1)[0])
+    (chart,) = [chart for chart in data["charts"] if chart.get("x")]
+    assert chart["curves"] == {"PPO": [[2.0, 1.5], [0.0, 1.0]], "best of n": [[0.5, 0.75]]}
+
+
+def test_report_lists_finished_stages_in_order(root):
+    for stage in ("sft", "pretrain"):
+        write_json(root / stage / "done.json", {"seconds": 1.0, "results": {"loss/validation": 2.0}})
+    page = write_report(root).read_text()
+    data = json.loads(page.split("const data = ", 1)[1].split(";\n", 1)[0])
+    assert [stage["name"] for stage in data["stages"]] == ["pretrain", "sft"]
+    assert data["stages"][0]["results"] == {"loss/validation": 2.0}

@@ -1,48 +1,57 @@
-"""The run directory: one driver at a time, nothing removed by a refused command, whole files only."""
+"""The run directory: one driver at a time, nothing removed by a refused command, complete files only."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cluster.config import RunConfig
 from cluster.fleets.scale import request_scale
 from cluster.run.checkpoints import Checkpoints
-from cluster.run.directory import Run, read_json, write_json
-from common.errors import UserError
+from cluster.run.directory import RunDirectory
+from cluster.run.report import write_report
+from common.errors import DiskFullError, UserError
+from common.files import read_json, write_json
+from common.run_paths import RunPaths, StagePaths
 
 
 @pytest.fixture
 def run(tmp_path):
-    return Run(RunConfig(run_dir=str(tmp_path / "run")))
+    return RunDirectory(RunConfig(run_dir=str(tmp_path / "run")))
 
 
 def changed(run, **values):
-    return Run(run.config.model_copy(update=values))
+    return RunDirectory(run.config.model_copy(update=values))
 
 
 def finish(run, *stages):
     for stage in stages:
-        (run.stage(stage) / "model").mkdir()
+        run.paths.stage(stage).model.mkdir(parents=True)
         run.finish(stage, 1.0, {})
 
 
-def test_a_second_driver_is_refused(run):
+def checkpoints_in(folder, keep=2):
+    return Checkpoints(folder, save_state=lambda path: path.mkdir(parents=True), keep=keep)
+
+
+def test_second_driver_is_refused(run):
     run.open()
     code = (
-        "import sys; from cluster.config import RunConfig; from cluster.run.directory import Run\n"
+        "import sys; from cluster.config import RunConfig\n"
+        "from cluster.run.directory import RunDirectory\n"
         "from common.errors import UserError\n"
-        "try: Run(RunConfig(run_dir=sys.argv[1])).open()\n"
-        "except UserError as fault: print(fault)"
+        "try: RunDirectory(RunConfig(run_dir=sys.argv[1])).open()\n"
+        "except UserError as error: print(error)"
     )
-    told = subprocess.run(
-        [sys.executable, "-c", code, str(run.root)], capture_output=True, text=True, check=True
-    ).stdout
-    assert "another `hero run` is at work" in told
+    command = [sys.executable, "-c", code, str(run.root)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "another `hero run` is at work" in output
 
 
-def test_a_finished_stage_of_another_config_is_refused_and_kept(run):
+def test_finished_stage_of_another_config_is_refused_and_kept(run):
     run.open()
     finish(run, "pretrain", "sft")
     run.close()
@@ -59,79 +68,142 @@ def test_a_finished_stage_of_another_config_is_refused_and_kept(run):
     assert not run.done("sft")
 
 
-def test_redoing_a_stage_forgets_what_comes_after_and_the_pointer_to_it(run):
+@pytest.mark.parametrize(("section", "value"), [("seed", 1), ("ppo", {"kl_coef": 0.2})])
+def test_change_of_config_concerns_only_stages_that_use_it(run, section, value):
     run.open()
     finish(run, "pretrain", "sft", "ppo")
-    run.promote("ppo", 3, run.model("ppo"))
-    run.forget("ppo")
+    run.close()
+    stage = {"seed": "pretrain", "ppo": "ppo"}[section]
+    if section == "ppo":
+        value = run.config.ppo.model_copy(update=value)
+    with pytest.raises(UserError, match=f"stage {stage} was finished with another configuration"):
+        changed(run, **{section: value}).open()
+
+
+def test_redone_stage_discards_later_ones_and_their_pointer(run):
+    run.open()
+    finish(run, "pretrain", "sft", "ppo")
+    run.publish("ppo", 3, run.model("ppo"))
+    assert read_json(run.paths.current)["version"] == 3
+    run.discard_from("ppo")
     assert run.done("sft")
-    assert not (run.root / "ppo").exists()
-    assert not (run.root / "current.json").exists()
+    assert not run.paths.stage("ppo").folder.exists()
+    assert not run.paths.version("ppo-3").exists()
+    assert not run.paths.current.exists()
 
 
-def test_a_model_that_was_not_made_yet_is_named(run):
+def test_model_that_was_not_made_yet_is_named(run):
     with pytest.raises(UserError, match="run the sft stage first"):
         run.model("sft")
 
 
-def test_checkpoints_keep_the_newest_and_drop_what_a_death_left_half_written(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
+def test_run_of_an_older_layout_is_refused(run):
+    run.root.mkdir()
+    run.paths.config.write_text("name: x\n")  # no layout.json, as before it existed
+    with pytest.raises(UserError, match="layout of an older version") as error:
+        run.open()
+    assert str(error.value).count("\n") == 0
+    assert sorted(path.name for path in run.root.iterdir()) == ["config.yaml"]
+    write_json(run.paths.layout, {"version": 1})
+    with pytest.raises(UserError, match="layout of an older version"):
+        run.open()
+
+
+def test_new_run_records_its_layout(run):
+    run.open()
+    run.paths.check_layout()
+    assert read_json(run.paths.layout) == {"version": 2}
+
+
+def test_checkpoints_keep_the_newest_and_ignore_uncommitted(tmp_path):
+    checkpoints = checkpoints_in(tmp_path / "checkpoints")
     for step in (1, 2, 3):
-        checkpoints.path(step).mkdir(parents=True)
+        checkpoints.save(step)
         checkpoints.commit(step, {"kl_coef": step / 10})
-    checkpoints.path(9).mkdir()  # never committed
-    assert checkpoints.newest() == {"step": 3, "kl_coef": 0.3}
-    checkpoints.path(4).mkdir()
+    checkpoints.save(9)  # never committed
+    assert checkpoints.latest() == {"step": 3, "kl_coef": 0.3}
+    checkpoints.save(4)
     checkpoints.commit(4, {})
-    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["000003", "000004"]
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["000003", "000004"]
 
 
-@pytest.mark.parametrize("how", ["cut", "gone", "note cut"])
-def test_a_checkpoint_that_is_not_whole_is_told_of_and_the_one_before_is_taken(tmp_path, capsys, how):
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    assert checkpoints.newest() is None
+def test_checkpoint_that_filled_the_disk_is_removed(tmp_path):
+    def fail(path):
+        path.mkdir(parents=True)
+        (path / "shard.pt").write_bytes(b"01234")
+        raise DiskFullError("full")
+
+    checkpoints = checkpoints_in(tmp_path / "checkpoints")
+    checkpoints.save(1)
+    checkpoints.commit(1, {})
+    with pytest.raises(DiskFullError):
+        Checkpoints(checkpoints.folder, fail).save(2)
+    assert checkpoints.latest() == {"step": 1}
+    assert not checkpoints.path(2).exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("cut", "policy/shard.pt has 4 of 10 bytes"),
+        ("removed", "has 0 of 10 bytes"),
+        ("manifest cut", "was not finished"),
+    ],
+)
+def test_corrupt_checkpoint_is_reported_and_the_one_before_used(tmp_path, capsys, damage, message):
+    checkpoints = checkpoints_in(tmp_path)
+    assert checkpoints.latest() is None
     for step in (1, 2):
         (checkpoints.path(step) / "policy").mkdir(parents=True)
         (checkpoints.path(step) / "policy" / "shard.pt").write_bytes(b"0123456789")
         checkpoints.commit(step, {"kl_coef": step / 10})
     shard = checkpoints.path(2) / "policy" / "shard.pt"
-    if how == "cut":
+    if damage == "cut":
         os.truncate(shard, 4)
-    elif how == "gone":
+    elif damage == "removed":
         shard.unlink()
     else:
         os.truncate(checkpoints.path(2) / "manifest.json", 9)
-    assert checkpoints.newest() == {"step": 1, "kl_coef": 0.1}
-    told = {
-        "cut": "policy/shard.pt has 4 of 10 bytes",
-        "gone": "has 0 of 10 bytes",
-        "note cut": "was not finished",
-    }
-    assert told[how] in capsys.readouterr().err
+    assert checkpoints.latest() == {"step": 1, "kl_coef": 0.1}
+    assert message in capsys.readouterr().err
 
 
-def test_a_wish_for_other_fleets_reaches_a_run_at_work_and_bad_ones_are_refused(run):
+def test_scale_request_reaches_a_running_run_only(run):
     run.root.mkdir(parents=True, exist_ok=True)
     with pytest.raises(UserError, match="no run directory"):
         request_scale(run.root, ["rollout=2"])
     run.open()
     assert request_scale(run.root, ["rollout=2"]) == {"rollout": 2}
     assert request_scale(run.root, ["scoring=3"]) == {"rollout": 2, "scoring": 3}
-    for bad, why in (
+    for item, message in (
         ("learner=4", "set learners.ranks"),
         ("rollout=0", "1 or more"),
         ("actor=2", "expected rollout=N"),
     ):
-        with pytest.raises(UserError, match=why):
-            request_scale(run.root, [bad])
+        with pytest.raises(UserError, match=message):
+            request_scale(run.root, [item])
     run.close()
     with pytest.raises(UserError, match=r"start one with rollout\.actors=4 scoring\.actors=3"):
         request_scale(run.root, ["rollout=4"])
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert read_json(path) == {"a": 1}
+def test_folder_that_is_no_run_gets_no_report(tmp_path):
+    with pytest.raises(UserError, match="not a run directory"):
+        write_report(tmp_path)
+
+
+def path_properties(paths):
+    for name, member in vars(type(paths)).items():
+        if isinstance(member, property):
+            value = getattr(paths, name)
+            yield from value if isinstance(value, tuple) else (value,)
+
+
+def test_every_path_of_a_run_is_documented():
+    text = Path("docs/run-directory.md").read_text()
+    root = Path("RUN")
+    paths = [*path_properties(RunPaths(root)), *path_properties(StagePaths(root / "ppo"))]
+    assert len(paths) > 30
+    documented = {name.rstrip("/") for name in re.findall(r"`([^`\s]+)`", text)}
+    documented |= {name.replace("STAGE/", "ppo/") for name in documented}
+    assert {str(path.relative_to(root)) for path in paths} - documented == set()

@@ -1,0 +1,159 @@
+"""`hero run` without Ray: exit code and retries by kind of error, recovery from lost actors, skipped stages."""
+
+import errno
+import json
+
+import pytest
+
+import cluster.pipeline
+import cluster.stages.pretrain
+from cluster.cli import main
+from cluster.config_loader import load_config
+from cluster.pipeline import run_stages
+from cluster.supervisor import is_retried
+from common.errors import DiskFullError, FleetError, RunStoppedError, UserError, WeightSyncError
+
+SMALL = ["stages=[pretrain]", "quickstart.documents=30", "cluster.max_restarts=2"]
+
+
+class Fleets:
+    """A FleetManager without actors; `lost` are the names that each call of `replace_lost` returns."""
+
+    lost: list[list[str]] = []
+
+    def __init__(self, *_):
+        self.closed = False
+
+    def start(self):
+        pass
+
+    def replace_lost(self):
+        return self.lost.pop(0)
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def hero(monkeypatch, capsys, tmp_path):
+    """Runs `hero run` on a pretrain stage that calls `stage`; returns (exit code, standard error)."""
+
+    def run(stage, *more):
+        monkeypatch.setattr(cluster.stages.pretrain, "run", lambda context: stage())
+        arguments = ["hero", "run", "configs/tiny.yaml", *SMALL, f"run_dir={tmp_path / 'run'}", *more]
+        monkeypatch.setattr("sys.argv", arguments)
+        monkeypatch.setattr("cluster.supervisor._handle", lambda number, handler: None)
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        return code or 0, " ".join(capsys.readouterr().err.split())
+
+    monkeypatch.setattr(cluster.pipeline, "FleetManager", Fleets)
+    monkeypatch.setattr(Fleets, "lost", [])
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    return run
+
+
+def raising(error):
+    def stage():
+        raise error
+
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "retried"),
+    [
+        (UserError("data.corpus=x: no such file"), 2, False),
+        (RunStoppedError("alarms.stop has kl: 12 nats"), 3, False),
+        (DiskFullError("checkpoint: 0 MiB are free"), 4, True),
+        (OSError(errno.ENOSPC, "No space left on device"), 4, True),
+        (WeightSyncError("weight sync to version 3: differs by 1.0"), 5, True),
+        (KeyboardInterrupt(), 130, False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_exit_code_says_whether_a_retry_can_help(hero, error, code, retried):
+    actual, message = hero(raising(error))
+    assert actual == code
+    assert str(error) in message
+    assert "Traceback" not in message
+    assert is_retried(code) == retried
+
+
+def test_actor_that_failed_but_is_alive_ends_the_run(hero):
+    Fleets.lost = [[]]
+    code, message = hero(raising(FleetError("learner-0: train failed: ValueError")))
+    assert (code, is_retried(code)) == (1, True)
+    assert "learner-0: train failed" in message
+
+
+def test_lost_actors_are_replaced_and_the_stage_continues(hero, tmp_path):
+    attempts = iter([FleetError("rollout-0 died"), FleetError("learner-1 hangs"), None])
+
+    def stage():
+        error = next(attempts)
+        if error:
+            raise error
+        return {"loss/validation": 1.0}
+
+    Fleets.lost = [["rollout-0"], ["learner-0", "learner-1"]]
+    code, message = hero(stage)
+    assert code == 0, message
+    assert "pretrain: rollout-0 died" in message
+    assert "replaced learner-0, learner-1; continues from the last checkpoint" in message
+    rows = [json.loads(line) for line in (tmp_path / "run" / "failures.jsonl").read_text().splitlines()]
+    assert [row["replaced"] for row in rows] == [["rollout-0"], ["learner-0", "learner-1"]]
+    assert [(row["stage"], row["error"]) for row in rows] == [
+        ("pretrain", "rollout-0 died"),
+        ("pretrain", "learner-1 hangs"),
+    ]
+    done = json.loads((tmp_path / "run" / "pretrain" / "done.json").read_text())
+    assert done["results"]["loss/validation"] == 1.0
+
+
+def test_more_failures_than_max_restarts_end_the_run(hero):
+    Fleets.lost = [["rollout-0"]] * 3
+    code, message = hero(raising(FleetError("rollout-0 died")))
+    assert code == 1
+    assert "that is failure 3 of this stage, over cluster.max_restarts=2" in message
+
+
+def test_finished_stage_is_skipped_and_from_does_it_again(hero, tmp_path):
+    runs = []
+    for more in ([], [], ["--from", "pretrain"]):
+        assert hero(lambda: runs.append(1) or {}, *more)[0] == 0
+    assert len(runs) == 2
+
+
+def test_retries_discard_the_stages_of_from_once(hero, monkeypatch, tmp_path):
+    hero(dict)
+    commands = []
+
+    class Supervisor:
+        def __init__(self, command, retries, report):
+            commands.append((command[2:], retries))
+
+        def run(self):
+            return 137
+
+    monkeypatch.setattr("cluster.supervisor.Supervisor", Supervisor)
+    done = tmp_path / "run" / "pretrain" / "done.json"
+    assert hero(dict, "--retries", "2", "--until", "pretrain")[0] == 137
+    assert done.exists()
+    assert hero(dict, "--retries", "2", "--from", "pretrain")[0] == 137
+    assert not done.exists()
+    arguments = ["cluster.cli", "run", "configs/tiny.yaml", *SMALL, f"run_dir={tmp_path / 'run'}"]
+    assert commands == [([*arguments, "--until", "pretrain"], 2), (arguments, 2)]
+    code, message = hero(dict, "--retries", "2", "--from", "nothing")
+    assert (code, "--from nothing: not one of the config's stages" in message) == (2, True)
+
+
+@pytest.mark.parametrize("option", [{"first": "sft"}, {"last": "sft"}])
+def test_stage_outside_the_config_is_refused(tmp_path, option):
+    config = load_config("configs/tiny.yaml", [*SMALL, f"run_dir={tmp_path / 'run'}"])
+    with pytest.raises(UserError, match="not one of the config's stages"):
+        run_stages(config, **option)
+    assert not (tmp_path / "run").exists()

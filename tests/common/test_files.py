@@ -1,0 +1,88 @@
+"""Files and folders appear complete or not at all; readers and restarts never see a part."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from common.errors import UserError
+from common.files import (
+    append_row,
+    atomic_path,
+    read_json,
+    read_jsonl,
+    truncate_partial_line,
+    try_lock,
+    write_json,
+    write_jsonl,
+    write_text,
+)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_failed_write_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    with pytest.raises(TypeError):
+        write_jsonl(path, [{"a": 2}, {"a": object()}])
+    assert read_json(path) == {"a": 1}
+    assert names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_folder_replaces_the_old_one_only_when_complete(tmp_path, durable):
+    folder = tmp_path / "model"
+    for content in ("old", "new"):
+        with atomic_path(folder, durable) as partial:
+            (partial / "sub").mkdir(parents=True)
+            (partial / "sub" / content).write_text(content)
+    assert names(folder / "sub") == ["new"]
+    with pytest.raises(RuntimeError), atomic_path(folder, durable) as partial:
+        partial.mkdir()
+        (partial / "half").write_text("")
+        raise RuntimeError
+    assert names(folder / "sub") == ["new"]
+    assert names(tmp_path) == ["model"]
+
+
+def test_killed_writer_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    code = (
+        "import os, pathlib, sys; from common.files import atomic_path\n"
+        "with atomic_path(pathlib.Path(sys.argv[1])) as partial: partial.write_text('new'); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -9
+    assert path.read_text() == "old"
+
+
+def test_secret_files_have_their_mode(tmp_path):
+    write_json(tmp_path / "token.json", {}, mode=0o600)
+    assert (tmp_path / "token.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_jsonl_rows_round_trip_and_a_cut_line_is_removed(tmp_path):
+    path = tmp_path / "rows" / "a.jsonl"
+    assert read_jsonl(path) == []
+    truncate_partial_line(path)
+    append_row(path, {"a": "é\u2028"})
+    append_row(path, {"a": 2})
+    with open(path, "a") as file:
+        file.write(json.dumps({"a": 3})[:-2])
+    truncate_partial_line(path)
+    append_row(path, {"a": 4})
+    assert read_jsonl(path) == [{"a": "é\u2028"}, {"a": 2}, {"a": 4}]
+
+
+def test_second_holder_of_a_lock_is_refused(tmp_path):
+    with try_lock(tmp_path / "lock", "busy"):
+        with pytest.raises(UserError, match="busy"), try_lock(tmp_path / "lock", "busy"):
+            pass
+    with try_lock(tmp_path / "lock", "busy"):
+        pass
