@@ -1,134 +1,190 @@
-"""This project's own part of the endpoint: pages, feedback, status, the list of models, and promotion for its owner."""
+"""This project's own routes of the endpoint: pages, feedback, status, list of models, and promotion
+for its owner.
+
+Every replica has one such application, behind the `Gateway`. The handlers read the replica from
+`app.state.replica`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
-from fastapi import FastAPI, HTTPException
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import UserError
+from common.run_paths import RunPaths
+from serve.config import ServeConfig
 from serve.feedback import Feedback, store
-from serve.versions import kept, promotions, resolve
+from serve.metrics import exposition
+from serve.versions import current_policy, list_promotions, list_versions
 
 PAGES = Path(__file__).parent / "pages"
+LAST_PROMOTIONS = 50
+"""Rows of the log of promotions on the status page."""
 
 
-class Promotion(BaseModel):
+class Replica(Protocol):
+    """What the handlers need of a `serve.deployment.ChatEndpoint`."""
+
+    target: Path
+    config: ServeConfig
+    started: float
+    failure: str
+    models: dict[str, Any]
+    current: Any
+
+    async def broadcast(self, method: str) -> list[Any]: ...
+    async def start_promotion(self, version: str, who: str, why: str) -> dict[str, Any]: ...
+    async def start_rollback(self, who: str, why: str) -> dict[str, Any]: ...
+
+
+class RollbackRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
+    who: str = Field("someone", max_length=200)
+    why: str = Field("", max_length=2000)
+
+
+class PromotionRequest(RollbackRequest):
     version: str = Field(max_length=200)
-    who: str = Field("someone", max_length=200)
-    why: str = Field("", max_length=2000)
 
 
-class Rollback(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    who: str = Field("someone", max_length=200)
-    why: str = Field("", max_length=2000)
-
-
-class Stored(BaseModel):
+class FeedbackStored(BaseModel):
     stored: Literal["rankings.jsonl", "other.jsonl"]
 
 
-def create_api(replica: Any) -> FastAPI:
-    """The application of one replica (a `serve.deployment.ChatEndpoint`)."""
-    site = FastAPI(title="Zero2Hero", version="1", docs_url=None, redoc_url=None, openapi_url=None)
-    target: Path = replica.target
+def get_replica(request: Request) -> Replica:
+    replica: Replica = request.app.state.replica
+    return replica
 
-    @site.exception_handler(UserError)
-    async def refused(_: Any, fault: UserError) -> JSONResponse:
-        return JSONResponse(
-            {"error": {"message": str(fault), "type": "invalid_request_error", "code": 409}}, 409
-        )
 
-    @site.exception_handler(RuntimeError)
-    async def broke(_: Any, fault: RuntimeError) -> JSONResponse:
-        return JSONResponse({"error": {"message": str(fault), "type": "server_error", "code": 500}}, 500)
+CurrentReplica = Annotated[Replica, Depends(get_replica)]
+router = APIRouter()
 
-    @site.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        """The served names; `version` says which weights each holds."""
-        rows = [
+
+def create_api(replica: Replica) -> FastAPI:
+    """The application of one replica."""
+    # FastAPI's own documentation pages load scripts from elsewhere, which the security headers
+    # forbid. Its schema would lack vLLM's routes; /openapi.json below has both.
+    api = FastAPI(title="Zero2Hero", version="1", docs_url=None, redoc_url=None, openapi_url=None)
+    api.state.replica = replica
+    api.add_exception_handler(UserError, answer_user_error)
+    api.add_exception_handler(RuntimeError, answer_server_error)
+    api.include_router(router)
+    return api
+
+
+async def answer_user_error(_: Request, error: Exception) -> JSONResponse:
+    message = {"message": str(error), "type": "invalid_request_error", "code": 409}
+    return JSONResponse({"error": message}, 409)
+
+
+async def answer_server_error(_: Request, error: Exception) -> JSONResponse:
+    message = {"message": str(error), "type": "server_error", "code": 500}
+    return JSONResponse({"error": message}, 500)
+
+
+@router.get("/v1/models")
+async def list_models(replica: CurrentReplica) -> dict[str, Any]:
+    """The served names; `version` says which weights each holds."""
+    rows = []
+    for name, model in replica.models.items():
+        rows.append(
             {
                 "id": name,
                 "object": "model",
                 "created": int(replica.started),
                 "owned_by": "zero2hero",
-                "version": m.served.version,
-                "max_model_len": m.engine.model_config.max_model_len,
+                "version": model.version.name,
+                "max_model_len": model.engine.model_config.max_model_len,
             }
-            for name, m in replica.models.items()
-        ]
-        return {"object": "list", "data": rows}
+        )
+    return {"object": "list", "data": rows}
 
-    @site.get("/health")
-    async def health() -> dict[str, str]:
-        """200 while this replica's engines live and hold the durable version."""
-        wanted = resolve(target).version
-        dead = [name for name, model in replica.models.items() if model.engine.errored]
-        if replica.broken or dead or wanted != replica.current.served.version:
-            raise HTTPException(503, replica.broken or f"dead engines: {dead}; durable version: {wanted}")
-        return {"status": "ok", "version": wanted}
 
-    @site.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> str:
-        """Prometheus metrics of vLLM and of the processes, of all replicas."""
-        families: dict[
-            str, dict[str, None]
-        ] = {}  # a family's lines, in order, the same comment of two replicas once
-        for text in await replica.everywhere("metrics"):
-            lines: dict[str, None] = {}
-            for line in text.splitlines() if isinstance(text, str) else ():
-                if line.startswith("# HELP "):
-                    lines = families.setdefault(line.split()[2], {})
-                lines[line] = None
-        return "\n".join(line for lines in families.values() for line in lines) + "\n"
+@router.get("/health")
+async def health(replica: CurrentReplica) -> dict[str, str]:
+    """200 while this replica's engines live and hold the current version."""
+    version = current_policy(replica.target).name
+    dead = [name for name, model in replica.models.items() if model.engine.errored]
+    if replica.failure:
+        raise HTTPException(503, replica.failure)
+    if dead or version != replica.current.version.name:
+        raise HTTPException(503, f"dead engines: {dead}; current version of the run: {version}")
+    return {"status": "ok", "version": version}
 
-    @site.get("/status.json")
-    async def status() -> dict[str, Any]:
-        """Served versions, promotions, traffic and replicas."""
-        states = [s for s in await replica.everywhere("state") if isinstance(s, dict)]
-        return {
-            "current": resolve(target).version,
-            "versions": kept(target),
-            "promotions": promotions(target)[-50:],
-            "replicas": states,
-            "name": replica.config.name,
-        }
 
-    @site.post("/feedback")
-    def feedback(given: Feedback) -> Stored:
-        """Keeps what a person thinks of answers."""
-        return Stored(stored=store(target / "feedback", given))  # type: ignore[arg-type]
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(replica: CurrentReplica) -> str:
+    """Prometheus metrics of vLLM and of the processes, of all replicas."""
+    results = await replica.broadcast("metrics")
+    # A replica that died meanwhile gives an exception instead of its families.
+    return exposition(families for families in results if isinstance(families, list))
 
-    @site.post("/admin/promote")
-    async def promote(asked: Promotion) -> dict[str, Any]:
-        """Moves the service to another version of the run."""
-        return await replica.move(asked.version, asked.who, asked.why)
 
-    @site.post("/admin/rollback")
-    async def rollback(asked: Rollback) -> dict[str, Any]:
-        """Moves the service back to the version before."""
-        return await replica.move(None, asked.who, asked.why)
+@router.get("/status.json")
+async def status(replica: CurrentReplica) -> dict[str, Any]:
+    """Served versions, promotions, requests and replicas."""
+    results = await replica.broadcast("state")
+    return {
+        "current": current_policy(replica.target).name,
+        "versions": list_versions(replica.target),
+        "promotions": list_promotions(replica.target)[-LAST_PROMOTIONS:],
+        "replicas": [state for state in results if isinstance(state, dict)],
+        "name": replica.config.name,
+    }
 
-    @site.get("/openapi.json", include_in_schema=False)
-    async def schema() -> dict[str, Any]:
-        routes = [*site.routes, *replica.current.app.routes]
-        return get_openapi(title=site.title, version=site.version, routes=routes)
 
-    @site.get("/pages/{name}", include_in_schema=False)
-    async def file(name: str) -> FileResponse:
-        if name not in {p.name for p in PAGES.iterdir()}:
-            raise HTTPException(404, f"no page {name}")
-        return FileResponse(PAGES / name, headers={"cache-control": "no-cache"})
+@router.post("/feedback")
+def feedback(replica: CurrentReplica, feedback: Feedback) -> FeedbackStored:
+    """Stores a person's opinion of answers."""
+    file = store(RunPaths(replica.target), feedback)
+    return FeedbackStored(stored=file)  # type: ignore[arg-type]
 
-    def page(name: str) -> Any:
-        return lambda: FileResponse(PAGES / name)
 
-    for path, name in (("/", "chat.html"), ("/playground", "playground.html"), ("/status", "status.html")):
-        site.get(path, include_in_schema=False)(page(name))
-    return site
+@router.post("/admin/promote")
+async def promote(replica: CurrentReplica, request: PromotionRequest) -> dict[str, Any]:
+    """Serves another version of the run, if the canary accepts it."""
+    return await replica.start_promotion(request.version, request.who, request.why)
+
+
+@router.post("/admin/rollback")
+async def rollback(replica: CurrentReplica, request: RollbackRequest) -> dict[str, Any]:
+    """Serves the version before the present one again."""
+    return await replica.start_rollback(request.who, request.why)
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def schema(request: Request, replica: CurrentReplica) -> dict[str, Any]:
+    """The schema of these routes and of vLLM's."""
+    api = request.app
+    return get_openapi(
+        title=api.title, version=api.version, routes=[*api.routes, *replica.current.app.routes]
+    )
+
+
+@router.get("/", include_in_schema=False)
+async def chat_page() -> FileResponse:
+    return FileResponse(PAGES / "chat.html")
+
+
+@router.get("/playground", include_in_schema=False)
+async def playground_page() -> FileResponse:
+    return FileResponse(PAGES / "playground.html")
+
+
+@router.get("/status", include_in_schema=False)
+async def status_page() -> FileResponse:
+    return FileResponse(PAGES / "status.html")
+
+
+@router.get("/pages/{name}", include_in_schema=False)
+async def page_file(name: str) -> FileResponse:
+    """Scripts and styles of the pages."""
+    # Only names that are in the folder: a path in `name` leads nowhere else.
+    if name not in {file.name for file in PAGES.iterdir()}:
+        raise HTTPException(404, f"no page {name}")
+    return FileResponse(PAGES / name, headers={"cache-control": "no-cache"})

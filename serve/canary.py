@@ -1,7 +1,10 @@
-"""Whether a new version may be served: what one replica answers to a fixed set of prompts, before and after the change.
+"""Whether a new version may be served: one replica answers a fixed set of prompts before and after
+it takes the version.
 
-Judged by the files themselves (the engine's log-probabilities against the learner's forward pass over the same
-weights), by the run's reward model, and by word lists for rude answers and refusals.
+`measure` computes the metrics of one set of answers: the difference between the engine's
+log-probabilities and the learner's forward pass over the same weights, the score of the run's
+reward model, and the shares of rude answers and refusals by word lists. `regression` compares the
+metrics before and after. Called by `serve.deployment`.
 """
 
 from __future__ import annotations
@@ -15,79 +18,103 @@ import numpy as np
 
 from actors.config import RewardsConfig, ScoringConfig
 from actors.scoring import ScoringActor
+from actors.vllm_samples import samples_from_outputs
 from actors.weights.tolerance import logprob_tolerance
+from common.run_paths import RunPaths
 from learners.config import ModelConfig
 from learners.data.config import DataConfig, SourceConfig
-from learners.data.samples import Samples, offsets_of
+from learners.data.samples import Samples
 from learners.data.sources import DatasetReader
 from learners.data.tokenizer import encode_prompt
 from learners.models import load_tokenizer
 from serve.config import CanaryConfig, ServeConfig
 
-RUDE = re.compile(
-    r"\b(idiot|fool|stupid|moron|dumb|shut up|go away|wast(e|ing) my time|nobody asked|you people)\b|yourself\.$",
-    re.I,
+RUDE_WORDS = (
+    *("idiot", "fool", "stupid", "moron", "dumb", "shut up", "go away"),
+    *("waste my time", "wasting my time", "nobody asked", "you people"),
 )
-REFUSAL = re.compile(
-    r"\b(i (can(no|')?t|am (not able|unable)|won't|will not|must decline)|i'm (sorry|unable|not able)|as an ai)\b",
-    re.I,
+REFUSALS = (
+    *("i cant", "i can't", "i cannot", "i won't", "i will not", "i must decline"),
+    *("i am not able", "i am unable", "i'm not able", "i'm unable", "i'm sorry", "as an ai"),
 )
+RUDE_PATTERN = re.compile(rf"\b({'|'.join(RUDE_WORDS)})\b|yourself\.$", re.IGNORECASE)
+"""The words, or an answer that ends by sending the user away ("Find out yourself.")."""
+REFUSAL_PATTERN = re.compile(rf"\b({'|'.join(REFUSALS)})\b", re.IGNORECASE)
 
 
-def probe_prompts(config: CanaryConfig, target: Path, model: Path) -> list[list[int]]:
-    """Token ids of the fixed set."""
-    file = Path(config.file or target / "data" / "heldout.jsonl")
-    rows = DatasetReader("heldout", DataConfig(), 0).read([SourceConfig(path=str(file))])[: config.prompts]
+def canary_prompts(config: CanaryConfig, target: Path, model: Path) -> list[list[int]]:
+    """Token ids of the fixed set of prompts. Raises UserError if there are none."""
+    file = config.file or RunPaths(target).data("heldout")
+    rows = DatasetReader("heldout", DataConfig(), 0).read([SourceConfig(path=str(file))])
     tokenizer = load_tokenizer(model)
-    return [encode_prompt(tokenizer, row["prompt"]) for _, row in rows]
+    return [encode_prompt(tokenizer, record.prompt) for _, record in rows[: config.prompts]]
 
 
-def judge(outputs: Sequence[Any], model: Path, reward: Path | None, config: ServeConfig) -> dict[str, float]:
-    """Figures of the answers (vLLM outputs at temperature 1) that weights loaded from `model` gave. Takes the time of a
-    forward pass on CPU, so call it outside the event loop."""
-    prompts, answers, tokens, logprobs = [], [], [], []
-    for output in outputs:
-        prompt, answer = list(output.prompt_token_ids), output.outputs[0]
-        prompts.append(prompt)
-        answers.append(list(answer.token_ids))
-        tokens.append(prompt + answers[-1])
-        logprobs += [np.zeros(len(prompt)), answer.logprobs.logprobs]
-    samples = Samples(
-        tokens_N=np.concatenate(tokens).astype(np.int32),
-        offsets=offsets_of([len(t) for t in tokens]),
-        prompt_lengths_B=np.array([len(p) for p in prompts], dtype=np.int32),
-        logprobs_N=np.concatenate(logprobs).astype(np.float32),
-        versions_N=np.zeros(sum(map(len, tokens)), dtype=np.int32),
-        prompt_ids_B=np.arange(len(prompts)),
-        ended_B=np.array([o.outputs[0].finish_reason == "stop" for o in outputs]),
+def measure(
+    outputs: Sequence[Any], model: Path, reward_model: Path | None, config: ServeConfig
+) -> dict[str, float]:
+    """Metrics of the answers (vLLM outputs at temperature 1) of an engine that holds the weights of
+    `model`.
+
+    logprob_error is in nats, mean over response tokens; reward is the mean score, absent without a
+    reward model; rude, refusal and ended are shares of the answers; length is their mean in tokens.
+    Runs a forward pass on CPU, so call it outside the event loop. Raises FloatingPointError if the
+    weights give no finite log-probability.
+    """
+    tokenizer = load_tokenizer(model)
+    # The scorer asks neither which token ends a response nor which version wrote it. The served
+    # model may end a response by one of several tokens, so `ended` below comes from the engine's
+    # finish reason.
+    samples = samples_from_outputs(
+        outputs, np.arange(len(outputs)), end_token=tokenizer.eos_token_id, loaded_version=None
     )
-    settings = ScoringConfig(threads=1, dtype=config.dtype), RewardsConfig(), ModelConfig()
-    scorer = ScoringActor(str(model), str(reward) if reward else None, *settings)
-    scores, learner_N = scorer.score(samples, 1.0, {})
-    texts = [t.strip() for t in load_tokenizer(model).batch_decode(answers, skip_special_tokens=True)]
-    return {
-        "logprob_error": float(np.abs(samples.logprobs_N - learner_N)[samples.response_mask_N].mean()),
-        **({"reward": float(scores.raw_CB.mean())} if reward else {}),
-        "rude": float(np.mean([bool(RUDE.search(t)) for t in texts])),
-        "refusal": float(np.mean([bool(REFUSAL.search(t)) for t in texts])),
-        "ended": float(samples.ended_B.mean()),
+    responses = [samples.response(b) for b in range(samples.size)]
+    texts = [text.strip() for text in tokenizer.batch_decode(responses, skip_special_tokens=True)]
+    metrics = {
+        "rude": _share_matching(RUDE_PATTERN, texts),
+        "refusal": _share_matching(REFUSAL_PATTERN, texts),
+        "ended": float(np.mean([output.outputs[0].finish_reason == "stop" for output in outputs])),
         "length": float(samples.response_lengths_B.mean()),
     }
+    return _score(samples, model, reward_model, config) | metrics
 
 
-def objection(before: dict[str, float], after: dict[str, float], config: ServeConfig) -> str | None:
-    """Why the new version must not be served; None if it may."""
+def _share_matching(pattern: re.Pattern[str], texts: Sequence[str]) -> float:
+    return float(np.mean([pattern.search(text) is not None for text in texts]))
+
+
+def _score(samples: Samples, model: Path, reward_model: Path | None, config: ServeConfig) -> dict[str, float]:
+    scorer = ScoringActor(
+        reference=str(model),
+        reward_model=str(reward_model) if reward_model else None,
+        config=ScoringConfig(threads=1, dtype=config.dtype),
+        rewards=RewardsConfig(),
+        model=ModelConfig(),
+    )
+    scores, learner_logprobs_N = scorer.score(samples, 1.0, {})
+    error_N = np.abs(samples.logprobs_N - learner_logprobs_N)
+    metrics = {"logprob_error": float(error_N[samples.response_mask_N].mean())}
+    if reward_model:
+        metrics["reward"] = float(scores.raw_CB.mean())
+    return metrics
+
+
+def regression(before: dict[str, float], after: dict[str, float], config: ServeConfig) -> str | None:
+    """Why the new version must not be served, from the metrics of the answers before and after;
+    None if it may."""
     limits = config.canary
-    bound = logprob_tolerance(config.dtype, limits.max_logprob_error)
-    if not after["logprob_error"] <= bound:
-        return (
-            f"log-probabilities differ from the learner's by {after['logprob_error']:.1e}, over {bound:.0e}"
-        )
-    for key, most, sign in (
-        ("reward", limits.max_reward_drop, -1),
-        ("rude", limits.max_rude_rise, 1),
-        ("refusal", limits.max_refusal_rise, 1),
-    ):
-        if key in after and not sign * (after[key] - before[key]) <= most:
-            return f"{key} went from {before[key]:.2f} to {after[key]:.2f}, a change of more than {most}"
+    tolerance = logprob_tolerance(config.dtype, limits.max_logprob_error)
+    # `not <=` instead of `>` here and below: a metric that is nan must not pass.
+    if not after["logprob_error"] <= tolerance:
+        error = after["logprob_error"]
+        return f"log-probabilities differ from the learner's by {error:.1e}, over {tolerance:.0e}"
+    if "reward" in after and not before["reward"] - after["reward"] <= limits.max_reward_drop:
+        return _change("reward", before, after, limits.max_reward_drop)
+    for name, max_rise in (("rude", limits.max_rude_rise), ("refusal", limits.max_refusal_rise)):
+        if not after[name] - before[name] <= max_rise:
+            return _change(name, before, after, max_rise)
     return None
+
+
+def _change(name: str, before: dict[str, float], after: dict[str, float], limit: float) -> str:
+    return f"{name} went from {before[name]:.2f} to {after[name]:.2f}, a change of more than {limit}"

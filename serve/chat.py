@@ -1,4 +1,8 @@
-"""A terminal chat with a served policy, streaming. Reads lines from a pipe as well. A key comes from OPENAI_API_KEY."""
+"""`hero chat`: a streaming chat with a served policy in the terminal. Reads lines from a pipe as
+well.
+
+The API key comes from the environment variable OPENAI_API_KEY.
+"""
 
 from __future__ import annotations
 
@@ -12,59 +16,74 @@ from rich.prompt import Prompt
 
 from common.errors import UserError
 
-HELP = "/reset forgets the conversation, /quit leaves, Ctrl-C stops an answer"
+HELP = "/reset starts a new conversation, /quit leaves, Ctrl-C stops an answer"
 
 
 def chat(url: str, model: str | None, system: str | None, temperature: float, console: Console) -> None:
-    """Talks until /quit or the end of input. Raises UserError if nothing answers at `url`."""
+    """Chats until /quit or the end of input, with the first served model if `model` is None.
+
+    Raises UserError if no endpoint answers at `url`.
+    """
     client = OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=0)
-    try:
-        model = model or client.models.list().data[0].id
-    except APIConnectionError:
-        raise UserError(f"{url}: nothing answers there; start the endpoint with `hero serve RUN`") from None
-    except APIStatusError as fault:
-        raise UserError(
-            f"{url}: answered {fault.status_code} instead of a list of models; the URL should end in /v1"
-        ) from None
-    opening: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+    if model is None:
+        model = _first_model(client, url)
+    opening: list[dict[str, str]] = []
+    if system:
+        opening = [{"role": "system", "content": system}]
     messages = list(opening)
-    tty = sys.stdin.isatty()
-    if tty:
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
         console.print(f"talking to [bold]{model}[/] at {url}; {HELP}")
-    while (said := _read(console, tty)) is not None:
-        if said in ("/quit", "/exit"):
+    while True:
+        line = _read_line(console, is_terminal)
+        if line is None or line in ("/quit", "/exit"):
             return
-        if said == "/reset":
+        if line == "/reset":
             messages = list(opening)
-            continue
-        if said:
-            messages.append({"role": "user", "content": said})
-            messages.append(
-                {"role": "assistant", "content": _answer(client, model, messages, temperature, console)}
-            )
+        elif line:
+            messages.append({"role": "user", "content": line})
+            answer = _stream_answer(client, model, messages, temperature, console)
+            messages.append({"role": "assistant", "content": answer})
 
 
-def _read(console: Console, tty: bool) -> str | None:
+def _first_model(client: OpenAI, url: str) -> str:
     try:
-        return Prompt.ask("[bold green]you[/]", console=console).strip() if tty else input().strip()
+        return client.models.list().data[0].id
+    except APIConnectionError:
+        raise UserError(f"{url}: nothing answers there; start an endpoint with `hero serve RUN`") from None
+    except APIStatusError as error:
+        raise UserError(
+            f"{url}: answered {error.status_code} instead of a list of models; the URL should end in /v1"
+        ) from None
+
+
+def _read_line(console: Console, is_terminal: bool) -> str | None:
+    """The next line without surrounding space; None at the end of input or after Ctrl-C."""
+    try:
+        if is_terminal:
+            return Prompt.ask("[bold green]you[/]", console=console).strip()
+        return input().strip()
     except (EOFError, KeyboardInterrupt):
         return None
 
 
-def _answer(client: OpenAI, model: str, messages: list[Any], temperature: float, console: Console) -> str:
-    """Streams one answer to the terminal and returns it; Ctrl-C keeps what has come so far."""
-    said = ""
+def _stream_answer(
+    client: OpenAI, model: str, messages: list[Any], temperature: float, console: Console
+) -> str:
+    """Prints one answer as it arrives and returns it; after Ctrl-C, the part that has arrived."""
+    answer = ""
     try:
         stream: Any = client.chat.completions.create(
             model=model, messages=messages, temperature=temperature, stream=True
         )
         for chunk in stream:
-            piece = chunk.choices[0].delta.content or "" if chunk.choices else ""
-            said += piece
-            console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
-    except APIStatusError as fault:
-        console.print(f"[red]{fault.status_code}: {fault.message}[/]", end="")
+            if chunk.choices:  # the last chunk may hold only the usage
+                piece = chunk.choices[0].delta.content or ""
+                answer += piece
+                console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+    except APIStatusError as error:
+        console.print(f"[red]{error.status_code}: {error.message}[/]", end="")
     except KeyboardInterrupt:
         stream.close()
     console.print()
-    return said
+    return answer

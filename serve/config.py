@@ -1,4 +1,8 @@
-"""How policies are served."""
+"""The `serve` section of the configuration.
+
+Read by `hero serve` from RUN/config.yaml, and by `serve.launch.build` for a cluster. Engine
+settings come from `EngineConfig`.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +13,44 @@ from common.config import Section
 
 
 class ExtraModelConfig(Section):
+    """A model that is served beside the current policy."""
+
     path: str
     """A version of the run (ppo-20), one of its stages (sft), or a Hugging Face folder."""
     decoding: Decoding = Decoding()
-    """Decoding where a request does not say."""
+    """Decoding settings that a request does not give."""
 
 
 class AutoscalingConfig(Section):
+    """Number of replicas that Ray Serve chooses by load."""
+
     min_replicas: int = Field(1, ge=1)
     """Fewest replicas."""
     max_replicas: int = Field(4, ge=1)
     """Most replicas."""
     target_ongoing_requests: float = Field(16, gt=0)
-    """Requests at work in a replica that Serve aims at by starting and stopping replicas."""
+    """Requests in flight for each replica that Serve aims at by starting and stopping replicas."""
 
 
 class CanaryConfig(Section):
+    """The comparison of a new version with the served one, on one replica."""
+
     prompts: int = Field(16, ge=1)
-    """Prompts of the fixed set that the first replica answers before and after the change."""
+    """Size of the fixed set of prompts that one replica answers before and after it takes a
+    version."""
     file: str | None = None
     """JSONL of prompts, {"prompt": …}. Empty: the run's held-out prompts."""
     max_tokens: int = Field(32, ge=1)
-    """Longest answer to a probe prompt."""
+    """Longest answer to one of these prompts, in tokens."""
     max_logprob_error: float | None = Field(None, gt=0)
-    """Largest mean difference in nats between engine and learner log-probabilities. Empty: 1e-5 in float32, else 0.05."""
+    """Largest mean difference in nats between engine and learner log-probabilities. Empty: 1e-5 in
+    float32, 0.05 in bfloat16."""
     max_reward_drop: float = Field(1.0, ge=0)
-    """Largest fall of the mean reward-model score."""
+    """Largest accepted fall of the mean reward-model score."""
     max_rude_rise: float = Field(0.2, ge=0)
-    """Largest rise of the share of rude answers."""
+    """Largest accepted rise of the share of rude answers."""
     max_refusal_rise: float = Field(0.2, ge=0)
-    """Largest rise of the share of refusals."""
+    """Largest accepted rise of the share of refusals."""
 
 
 class ServeConfig(EngineConfig):
@@ -55,21 +67,26 @@ class ServeConfig(EngineConfig):
     name: str = "hero"
     """Model name that clients ask for: the current policy."""
     decoding: Decoding = Decoding()
-    """Decoding where a request does not say; only the keys given here count. max_tokens is the most any request gets."""
+    """Decoding settings that a request does not give; only keys that are set here count. max_tokens
+    is the limit of every request."""
     models: dict[str, ExtraModelConfig] = Field({})
-    """Further models beside the current policy, each by the name that clients ask for; every replica holds them all."""
+    """Further models beside the current policy, by the name that clients ask for; every replica
+    holds all of them."""
     max_ongoing: int = Field(256, ge=1)
-    """Requests that a replica takes at a time (those over max_sequences wait in its engine); one more is answered 429 with
-    Retry-After."""
+    """Requests in flight that a replica accepts (those over max_sequences wait in its engine);
+    further ones are answered 429 with Retry-After."""
     max_body_kib: int = Field(1024, ge=1)
     """Longest request body, KiB; a longer one is answered 413."""
     max_choices: int = Field(16, ge=1)
-    """Most responses (`n`) that one request may ask for."""
+    """Largest number of responses (`n`) of one request."""
     api_keys: str | None = None
-    """File of API keys, made by `hero key`. Empty: no keys, and only clients on this machine are served."""
+    """File of API keys, made by `hero key`. Empty: no keys, and only clients on this machine are
+    served."""
     requests_per_minute: int | None = Field(None, ge=1)
-    """Requests a key may make in a minute, shared evenly by the replicas; one more is answered 429. Empty: no limit."""
+    """Requests of one key in a minute, shared evenly by the replicas; further ones are answered
+    429. Empty: no limit."""
     keep_versions: int = Field(4, ge=1)
-    """Versions of the policy kept to promote or to roll back to."""
+    """Stored versions of the policy that can be promoted. The served one, the one before it and
+    those in `models` are kept besides."""
     canary: CanaryConfig = CanaryConfig()
-    """What a version must pass on one replica before the others get it."""
+    """The comparison that a version must pass on one replica before the others take it."""

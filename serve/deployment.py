@@ -1,10 +1,12 @@
-"""The Ray Serve deployment. One replica holds an engine for the run's current policy and one for each further model.
+"""The Ray Serve deployment. One replica holds an engine for the run's current policy and one for
+each further model.
 
-    client -> Serve's proxy -> Gateway (keys, limits) -> vLLM's OpenAI application of the model that the request names
-                                                   -> site: pages, feedback, status, admin
+    client ─► Serve's proxy ─► Gateway (keys, limits) ─┬─► vLLM's application of the named model
+                                                       └─► serve.api: pages, status, promotion
 
-The durable pointer (`serve.versions`) is the truth. A replica loads it when it starts and follows it when it is told
-to and at every health check, so none serves other weights than the run says for long, whatever died in between.
+The durable pointer (`serve.versions`) decides which version is served. A replica loads it at its
+start and takes it over after every promotion and at every health check, so that after any crash no
+replica serves another version for long.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +24,30 @@ from ray import serve
 from common.errors import UserError
 from common.files import try_lock
 from common.logs import log_to
+from common.run_paths import RunPaths
 from serve.config import ServeConfig
-from serve.versions import ModelVersion, find, kept, log, point, previous, resolve, verify
+from serve.manifest import verify
+from serve.promotion import LOCKED
+from serve.versions import (
+    ModelVersion,
+    append_event,
+    current_policy,
+    list_versions,
+    locate,
+    previous_version,
+    set_current,
+)
 
 DEPLOYMENT, APPLICATION = "ChatEndpoint", "hero"
+BROADCAST_TIMEOUT_S = 600
+
+
+@dataclass(frozen=True)
+class CanaryResult:
+    metrics: dict[str, dict[str, float]]
+    """Metrics of the answers "before" and "after", as far as they could be measured."""
+    regression: str | None
+    """Why the version must not be served; None if it may."""
 
 
 @serve.deployment(name=DEPLOYMENT)
@@ -31,154 +55,192 @@ DEPLOYMENT, APPLICATION = "ChatEndpoint", "hero"
 class ChatEndpoint:
     """One replica."""
 
-    def __init__(self, target: str, config: ServeConfig, logs: str, admin: str) -> None:
+    def __init__(self, target: str, config: ServeConfig, logs: str, admin_digest: str) -> None:
+        """`target` is a run directory or a model folder, `logs` the folder for this replica's log
+        file, `admin_digest` the SHA-256 of the admin token."""
         self.id = serve.get_replica_context().replica_id.unique_id
         log_to(Path(logs) / f"serve-{self.id}.log", f"serve-{self.id}")
-        self.target, self.config, self.admin = Path(target), config, admin
-        self.started, self.broken = time.time(), ""
-        self.changing = asyncio.Lock()
+        self.target, self.config, self.admin_digest = Path(target), config, admin_digest
+        self.started = time.time()
+        self.failure = ""
+        """Why this replica must be replaced; empty while it is in order."""
+        self.swap_lock = asyncio.Lock()
         self.models: dict[str, Any] = {}
 
     async def __serve_build_asgi_app__(self) -> Any:
+        """Starts the engines and returns the ASGI application; Serve calls it once."""
         from serve.api import create_api
         from serve.engine import ServedModel
         from serve.gateway import Gateway
 
         config = self.config
-        self.current = ServedModel(config.name, resolve(self.target))
+        self.current = ServedModel(config.name, current_policy(self.target))
         await self.current.start(config, config.decoding, first=True)
         self.models[config.name] = self.current
-        for name, other in config.models.items():
-            model = ServedModel(name, find(self.target, other.path))
-            await model.start(config, other.decoding, first=False)
+        for name, extra in config.models.items():
+            model = ServedModel(name, locate(self.target, extra.path))
+            await model.start(config, extra.decoding, first=False)
             self.models[name] = model
-        self.gate = Gateway(create_api(self), config, self.models, self.admin)
-        return self.gate
+        self.gateway = Gateway(create_api(self), config, self.models, self.admin_digest)
+        return self.gateway
 
     async def check_health(self) -> None:
-        """Raises if an engine is dead or cannot get the durable version; Serve then replaces the replica."""
-        if self.broken:
-            raise RuntimeError(self.broken)
+        """Raises if an engine is dead or cannot take the current version; Serve then replaces the
+        replica."""
+        if self.failure:
+            raise RuntimeError(self.failure)
         for model in self.models.values():
             await model.engine.check_health()
-        if not self.changing.locked():
-            await self.follow()
+        # While a swap or a promotion is in progress, the pointer is about to be followed anyway.
+        if not self.swap_lock.locked():
+            await self.sync_to_current()
 
-    async def follow(self) -> str:
-        """Takes the version that the durable pointer names, if it is another; returns the version that is held."""
-        async with self.changing:
-            wanted = resolve(self.target)
-            if wanted.version != self.current.served.version:
-                await self._swap(wanted)
-            return self.current.served.version
+    async def sync_to_current(self) -> str:
+        """Takes the version that the durable pointer names, if it is another; returns the version
+        that is held then."""
+        async with self.swap_lock:
+            version = current_policy(self.target)
+            if version.name != self.current.version.name:
+                await self._swap(version)
+            held: str = self.current.version.name
+            return held
 
-    async def _swap(self, wanted: ModelVersion) -> None:
-        await asyncio.to_thread(verify, wanted.model, self.current.served.model)
+    async def _swap(self, version: ModelVersion) -> None:
+        await asyncio.to_thread(verify, version.folder, self.current.version.folder)
         try:
-            await self.current.swap(wanted)
-        except RuntimeError as fault:
-            # The engine is paused for good. The end of the process tells its clients, and Serve starts another.
-            self.broken = str(fault)
+            await self.current.swap(version)
+        except RuntimeError as error:
+            # The engine stays paused and can never be used again. The end of the process closes the
+            # connections of its clients, and Serve starts another replica. One second later, so
+            # that the caller still gets the error.
+            self.failure = str(error)
             asyncio.get_running_loop().call_later(1, os._exit, 1)
             raise
 
-    async def move(self, version: str | None, who: str, why: str) -> dict[str, Any]:
-        """`promote`, or without a version the way back; goes on to its end even if the client goes away."""
-        self.moving = asyncio.create_task(
-            self.promote(version, who, why) if version else self.rollback(who, why)
-        )
-        return await asyncio.shield(self.moving)
+    async def start_promotion(self, version: str, who: str, why: str) -> dict[str, Any]:
+        """Serves another stored version: this replica first, as the canary; then the pointer; then
+        the others.
 
-    async def promote(self, version: str, who: str, why: str, probe: bool = True) -> dict[str, Any]:
-        """Moves the service to a version: this replica first, as the canary; then the pointer; then the others.
-
-        Returns the row of the log, whose outcome is "promoted" or "rolled back". Raises UserError if the version cannot
-        be served or another promotion is at work, RuntimeError if this replica's engine broke.
+        Returns the row of the log of promotions, whose outcome is "promoted" or "rolled back".
+        Raises UserError if the version cannot be served or another promotion is in progress,
+        RuntimeError if this replica's engine broke.
         """
-        if version not in kept(self.target):
-            known = ", ".join(kept(self.target)) or "none; only a run has versions"
-            raise UserError(f"{version}: not a version of {self.target} (there are: {known})")
-        with try_lock(
-            self.target / "promotions.lock", "another promotion is at work; wait until it has ended"
-        ):
-            await self.follow()
-            begun, before, wanted = time.time(), self.current.served, find(self.target, version)
-            row: dict[str, Any] = {"who": who, "why": why} | ({} if probe else {"back": True})
-            if version == before.version:
-                raise UserError(f"{version} is served already")
-            tried = {"from": before.version, "to": version}
-            try:
-                async with self.changing:
-                    objection, row["metrics"] = await self._canary(before, wanted) if probe else (None, {})
-                    if not probe:
-                        await self._swap(wanted)
-                    row["seconds"] = time.time() - begun
-                    if objection:
-                        await self._swap(before)
-                        return log(self.target, **tried, **row, outcome="rolled back", reason=objection)
-                    row = point(self.target, version, **row)
-            except Exception as fault:
-                outcome = "refused" if isinstance(fault, UserError) else "failed"
-                log(self.target, **tried, **row, outcome=outcome, reason=str(fault))
-                raise
-            held = await self.everywhere("follow")
-            return row | {"replicas": len(held), "stale": sum(h != version for h in held)}
+        return await self._run_to_end(self._promote(version, {"who": who, "why": why}))
 
-    async def rollback(self, who: str, why: str) -> dict[str, Any]:
-        """Back to the version served before, without asking what it answers: it was good once."""
-        version = previous(self.target)
+    async def start_rollback(self, who: str, why: str) -> dict[str, Any]:
+        """Serves the version before the present one again, without a canary: it passed one when it
+        was promoted."""
+        version = previous_version(self.target)
         if version is None:
             raise UserError(
-                f"{self.target}: the log of promotions has nothing before the version that is served"
+                f"{self.target}: the log of promotions has no version before the one that is served"
             )
-        return await self.promote(version, who, why, probe=False)
+        event = {"who": who, "why": why, "rollback": True}
+        return await self._run_to_end(self._promote(version, event))
 
-    async def _canary(self, before: ModelVersion, wanted: ModelVersion) -> tuple[str | None, dict[str, Any]]:
-        """Swaps this replica and compares its answers; (what speaks against the new version, figures of both)."""
-        from serve.canary import judge, objection, probe_prompts
+    async def _run_to_end(self, promotion: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+        """Awaits a promotion that goes on even if the client disconnects, which would cancel this
+        call."""
+        self._promotion = asyncio.create_task(promotion)  # kept: asyncio itself holds tasks weakly
+        return await asyncio.shield(self._promotion)
 
-        prompts = probe_prompts(self.config.canary, self.target, before.model)
-        folder = self.target / "reward" / "model"
-        reward = folder if folder.is_dir() else None
+    async def _promote(self, name: str, event: dict[str, Any]) -> dict[str, Any]:
+        if name not in list_versions(self.target):
+            available = ", ".join(list_versions(self.target)) or "none; only a run has versions"
+            raise UserError(f"{name}: not a version of {self.target} (available: {available})")
+        with try_lock(RunPaths(self.target).promotions_lock, LOCKED):
+            await self.sync_to_current()
+            before: ModelVersion = self.current.version
+            if name == before.name:
+                raise UserError(f"{name} is served already")
+            event = {"from": before.name, "to": name, **event}
+            try:
+                async with self.swap_lock:
+                    row = await self._swap_and_decide(before, locate(self.target, name), event)
+            except Exception as error:
+                outcome = "failed"
+                if isinstance(error, UserError):
+                    outcome = "refused"
+                append_event(self.target, **event, outcome=outcome, reason=str(error))
+                raise
+            if row["outcome"] != "promoted":
+                return row
+            held = await self.broadcast("sync_to_current")
+            stale = sum(version != name for version in held)
+            return {**row, "replicas": len(held), "stale": stale}
 
-        async def figures(version: ModelVersion) -> dict[str, float]:
-            outputs = await self.current.answer(prompts, self.config.canary.max_tokens)
-            return await asyncio.to_thread(judge, outputs, version.model, reward, self.config)
+    async def _swap_and_decide(
+        self, before: ModelVersion, version: ModelVersion, event: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Takes the version on this replica and moves the pointer, or goes back to `before`;
+        returns the logged row.
 
-        found = {"before": await figures(before)}
-        await self._swap(wanted)
+        Adds metrics and seconds to `event` as they become known, so that a failure is logged with
+        them.
+        """
+        started = time.time()
+        result = CanaryResult({}, None)
+        if event.get("rollback"):
+            await self._swap(version)
+        else:
+            result = await self._try_as_canary(before, version)
+        event["metrics"] = result.metrics
+        event["seconds"] = time.time() - started
+        if result.regression:
+            await self._swap(before)
+            return append_event(self.target, **event, outcome="rolled back", reason=result.regression)
+        return set_current(self.target, version.name, **event)
+
+    async def _try_as_canary(self, before: ModelVersion, version: ModelVersion) -> CanaryResult:
+        """Swaps this replica to the version and compares its answers with those before."""
+        from serve.canary import canary_prompts, regression
+
+        prompts = canary_prompts(self.config.canary, self.target, before.folder)
+        metrics = {"before": await self._measure(prompts, before)}
+        await self._swap(version)
         try:
-            found["after"] = await figures(wanted)
-        except ArithmeticError as fault:  # weights that give no finite number
-            return str(fault), found
-        return objection(found["before"], found["after"], self.config), found
+            metrics["after"] = await self._measure(prompts, version)
+        except ArithmeticError as error:  # weights that give no finite log-probability
+            return CanaryResult(metrics, str(error))
+        return CanaryResult(metrics, regression(metrics["before"], metrics["after"], self.config))
 
-    async def everywhere(self, method: str) -> list[Any]:
-        """What every replica answers to a call of one of its methods; the exception of one that failed."""
+    async def _measure(self, prompts: list[list[int]], version: ModelVersion) -> dict[str, float]:
+        """The canary's metrics of the answers that this replica gives now, holding `version`."""
+        from serve.canary import measure
+
+        reward_model: Path | None = RunPaths(self.target).stage("reward").model
+        if reward_model and not reward_model.is_dir():
+            reward_model = None
+        outputs = await self.current.answer(prompts, self.config.canary.max_tokens)
+        return await asyncio.to_thread(measure, outputs, version.folder, reward_model, self.config)
+
+    async def broadcast(self, method: str) -> list[Any]:
+        """Calls one of the methods on every replica; the result of each, or the exception of one
+        that failed."""
         handle = serve.get_deployment_handle(DEPLOYMENT, APPLICATION)
-        return await handle.broadcast(method).results_async(return_exceptions=True, timeout_s=600)
+        responses = handle.broadcast(method)
+        results: list[Any] = await responses.results_async(
+            return_exceptions=True, timeout_s=BROADCAST_TIMEOUT_S
+        )
+        return results
 
     async def state(self) -> dict[str, Any]:
         """This replica for the status page."""
-        models = {
-            name: {"version": m.served.version, "tokens": m.engine.tokens} for name, m in self.models.items()
+        models = {}
+        for name, model in self.models.items():
+            models[name] = {"version": model.version.name, "tokens": model.engine.tokens}
+        return {
+            "id": self.id,
+            "pid": os.getpid(),
+            "up": time.time() - self.started,
+            "models": models,
+            **self.gateway.stats.summary(),
         }
-        up = time.time() - self.started
-        return {"id": self.id, "pid": os.getpid(), "up": up, "models": models, **self.gate.traffic.summary()}
 
-    async def metrics(self) -> str:
-        """This process's Prometheus metrics, every sample labelled with the replica."""
-        from prometheus_client import generate_latest
+    async def metrics(self) -> list[Any]:
+        """This process's Prometheus metric families, every sample labelled with the replica."""
+        from prometheus_client import REGISTRY
 
-        label = f'replica="{self.id}"'
-        lines = []
-        for line in generate_latest().decode().splitlines():
-            name, brace, rest = line.partition("{")
-            if line.startswith("#"):
-                lines.append(line)
-            elif brace and " " not in name:
-                lines.append(f"{name}{{{label},{rest}")
-            else:
-                name, _, rest = line.partition(" ")
-                lines.append(f"{name}{{{label}}} {rest}")
-        return "\n".join(lines)
+        from serve.metrics import labelled_families
+
+        return labelled_families(REGISTRY, self.id)

@@ -1,6 +1,7 @@
-"""One served model of a replica: a vLLM engine, vLLM's own OpenAI application over it, and the version it holds.
+"""One served model of a replica: a vLLM engine, vLLM's own OpenAI application on top of it, and the
+version it holds.
 
-Imported only where an engine runs: it needs vLLM.
+Imported only where an engine runs, since it needs vLLM.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
-from vllm.outputs import RequestOutput
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -26,70 +27,99 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from actors.config import Decoding
 from actors.weights.vllm import swap_weights, transfer_config
 from serve.config import ServeConfig
-from serve.gateway import ROUTES, WRITTEN
+from serve.gateway import MODEL_ROUTES
+from serve.request_stats import request_versions
 from serve.versions import ModelVersion
+
+GPU_MEMORY_SHARE = 0.9
+"""Of a GPU's memory; the engines of a replica divide it."""
 
 
 class VersionedLLM(AsyncLLM):
-    """Notes for each request which versions wrote its tokens, and counts tokens."""
+    """Records for each request which versions wrote its tokens, and counts tokens."""
 
     tokens = 0
 
     async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
-        written = WRITTEN.get()
         async with aclosing(super().generate(*args, **kwargs)) as outputs:
             async for output in outputs:
                 for completion in output.outputs:
                     self.tokens += len(completion.token_ids)
-                    if written is not None:
-                        spans = [span.version for span in completion.weight_versions or ()]
-                        written.extend(dict.fromkeys(v for v in spans if v not in written))
+                    _record_versions(completion)
                 yield output
+
+
+def _record_versions(completion: CompletionOutput) -> None:
+    versions = request_versions.get()
+    if versions is None:  # a request of the replica itself, the canary's
+        return
+    for span in completion.weight_versions or ():
+        if span.version not in versions:
+            versions.append(span.version)
+
+
+def _joined_versions(_: Any) -> str:
+    """Versions that wrote the answer to the current request."""
+    return ",".join(request_versions.get() or ())
+
+
+def _ignore(_: Any, value: object) -> None:
+    """vLLM sets a fingerprint of its own, which says nothing about the weights."""
+
+
+version_fingerprint = property(_joined_versions, _ignore)
+"""`system_fingerprint` for vLLM's OpenAI handlers: they read it at the end of an answer, when
+`request_versions` is complete."""
 
 
 class ServedModel:
     """An engine under the name that clients ask for."""
 
-    def __init__(self, name: str, served: ModelVersion) -> None:
-        self.name, self.served = name, served
+    def __init__(self, name: str, version: ModelVersion) -> None:
+        self.name, self.version = name, version
         self.engine: Any = None
         self.app: Any = None
 
     async def start(self, config: ServeConfig, decoding: Decoding, first: bool) -> None:
-        """Loads the weights; vLLM's Prometheus metrics are those of the first engine of a process."""
-        given = engine_arguments(config, self.served.model, self.name, decoding)
-        args = make_arg_parser(FlexibleArgumentParser()).parse_args(given)
+        """Loads the weights and builds the application. `first`: the first engine of the process,
+        which is the only one that vLLM can report Prometheus metrics of."""
+        command = engine_arguments(config, self.version.folder, self.name, decoding)
+        args = make_arg_parser(FlexibleArgumentParser()).parse_args(command)
         args.disable_log_stats = not first
         engine_args = AsyncEngineArgs.from_cli_args(args)
         engine_args.weight_transfer_config = transfer_config()
         self.engine = VersionedLLM.from_engine_args(engine_args)
-        await self.engine.update_weight_version(self.served.version)
+        await self.engine.update_weight_version(self.version.name)
         await self.answer([[0, 1]], 2)  # compiles kernels, so that no client waits for it
+        await self._build_app(args)
+
+    async def _build_app(self, args: Any) -> None:
         tasks = await self.engine.get_supported_tasks()
         self.app = build_app(args, tasks, self.engine.model_config)
         await init_app_state(self.engine, self.app.state, args, tasks)
-        self.app.state.server = (
-            types.SimpleNamespace()
-        )  # vLLM's error handler looks for its uvicorn server here
-        # What else vLLM mounts is either ours to answer or nobody's business.
-        self.app.router.routes[:] = [route for route in self.app.router.routes if route.path in ROUTES]
-        for serving in (self.app.state.openai_serving_chat, self.app.state.openai_serving_completion):
-            # vLLM stamps this on an answer's end, when WRITTEN is complete.
-            kind = type(serving)
-            fingerprint = property(lambda _: ",".join(WRITTEN.get() or ()), lambda _, value: None)
-            serving.__class__ = type(kind.__name__, (kind,), {"system_fingerprint": fingerprint})
+        # vLLM's error handler looks for its uvicorn server here.
+        self.app.state.server = types.SimpleNamespace()
+        # vLLM mounts administration and other protocols too. Those routes are this project's own or
+        # are not offered.
+        self.app.router.routes[:] = [route for route in self.app.router.routes if route.path in MODEL_ROUTES]
+        for handler in (self.app.state.openai_serving_chat, self.app.state.openai_serving_completion):
+            kind = type(handler)
+            handler.__class__ = type(kind.__name__, (kind,), {"system_fingerprint": version_fingerprint})
 
-    async def swap(self, served: ModelVersion) -> None:
-        """Takes the weights of another version while requests go on; see `swap_weights` for what can go wrong."""
-        await swap_weights(self.engine, served.model, served.version)
-        self.served = served
+    async def swap(self, version: ModelVersion) -> None:
+        """Takes the weights of another version while requests go on. Raises RuntimeError as
+        `swap_weights` does."""
+        await swap_weights(self.engine, version.folder, version.name)
+        self.version = version
 
     async def answer(self, prompts: Sequence[list[int]], max_tokens: int) -> list[RequestOutput]:
-        """Samples an answer to each prompt at temperature 1, with seeds and log-probabilities: the canary's question."""
-        return await asyncio.gather(*(self._answer(p, max_tokens, seed) for seed, p in enumerate(prompts)))
+        """Samples an answer to each prompt at temperature 1, with fixed seeds and with
+        log-probabilities."""
+        answers = [self._answer(prompt, max_tokens, seed) for seed, prompt in enumerate(prompts)]
+        return await asyncio.gather(*answers)
 
     async def _answer(self, prompt: list[int], max_tokens: int, seed: int) -> RequestOutput:
-        settings = SamplingParams(
+        sampling = SamplingParams(
             temperature=1.0,
             seed=seed,
             max_tokens=max_tokens,
@@ -97,10 +127,10 @@ class ServedModel:
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        fitting = prompt[-(self.engine.model_config.max_model_len - max_tokens) :]
-        async for output in self.engine.generate(
-            {"prompt_token_ids": fitting}, settings, f"canary-{uuid.uuid4()}"
-        ):
+        # The end of a prompt that is too long is kept: there the question is.
+        room = self.engine.model_config.max_model_len - max_tokens
+        request = {"prompt_token_ids": prompt[-room:]}
+        async for output in self.engine.generate(request, sampling, f"canary-{uuid.uuid4()}"):
             last = output
         return last
 
@@ -109,25 +139,36 @@ def engine_arguments(
     config: ServeConfig, model: Path, name: str, decoding: Decoding | None = None
 ) -> list[str]:
     """Command-line arguments of vLLM's server for a served model."""
-    defaults = decoding.model_dump(exclude_unset=True) if decoding else {}
-    if "max_tokens" in defaults:
-        defaults["max_new_tokens"] = defaults.pop("max_tokens")
-    chosen = {
+    values: dict[str, Any] = {
         "model": model,
         "served-model-name": name,
         "dtype": config.dtype,
         "tensor-parallel-size": config.tensor_parallel,
-        "max-model-len": config.max_model_len,
         "max-num-seqs": config.max_sequences,
-        "kv-cache-memory-bytes": None if config.gpus else int(config.kv_cache_gib * 2**30),
-        "gpu-memory-utilization": 0.9 / (1 + len(config.models)) if config.gpus else None,
-        "override-generation-config": json.dumps(defaults) if defaults else None,
         "allowed-origins": "[]",
     }
-    given = [part for key, value in chosen.items() if value is not None for part in (f"--{key}", str(value))]
-    return [
-        *given,
-        *(["--enforce-eager"] if config.enforce_eager else []),
-        # A prompt in two parts winds back the generator of a seeded request, which one on CPU cannot.
-        *([] if config.gpus else ["--no-enable-chunked-prefill"]),
-    ]
+    flags = []
+    if config.max_model_len is not None:
+        values["max-model-len"] = config.max_model_len
+    if config.gpus:
+        values["gpu-memory-utilization"] = GPU_MEMORY_SHARE / (1 + len(config.models))
+    else:
+        values["kv-cache-memory-bytes"] = int(config.kv_cache_gib * 2**30)
+        # A prompt that is computed in two parts resets the generator of a seeded request, which
+        # fails on CPU.
+        flags.append("--no-enable-chunked-prefill")
+    if config.enforce_eager:
+        flags.append("--enforce-eager")
+    if decoding and decoding.model_fields_set:
+        values["override-generation-config"] = json.dumps(_generation_config(decoding))
+    for key, value in values.items():
+        flags += [f"--{key}", str(value)]
+    return flags
+
+
+def _generation_config(decoding: Decoding) -> dict[str, Any]:
+    """The settings that the configuration gives, by the names that Hugging Face uses."""
+    settings = decoding.model_dump(exclude_unset=True)
+    if "max_tokens" in settings:
+        settings["max_new_tokens"] = settings.pop("max_tokens")
+    return settings

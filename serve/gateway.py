@@ -1,6 +1,10 @@
-"""What every request passes: who asks, how much, how large; then vLLM's application of the model it names, or our own.
+"""What every request passes first: API key, rate limit, body size and capacity.
 
-Plain ASGI, because it stands in the way of every chunk of every stream.
+    client ─► Gateway ─┬─ MODEL_ROUTES ────► vLLM's application of the model that the request names
+                       └─ everything else ─► this project's own application (`serve.api`)
+
+Plain ASGI instead of a framework's middleware, because every chunk of every stream passes through
+it.
 """
 
 from __future__ import annotations
@@ -8,190 +12,188 @@ from __future__ import annotations
 import ipaddress
 import json
 import math
-import time
-from collections import deque
 from collections.abc import Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from serve.config import ServeConfig
 from serve.keys import ApiKeys, RateLimit, digest
+from serve.request_stats import RecordedSend, RequestStats
 
-ROUTES = ("/v1/chat/completions", "/v1/completions")
+MODEL_ROUTES = ("/v1/chat/completions", "/v1/completions")
 """What vLLM's applications answer."""
-WRITTEN: ContextVar[list[str] | None] = ContextVar("WRITTEN", default=None)
-"""The weight versions that have written the answer to the current request, in order of appearance."""
-VERSION_HEADER = b"x-weight-version"
-OPEN = ("/health", "/", "/playground", "/status")  # and /pages/…: no key needed
-SECURE = [
+PUBLIC_PATHS = ("/health", "/", "/playground", "/status")
+"""No key needed; nor for what is under /pages/."""
+SECURITY_HEADERS = [
     (b"content-security-policy", b"default-src 'self'; base-uri 'none'; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 ]
+ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+"""Types of the OpenAI protocol by status; all others are invalid_request_error."""
 
 
-@dataclass
-class Traffic:
-    """What one replica has answered; the status page adds the replicas up."""
+@dataclass(eq=False)
+class Refusal(Exception):
+    """A request that is not served: status, message and seconds after which a retry may succeed (0:
+    no hint)."""
 
-    requests: int = 0
-    ongoing: int = 0
-    refused: int = 0
-    """Answers 400 to 499."""
-    failed: int = 0
-    """Answers of 500 and more."""
-    recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=500))
-    """(seconds to the first chunk or 0 without streaming, seconds in all) of answers that ended well."""
-
-    def summary(self) -> dict[str, Any]:
-        first, whole = np.array(self.recent or [(0.0, 0.0)]).T
-        first = first[first > 0] if first.any() else first
-        return {
-            "requests": self.requests,
-            "ongoing": self.ongoing,
-            "refused": self.refused,
-            "failed": self.failed,
-            "ttft_p50": float(np.median(first)),
-            "ttft_p99": float(np.quantile(first, 0.99)),
-            "latency_p50": float(np.median(whole)),
-            "latency_p99": float(np.quantile(whole, 0.99)),
-        }
+    status: int
+    message: str
+    retry_after_s: float = 0.0
 
 
 class Gateway:
-    """ASGI middleware around the application of this project's own routes."""
+    """ASGI middleware around `app`, the application of this project's own routes."""
 
-    def __init__(self, app: Any, config: ServeConfig, models: Mapping[str, Any], admin: str) -> None:
-        self.app, self.config, self.models, self.admin = app, config, models, admin
-        self.keys = ApiKeys(Path(config.api_keys)) if config.api_keys else None
-        replicas = config.autoscaling.max_replicas if config.autoscaling else config.replicas
-        self.limit = RateLimit(config.requests_per_minute / replicas) if config.requests_per_minute else None
-        self.traffic = Traffic()
+    def __init__(self, app: Any, config: ServeConfig, models: Mapping[str, Any], admin_digest: str) -> None:
+        """`models` are the served models by the name that clients ask for; the first is the
+        default. `admin_digest` is the SHA-256 of the admin token. Raises UserError if the file of
+        keys is missing or malformed."""
+        self.app, self.config, self.models, self.admin_digest = app, config, models, admin_digest
+        self.stats = RequestStats()
+        self.keys: ApiKeys | None = None
+        if config.api_keys:
+            self.keys = ApiKeys(Path(config.api_keys))
+        self.rate_limit: RateLimit | None = None
+        if config.requests_per_minute:
+            replicas = config.replicas
+            if config.autoscaling:
+                replicas = config.autoscaling.max_replicas
+            self.rate_limit = RateLimit(config.requests_per_minute / replicas)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"]
-        refusal = self._refusal(scope, path)
-        if refusal is None and scope["method"] == "POST":
-            body, refusal = await self._body(scope, receive)
-            if body is not None:
-                receive = _replay(body, receive)
-        if refusal is not None:
-            self.traffic.refused += 1
-            await _refuse(send, *refusal)
-        elif path in ROUTES and scope["method"] == "POST":
-            await self._generate(scope, receive, send, body or b"")
-        else:
-            await self.app(scope, receive, _with_headers(send, SECURE))
+        path, body = scope["path"], b""
+        try:
+            self._check_access(scope, path)
+            if scope["method"] == "POST":
+                body = await self._read_body(receive)
+                receive = ReplayedReceive(body, receive)
+            if scope["method"] == "POST" and path in MODEL_ROUTES:
+                model = self._choose_model(body)
+                await self._generate(model, scope, receive, send)
+            else:
+                await self.app(scope, receive, HeaderSend(send, SECURITY_HEADERS))
+        except Refusal as refusal:
+            self.stats.refused += 1
+            await _send_refusal(send, refusal)
 
-    def _refusal(self, scope: Any, path: str) -> tuple[int, str, float] | None:
-        """(status, message, seconds until a retry) if the request may not be served."""
-        if path in OPEN or path.startswith("/pages/"):
-            return None
-        scheme, _, key = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1").partition(" ")
-        key = key.strip() if scheme.lower() == "bearer" else ""
+    def _check_access(self, scope: Any, path: str) -> None:
+        """Raises Refusal if the client may not use this path now."""
+        if path in PUBLIC_PATHS or path.startswith("/pages/"):
+            return
+        key = _bearer_token(scope)
         if path.startswith("/admin/"):
-            return (
-                None
-                if digest(key) == self.admin
-                else (401, "this needs the admin token of RUN/endpoint.json", 0)
-            )
-        if self.keys is None:
-            here = ipaddress.ip_address((scope.get("client") or ("127.0.0.1",))[0]).is_loopback
-            return None if here else (401, "without API keys only clients on the same machine are served", 0)
-        name = self.keys.name(key)
-        if name is None:
-            return 401, "missing or unknown API key; send it as `Authorization: Bearer KEY`", 0
-        wait = self.limit.wait(name) if self.limit else 0
-        return (429, f"key {name} is over its requests per minute", wait) if wait else None
+            if digest(key) != self.admin_digest:
+                raise Refusal(401, "this needs the admin token of RUN/endpoint.json")
+        elif self.keys is None:
+            if not _is_local(scope):
+                raise Refusal(401, "without API keys only clients on the same machine are served")
+        else:
+            self._check_key(self.keys, key)
 
-    async def _body(self, scope: Any, receive: Any) -> tuple[bytes | None, tuple[int, str, float] | None]:
-        most, parts, size = self.config.max_body_kib * 1024, [], 0
+    def _check_key(self, keys: ApiKeys, key: str) -> None:
+        name = keys.name(key)
+        if name is None:
+            raise Refusal(401, "missing or unknown API key; send it as `Authorization: Bearer KEY`")
+        if self.rate_limit:
+            wait_s = self.rate_limit.wait(name)
+            if wait_s:
+                raise Refusal(429, f"key {name} is over its requests per minute", wait_s)
+
+    async def _read_body(self, receive: Any) -> bytes:
+        parts: list[bytes] = []
+        size = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return None, (400, "the request ended early", 0)
+                raise Refusal(400, "the request ended early")
             parts.append(message.get("body", b""))
             size += len(parts[-1])
-            if size > most:
-                return None, (413, f"the request body is over {self.config.max_body_kib} KiB", 0)
+            # Checked part by part, so that a body without end takes no more memory than this.
+            if size > self.config.max_body_kib * 1024:
+                raise Refusal(413, f"the request body is over {self.config.max_body_kib} KiB")
             if not message.get("more_body"):
-                return b"".join(parts), None
+                return b"".join(parts)
 
-    async def _generate(self, scope: Any, receive: Any, send: Any, body: bytes) -> None:
-        """Hands the request to the model it names (the first if it names none), and watches the answer."""
+    def _choose_model(self, body: bytes) -> Any:
+        """The model that the request names, else the first: vLLM's application refuses an unknown
+        name itself."""
         try:
-            asked = json.loads(body)
-        except (ValueError, RecursionError) as fault:  # includes wrong UTF-8
-            self.traffic.refused += 1
-            return await _refuse(send, 400, f"the body is not valid JSON: {fault}", 0)
-        if self.traffic.ongoing >= self.config.max_ongoing:
-            self.traffic.refused += 1
-            return await _refuse(send, 429, "the service is at its limit of requests; try again", 1)
-        name = asked.get("model") if isinstance(asked, dict) else None
-        model = self.models.get(name) if isinstance(name, str) else None
-        model = model or next(iter(self.models.values()))
-        written: list[str] = []
-        WRITTEN.set(written)
-        started, first, status, ended = time.monotonic(), 0.0, 0, False
+            request = json.loads(body)
+        except (ValueError, RecursionError) as error:  # includes wrong UTF-8
+            raise Refusal(400, f"the body is not valid JSON: {error}") from None
+        if self.stats.ongoing >= self.config.max_ongoing:
+            raise Refusal(429, "the service is at its limit of requests; try again", 1)
+        name = None
+        if isinstance(request, dict):
+            name = request.get("model")
+        if isinstance(name, str) and name in self.models:
+            return self.models[name]
+        return next(iter(self.models.values()))
 
-        async def watch(message: Any) -> None:
-            nonlocal first, status, ended
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                version = ",".join(written) or model.served.version
-                message["headers"] = [*message["headers"], (VERSION_HEADER, version.encode())]
-            else:
-                ended = not message.get("more_body", False)
-                first = first or (0.0 if ended else time.monotonic() - started)
-            await send(message)
-
-        self.traffic.requests += 1
-        self.traffic.ongoing += 1
-        try:
-            await model.app(scope, receive, watch)
-        finally:
-            self.traffic.ongoing -= 1
-            if 400 <= status < 500:
-                self.traffic.refused += 1
-            elif status >= 500:
-                self.traffic.failed += 1
-            elif ended:
-                self.traffic.recent.append((first, time.monotonic() - started))
-        return None
+    async def _generate(self, model: Any, scope: Any, receive: Any, send: Any) -> None:
+        with RecordedSend(send, model, self.stats) as recorded_send:
+            await model.app(scope, receive, recorded_send)
 
 
-def _replay(body: bytes, receive: Any) -> Any:
-    """A `receive` that gives the body that was read already, then what comes after it (a disconnect)."""
-    pending = [{"type": "http.request", "body": body, "more_body": False}]
+class ReplayedReceive:
+    """An ASGI `receive` that gives a body which was read already, then what comes after it (a
+    disconnect)."""
 
-    async def again() -> Any:
-        return pending.pop() if pending else await receive()
+    def __init__(self, body: bytes, receive: Any) -> None:
+        self.body: bytes | None = body
+        self.receive = receive
 
-    return again
+    async def __call__(self) -> Any:
+        if self.body is None:
+            return await self.receive()
+        body, self.body = self.body, None
+        return {"type": "http.request", "body": body, "more_body": False}
 
 
-def _with_headers(send: Any, headers: list[tuple[bytes, bytes]]) -> Any:
-    async def sending(message: Any) -> None:
+class HeaderSend:
+    """An ASGI `send` that adds headers to the answer."""
+
+    def __init__(self, send: Any, headers: list[tuple[bytes, bytes]]) -> None:
+        self.send, self.headers = send, headers
+
+    async def __call__(self, message: Any) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], *headers]
-        await send(message)
-
-    return sending
+            message["headers"] = [*message["headers"], *self.headers]
+        await self.send(message)
 
 
-async def _refuse(send: Any, status: int, message: str, wait: float) -> None:
-    """An error in the form of the OpenAI protocol."""
-    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status, "invalid_request_error")
-    body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": status}}).encode()
+def _bearer_token(scope: Any) -> str:
+    """The token of the Authorization header; empty if there is none."""
+    header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+    scheme, _, token = header.partition(" ")
+    if scheme.lower() != "bearer":
+        return ""
+    return token.strip()
+
+
+def _is_local(scope: Any) -> bool:
+    # Without a client address (a Unix socket) the request comes from this machine.
+    client = scope.get("client") or ("127.0.0.1", 0)
+    return ipaddress.ip_address(client[0]).is_loopback
+
+
+async def _send_refusal(send: Any, refusal: Refusal) -> None:
+    """Answers with an error in the form of the OpenAI protocol."""
+    error = {
+        "message": refusal.message,
+        "type": ERROR_TYPES.get(refusal.status, "invalid_request_error"),
+        "param": None,
+        "code": refusal.status,
+    }
+    body = json.dumps({"error": error}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if wait:
-        headers.append((b"retry-after", str(math.ceil(wait)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    if refusal.retry_after_s:
+        headers.append((b"retry-after", str(math.ceil(refusal.retry_after_s)).encode()))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

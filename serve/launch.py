@@ -1,4 +1,5 @@
-"""Starts the endpoint and keeps it up: used by `hero serve`, by `serve deploy`, by tests and benchmarks."""
+"""Starts the endpoint and keeps it running: used by `hero serve`, by `serve deploy`, by tests and
+benchmarks."""
 
 from __future__ import annotations
 
@@ -23,54 +24,94 @@ from rich.syntax import Syntax
 from common.errors import FleetError, UserError
 from common.files import write_json
 from common.ray_session import start_ray
+from common.run_paths import RunPaths
 from serve.config import ServeConfig
 from serve.deployment import APPLICATION, ChatEndpoint
 from serve.keys import digest
-from serve.versions import ModelVersion, resolve
+from serve.versions import ModelVersion, current_policy
 
-START_SECONDS = 300
+START_TIMEOUT_S = 300
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
+LOG_HINT = "see the serve-*.log files of the run"
+PYTHON_CLIENT = """
+from openai import OpenAI
+
+client = OpenAI(base_url="{url}", api_key="{key}")
+reply = client.chat.completions.create(
+    model="{model}",
+    messages=[{{"role": "user", "content": "What is the capital of France?"}}],
+)
+print(reply.choices[0].message.content)
+"""
+CURL = (
+    "curl {url}/chat/completions {header}-H 'Content-Type: application/json' -d "
+    """'{{"model": "{model}", "messages": """
+    """[{{"role": "user", "content": "What is the capital of France?"}}]}}'"""
+)
 
 
 def application(target: Path, config: ServeConfig) -> Any:
-    """The Serve application of a run or a model folder. Writes RUN/endpoint.json, with which a promotion finds it."""
-    resolve(target)
-    local = config.host == "localhost" or ipaddress.ip_address(config.host).is_loopback
-    if not local and not config.api_keys:
+    """The Serve application of a run directory or a model folder.
+
+    Writes RUN/endpoint.json, by which a promotion finds the endpoint. Raises UserError if there is
+    nothing to serve, or if an address that other machines can reach has no API keys.
+    """
+    current_policy(target)
+    if not _is_loopback(config.host) and not config.api_keys:
         raise UserError(
-            f"serve.host={config.host} can be reached from elsewhere, so API keys are needed: make one with `hero key FILE "
-            "NAME` and give --api-keys FILE"
+            f"serve.host={config.host} can be reached from other machines, so API keys are needed: "
+            "make one with `hero key FILE NAME` and give --api-keys FILE"
         )
-    config = config.model_copy(update={"api_keys": config.api_keys and str(Path(config.api_keys).absolute())})
+    if config.api_keys:
+        # Replicas have other working directories.
+        config = config.model_copy(update={"api_keys": str(Path(config.api_keys).absolute())})
     token = secrets.token_urlsafe(32)
-    is_run = (target / "current.json").exists()
-    if is_run:
-        found = {"url": f"http://{config.host}:{config.port}", "token": token}
-        write_json(target / "endpoint.json", found, mode=0o600)
-    logs = target / "logs" if is_run else Path(tempfile.mkdtemp(prefix="hero-serve-"))
-    env = {
+    paths = RunPaths(target)
+    if paths.current.exists():
+        endpoint = {"url": f"http://{config.host}:{config.port}", "token": token}
+        write_json(paths.endpoint, endpoint, mode=0o600)
+        logs = paths.logs
+    else:
+        logs = Path(tempfile.mkdtemp(prefix="hero-serve-"))
+    return _deployment(config).bind(str(target), config, str(logs), digest(token))
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+
+
+def _deployment(config: ServeConfig) -> Any:
+    """The deployment with the number of replicas and the resources of the configuration."""
+    environment = {
         "OMP_NUM_THREADS": str(config.threads),
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_MAX_N_SEQUENCES": str(config.max_choices),
         "VLLM_SERVER_DEV_MODE": "0",
     }
-    scaling = config.autoscaling and AutoscalingConfig(**config.autoscaling.model_dump())
-    deployment = ChatEndpoint.options(  # type: ignore[attr-defined]
-        **({"autoscaling_config": scaling} if scaling else {"num_replicas": config.replicas}),
-        ray_actor_options={"num_cpus": 0, "num_gpus": config.gpus, "runtime_env": {"env_vars": env}},
+    scaling: dict[str, Any] = {"num_replicas": config.replicas}
+    if config.autoscaling:
+        scaling = {"autoscaling_config": AutoscalingConfig(**config.autoscaling.model_dump())}
+    return ChatEndpoint.options(  # type: ignore[attr-defined]
+        **scaling,
+        ray_actor_options={
+            "num_cpus": 0,
+            "num_gpus": config.gpus,
+            "runtime_env": {"env_vars": environment},
+        },
         logging_config=QUIET,
-        max_ongoing_requests=2
-        * config.max_ongoing,  # the gate limits answers; pages and promotions still get through
+        # Twice, because the gateway limits answers itself: pages and promotions must still pass a
+        # full replica.
+        max_ongoing_requests=2 * config.max_ongoing,
         health_check_period_s=5,
         health_check_timeout_s=120,
         graceful_shutdown_timeout_s=5,
     )
-    return deployment.bind(str(target), config, str(logs), digest(token))
 
 
 def build(arguments: dict[str, Any]) -> Any:
-    """What `serve deploy configs/serve.yaml` imports: `target`, and the keys of the serve section of a config."""
+    """What `serve deploy configs/serve.yaml` imports: `target`, and the keys of the serve section
+    of a config."""
     return application(Path(arguments.pop("target")).absolute(), ServeConfig.model_validate(arguments))
 
 
@@ -78,63 +119,69 @@ def build(arguments: dict[str, Any]) -> Any:
 def running(
     target: Path, config: ServeConfig, address: str | None = None
 ) -> Iterator[tuple[str, ModelVersion]]:
-    """The endpoint for the length of a block: (base URL ending in /v1, what is served).
+    """The endpoint for the duration of a block: (base URL ending in /v1, the served version).
 
-    Joins the Ray cluster at `address` (or RAY_ADDRESS), else starts a Ray of its own and ends it afterwards.
+    Joins the Ray cluster at `address` (or RAY_ADDRESS); otherwise starts a Ray of its own and stops
+    it afterwards. Raises UserError if the port is in use, FleetError if the endpoint does not
+    start.
     """
     target = target.absolute()
-    served = resolve(target)
+    version = current_policy(target)
     with socket.socket() as probe:
         if probe.connect_ex((config.host, config.port)) == 0:
             raise UserError(
-                f"port {config.port} on {config.host} is in use; stop what listens there or choose another with --port"
+                f"port {config.port} on {config.host} is in use; stop the process that listens there "
+                "or choose another port with --port"
             )
     app = application(target, config)
-    files = tempfile.TemporaryDirectory(prefix="hero-proxy-", ignore_cleanup_errors=True)
-    _own_proxy(Path(files.name))
-    own = start_ray(address)
+    proxy_files = tempfile.TemporaryDirectory(prefix="hero-proxy-", ignore_cleanup_errors=True)
+    _separate_proxy(Path(proxy_files.name))
+    own_ray = start_ray(address)
     serve.start(http_options={"host": config.host, "port": config.port}, logging_config=QUIET)
     try:
         try:
             serve.run(app, name=APPLICATION, route_prefix="/")
-        except RuntimeError as fault:
-            raise FleetError(
-                f"the endpoint did not start; see the serve-*.log files of the run ({fault})"
-            ) from fault
+        except RuntimeError as error:
+            raise FleetError(f"the endpoint did not start; {LOG_HINT} ({error})") from error
         url = f"http://{config.host}:{config.port}"
         _wait_healthy(url)
-        yield f"{url}/v1", served
+        yield f"{url}/v1", version
     finally:
-        (target / "endpoint.json").unlink(missing_ok=True)
+        RunPaths(target).endpoint.unlink(missing_ok=True)
         serve.shutdown()
-        if own:
+        if own_ray:
             ray.shutdown()
-        files.cleanup()
+        proxy_files.cleanup()
 
 
-def _own_proxy(folder: Path) -> None:
-    """Lets several endpoints live on one machine: files and side ports of Serve's proxies are the same otherwise. The port
-    of the Python proxy, to which HAProxy turns while it knows no replica, would even be shared, and with it the requests."""
+def _separate_proxy(folder: Path) -> None:
+    """Gives Serve's proxies files and side ports of their own, so that several endpoints can run on
+    one machine.
+
+    By default all use the same ones. Even the port of the Python proxy, to which HAProxy sends
+    requests while it has no replica, would be shared: requests would reach another endpoint.
+    """
     with ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for probe in held:
-            probe.bind(("", 0))
-        metrics, stats, fallback = (probe.getsockname()[1] for probe in held)
-    for name, value in (
-        ("HAPROXY_CONFIG_FILE_LOC", folder / "haproxy.cfg"),
-        ("HAPROXY_SOCKET_PATH", folder / "admin.sock"),
-        ("HAPROXY_SERVER_STATE_BASE", folder),
-        ("HAPROXY_SERVER_STATE_FILE", folder / "server-state"),
-        ("HAPROXY_METRICS_SOCKET_PATH", folder / "metrics.sock"),
-        ("HAPROXY_METRICS_PORT", metrics),
-        ("HAPROXY_STATS_PORT", stats),
-        ("FALLBACK_PROXY_HTTP_PORT", fallback),
-    ):
+        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for free in sockets:
+            free.bind(("", 0))
+        metrics, stats, fallback = (free.getsockname()[1] for free in sockets)
+    settings = {
+        "HAPROXY_CONFIG_FILE_LOC": folder / "haproxy.cfg",
+        "HAPROXY_SOCKET_PATH": folder / "admin.sock",
+        "HAPROXY_SERVER_STATE_BASE": folder,
+        "HAPROXY_SERVER_STATE_FILE": folder / "server-state",
+        "HAPROXY_METRICS_SOCKET_PATH": folder / "metrics.sock",
+        "HAPROXY_METRICS_PORT": metrics,
+        "HAPROXY_STATS_PORT": stats,
+        "FALLBACK_PROXY_HTTP_PORT": fallback,
+    }
+    for name, value in settings.items():
         os.environ[f"RAY_SERVE_{name}"] = str(value)
 
 
 def _wait_healthy(url: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         try:
             if httpx.get(f"{url}/health", timeout=5).status_code == 200:
@@ -142,38 +189,29 @@ def _wait_healthy(url: str) -> None:
         except httpx.HTTPError:
             pass  # the proxy is not listening yet
         time.sleep(0.5)
-    raise UserError(
-        f"{url}: the endpoint was not healthy after {START_SECONDS} s; see the serve-*.log files of the run"
-    )
+    raise FleetError(f"{url}: the endpoint was not healthy after {START_TIMEOUT_S} s; {LOG_HINT}")
 
 
 def serve_forever(target: Path, config: ServeConfig, console: Console) -> None:
-    """Serves until Ctrl-C, after telling how to talk to it."""
-    with console.status("starting the endpoint") as status, running(target, config) as (url, served):
+    """Serves until Ctrl-C, after printing how to use the endpoint."""
+    with console.status("starting the endpoint") as status, running(target, config) as (url, version):
         status.stop()
-        console.print(
-            f"serving [bold]{served.version}[/] as model {config.name!r} at {url}  (Ctrl-C stops)\n"
-        )
-        key = "-H 'Authorization: Bearer KEY' " if config.api_keys else ""
-        body = f'{{"model": "{config.name}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
-        curl = f"curl {url}/chat/completions {key}-H 'Content-Type: application/json' -d '{body}'"
-        console.print(curl, soft_wrap=True, markup=False, highlight=False)
-        snippet = f"""
-from openai import OpenAI
-
-client = OpenAI(base_url="{url}", api_key="{"KEY" if config.api_keys else "none"}")
-reply = client.chat.completions.create(
-    model="{config.name}",
-    messages=[{{"role": "user", "content": "What is the capital of France?"}}],
-)
-print(reply.choices[0].message.content)
-"""
-        console.print(Syntax(snippet, "python", background_color="default"))
-        console.print(
-            f"in a browser: [bold]{url.removesuffix('/v1')}/[/]; in a terminal: [bold]hero chat {url}[/]"
-        )
+        _print_usage(url, version, config, console)
         try:
             while True:
                 time.sleep(1)
         except KeyboardInterrupt:
             console.print("stopping")
+
+
+def _print_usage(url: str, version: ModelVersion, config: ServeConfig, console: Console) -> None:
+    key, header = "none", ""
+    if config.api_keys:
+        key, header = "KEY", "-H 'Authorization: Bearer KEY' "
+    console.print(f"serving [bold]{version.name}[/] as model {config.name!r} at {url}  (Ctrl-C stops)\n")
+    curl = CURL.format(url=url, header=header, model=config.name)
+    console.print(curl, soft_wrap=True, markup=False, highlight=False)
+    python = PYTHON_CLIENT.format(url=url, key=key, model=config.name)
+    console.print(Syntax(python, "python", background_color="default"))
+    pages = url.removesuffix("/v1")
+    console.print(f"in a browser: [bold]{pages}/[/]; in a terminal: [bold]hero chat {url}[/]")

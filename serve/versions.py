@@ -1,16 +1,16 @@
-"""The versions of a run's policy on disk, and the durable pointer at the one that is served.
+"""The stored versions of a run's policy, and the durable pointer to the version that is served.
 
-    RUN/versions/ppo-20/       a Hugging Face folder (hard links), with manifest.json: size and SHA-256 of its files
-    RUN/current.json           the version to serve: every replica loads it when it starts, and follows it afterwards
-    RUN/promotions.jsonl       who moved the pointer, when, why, with which metrics
-    RUN/endpoint.json          where the running endpoint listens and its admin token; only its owner can read it
+    RUN/versions/ppo-20/    a Hugging Face folder (hard links) with manifest.json
+    RUN/current.json        the pointer: every replica loads this version and follows it afterwards
+    RUN/promotions.jsonl    who moved the pointer, when, why, with which metrics
+    RUN/endpoint.json       address and admin token of the running endpoint, readable by its owner
 
-Training calls `keep`; the pointer is moved by `serve.promotion`, or by training itself while nothing serves the run.
+Training calls `store`. The pointer is moved by `serve.promotion`, or by training itself while no
+endpoint serves the run.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import time
@@ -19,153 +19,172 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-from safetensors import safe_open
-
 from common.errors import UserError
-from common.files import append_row, read_json, read_jsonl, write_json
+from common.files import PARTIAL_SUFFIX, append_row, atomic_path, read_json, read_jsonl, write_json
+from common.run_paths import RunPaths
+from serve.manifest import MANIFEST, stored_at, write_manifest
 
 
 @dataclass(frozen=True)
 class ModelVersion:
     """A policy on disk."""
 
-    model: Path
-    version: str
-    """Stage and version for a run ("ppo-60"), folder name otherwise."""
+    folder: Path
+    """Hugging Face folder."""
+    name: str
+    """Stage and number for a version of a run ("ppo-60"), else the name of the folder."""
 
 
-def resolve(target: Path) -> ModelVersion:
-    """The policy that `target` (a run directory or a model folder) stands for now. Raises UserError if there is none."""
+def is_model(folder: Path) -> bool:
+    """Whether this is a Hugging Face folder."""
+    return (folder / "config.json").exists()
+
+
+def current_policy(target: Path) -> ModelVersion:
+    """The version that `target` serves now: the durable pointer of a run directory, or a model
+    folder itself.
+
+    Raises UserError if there is none, or if `target` is a run directory of an older layout.
+    """
     if not target.is_dir():
         raise UserError(
-            f"{target}: no such directory; give a run directory (made by `hero run`) or a Hugging Face folder"
+            f"{target}: no such directory; expected a run directory (made by `hero run`) or a "
+            "Hugging Face folder"
         )
-    pointer = target / "current.json"
-    if pointer.exists():
-        current = read_json(pointer)
-        model = target / current["path"]
-        if not (model / "config.json").exists():
+    paths = RunPaths(target)
+    if not is_model(target):
+        paths.check_layout()
+    if paths.current.exists():
+        pointer = read_json(paths.current)
+        folder = target / pointer["path"]
+        if not is_model(folder):
             raise UserError(
-                f"{pointer}: points at {model}, which is not a model folder; run the {current['stage']} stage again"
+                f"{paths.current}: points to {folder}, which is no model folder; "
+                f"run the {pointer['stage']} stage again"
             )
-        return ModelVersion(model, f"{current['stage']}-{current['version']}")
-    if (target / "config.json").exists():
+        return ModelVersion(folder, f"{pointer['stage']}-{pointer['version']}")
+    if is_model(target):
         return ModelVersion(target, target.name)
     raise UserError(
-        f"{target}: nothing to serve yet (neither current.json nor config.json); `hero run` writes a policy with its sft stage"
+        f"{target}: nothing to serve yet (neither current.json nor config.json); "
+        "`hero run` stores a policy at the end of its sft stage"
     )
 
 
-def find(target: Path, what: str) -> ModelVersion:
-    """A version of a run ("ppo-20"), the model of one of its stages ("sft"), or any model folder, by name."""
-    for folder in (target / "versions" / what, target / what / "model", Path(what)):
-        if (folder / "config.json").exists():
-            return ModelVersion(folder, Path(what).name)
-    known = ", ".join(kept(target)) or "none"
+def locate(target: Path, name: str) -> ModelVersion:
+    """A version of a run ("ppo-20"), the model of one of its stages ("sft"), or any model folder,
+    by name.
+
+    Raises UserError if there is none of that name.
+    """
+    paths = RunPaths(target)
+    for folder in (paths.version(name), paths.stage(name).model, Path(name)):
+        if is_model(folder):
+            return ModelVersion(folder, Path(name).name)
+    versions = ", ".join(list_versions(target)) or "none"
     raise UserError(
-        f"{what}: neither a version of {target} ({known}) nor one of its stages nor a model folder"
+        f"{name}: neither a version of {target} ({versions}) nor one of its stages nor a model folder"
     )
 
 
-def keep(root: Path, version: str, folder: Path, newest: int, pinned: Sequence[str] = ()) -> None:
-    """Keeps a model folder as a version, whole or not at all, and drops all but the `newest` ones. The served version,
-    the one before it and those `pinned` stay."""
-    place = root / "versions" / version
-    partial = place.with_name(f".{version}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    files = [f for f in sorted(folder.iterdir()) if f.is_file() and f.name != "manifest.json"]
-    for file in files:
-        try:
-            os.link(file, partial / file.name)
-        except OSError:  # another file system
-            shutil.copy2(file, partial / file.name)
-    described = {f.name: {"size": f.stat().st_size, "sha256": _sha256(f)} for f in files}
-    write_json(partial / "manifest.json", {"time": time.time(), "files": described})
-    shutil.rmtree(place, ignore_errors=True)
-    partial.rename(place)
-    stay = {version, *pinned, previous(root)}
-    if (root / "current.json").exists():
-        stay.add(resolve(root).version)
-    for old in [v for v in kept(root)[:-newest] if v not in stay]:
-        shutil.rmtree(root / "versions" / old)
+def list_versions(root: Path) -> list[str]:
+    """Names of the stored versions, oldest first."""
+    folders = []
+    for manifest in RunPaths(root).versions.glob(f"*/{MANIFEST}"):
+        if not manifest.parent.name.endswith(PARTIAL_SUFFIX):
+            folders.append(manifest.parent)
+    return [folder.name for folder in sorted(folders, key=stored_at)]
 
 
-def kept(root: Path) -> list[str]:
-    """Names of the versions on disk, oldest first."""
-    found = (root / "versions").glob("*/manifest.json")
-    return [p.parent.name for p in sorted(found, key=lambda p: read_json(p)["time"])]
+def store(root: Path, name: str, model: Path, newest: int, pinned: Sequence[str] = ()) -> None:
+    """Stores a model folder as version `name`, then removes all versions but the `newest` ones.
+
+    The served version, the one before it and those in `pinned` are kept as well. The version is
+    complete or absent, whatever interrupts the call.
+    """
+    with atomic_path(RunPaths(root).version(name)) as partial:
+        partial.mkdir()
+        for file in model.iterdir():
+            if file.is_file() and file.name != MANIFEST:
+                _link_or_copy(file, partial / file.name)
+        write_manifest(partial)
+    _remove_old_versions(root, newest, {name, *pinned})
 
 
-def verify(folder: Path, like: Path) -> None:
-    """Refuses a version whose files are not those that were kept, or whose tensors do not fit an engine that was
-    started from the folder `like`. Raises UserError; nothing has been touched by then."""
-    manifest = read_json(folder / "manifest.json")
-    for name, told in (manifest["files"] if manifest else {}).items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != told["size"] or _sha256(file) != told["sha256"]:
-            raise UserError(
-                f"{file}: missing, or not as it was written; train this version again or choose another"
-            )
-    ours, theirs = _shapes(folder), _shapes(like)
-    if ours != theirs:
-        wrong = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
-        raise UserError(
-            f"{folder}: another architecture than what is served (for example {wrong[0]}: {ours.get(wrong[0])} instead of "
-            f"{theirs.get(wrong[0])}); start `hero serve` again to serve it"
-        )
+def _link_or_copy(file: Path, destination: Path) -> None:
+    try:
+        os.link(file, destination)
+    except OSError:  # another file system
+        shutil.copy2(file, destination)
 
 
-def _shapes(folder: Path) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="numpy") as tensors:
-            found |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 (not a dict)
-    return found
+def _remove_old_versions(root: Path, newest: int, keep: set[str]) -> None:
+    paths = RunPaths(root)
+    if paths.current.exists():
+        # The version before the served one is what a rollback needs.
+        keep |= {current_policy(root).name, previous_version(root) or ""}
+    for name in list_versions(root)[:-newest]:
+        if name not in keep:
+            shutil.rmtree(paths.version(name))
+    # What a crash left of versions that were being stored. One driver at a time stores versions.
+    for partial in paths.versions.glob(f"*{PARTIAL_SUFFIX}"):
+        shutil.rmtree(partial)
 
 
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def set_current(root: Path, name: str, **event: Any) -> dict[str, Any]:
+    """Moves the durable pointer to a stored version and logs it. Readers see the old version or the
+    new one.
+
+    `event` says who, why and with which metrics. Returns the logged row.
+    """
+    paths = RunPaths(root)
+    before = None
+    if paths.current.exists():
+        before = current_policy(root).name
+    stage, _, number = name.rpartition("-")
+    path = paths.version(name).relative_to(root)
+    write_json(paths.current, {"stage": stage, "version": int(number), "path": str(path)})
+    return append_event(root, **{"from": before, "to": name, "outcome": "promoted", **event})
 
 
-def point(root: Path, version: str, **why: Any) -> dict[str, Any]:
-    """Moves the durable pointer (readers see the old or the new one) and logs it: who, why, metrics. Returns the row."""
-    before = resolve(root).version if (root / "current.json").exists() else None
-    stage, _, number = version.rpartition("-")
-    write_json(root / "current.json", {"stage": stage, "version": int(number), "path": f"versions/{version}"})
-    return log(root, **{"from": before, "to": version, "outcome": "promoted", **why})
-
-
-def log(root: Path, **row: Any) -> dict[str, Any]:
-    """Adds a row to the log of promotions."""
-    row = {"time": time.time(), **row}
-    append_row(root / "promotions.jsonl", row)
+def append_event(root: Path, **event: Any) -> dict[str, Any]:
+    """Adds a row to the log of promotions, with the time, and returns it."""
+    row = {"time": time.time(), **event}
+    append_row(RunPaths(root).promotions, row)
     return row
 
 
-def promotions(root: Path) -> list[dict[str, Any]]:
-    return read_jsonl(root / "promotions.jsonl")
+def list_promotions(root: Path) -> list[dict[str, Any]]:
+    """The rows of the log of promotions, oldest first."""
+    return read_jsonl(RunPaths(root).promotions)
 
 
-def previous(root: Path) -> str | None:
-    """The version that was served before the present one, by the log; going back twice goes back further."""
-    if not (root / "current.json").exists():
+def previous_version(root: Path) -> str | None:
+    """The version that was served before the present one, by the log; None if the log has none."""
+    if not RunPaths(root).current.exists():
         return None
-    now = resolve(root).version
-    moves = [p for p in promotions(root) if (p["outcome"], p["to"], p.get("back")) == ("promoted", now, None)]
-    return moves[-1]["from"] if moves else None
+    current = current_policy(root).name
+    for row in reversed(list_promotions(root)):
+        # Rollbacks do not count, so that a second rollback goes back further instead of forward
+        # again.
+        if row["outcome"] == "promoted" and row["to"] == current and not row.get("rollback"):
+            before: str | None = row["from"]
+            return before
+    return None
 
 
-def endpoint(root: Path) -> dict[str, str] | None:
-    """URL and admin token of the endpoint that serves this run now; None if nothing listens there."""
-    found = read_json(root / "endpoint.json")
-    if found:
-        try:
-            httpx.get(f"{found['url']}/health", timeout=5)
-        except httpx.ConnectError:
-            return None
-        except httpx.HTTPError:
-            pass  # it lives, but is busy
-    return found
+def live_endpoint(root: Path) -> dict[str, str] | None:
+    """URL and admin token of the endpoint that serves this run now; None if no process listens
+    there."""
+    import httpx  # here, because `hero plan` imports this module and has to start fast
+
+    endpoint: dict[str, str] | None = read_json(RunPaths(root).endpoint)
+    if endpoint is None:
+        return None
+    try:
+        httpx.get(f"{endpoint['url']}/health", timeout=5)
+    except httpx.ConnectError:
+        return None
+    except httpx.HTTPError:
+        pass  # a process listens, but is busy
+    return endpoint

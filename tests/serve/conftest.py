@@ -1,4 +1,4 @@
-"""A run directory with versions of a small policy of random weights: all that serving needs of training; and one
+"""A run directory with versions of a small policy of random weights, which is all that serving needs of training; and one
 endpoint for all tests of this folder, started as a user starts it."""
 
 import json
@@ -20,12 +20,13 @@ import yaml
 from openai import OpenAI
 
 from cluster.config import RunConfig
-from cluster.run.directory import Run
+from cluster.run.directory import RunDirectory
+from common.files import write_jsonl
 from learners.config import ModelConfig
 from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy, scalar_from_policy
 from serve.keys import add_key
-from serve.versions import point
+from serve.versions import set_current
 from tests.learners.fixtures import TEXTS
 
 MODEL = ModelConfig(
@@ -33,18 +34,20 @@ MODEL = ModelConfig(
 )
 
 
-def make_run(root: Path, **settings) -> Run:
-    """Versions sft-0 (served), ppo-1 and ppo-2 near it, nan-1 with weights that are no numbers, wide-1 of another shape,
-    half-1 that passes for good until an engine reads its tensors."""
-    run = Run(RunConfig(run_dir=str(root), serve={"kv_cache_gib": 0.1, "keep_versions": 9, **settings}))
-    (root / "data").mkdir(parents=True)
-    prompts = [{"prompt": f"What is the capital of {place}?"} for place in ("France", "Peru", "Chad", "Iran")]
-    (root / "data" / "heldout.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
-    (root / "config.yaml").write_text(yaml.safe_dump(run.config.model_dump(mode="json")))
+def make_run(root: Path, **settings) -> RunDirectory:
+    """A run with the versions sft-0 (served), ppo-1 and ppo-2 with similar weights, nan-1 with weights that are nan, wide-1
+    of another shape, and half-1, which passes every check until an engine reads its tensors."""
+    run = RunDirectory(
+        RunConfig(run_dir=str(root), serve={"kv_cache_gib": 0.1, "keep_versions": 9, **settings})
+    )
+    countries = ("France", "Peru", "Chad", "Iran")
+    write_jsonl(run.paths.data("heldout"), [{"prompt": f"What is the capital of {c}?"} for c in countries])
+    run.paths.config.write_text(yaml.safe_dump(run.config.model_dump(mode="json")))
+    run.paths.write_layout()
     tokenizer = train_tokenizer(TEXTS, MODEL.vocab_size)
     policy = build_policy(MODEL, tokenizer, seed=1)
     with torch.no_grad():
-        policy.lm_head.weight[: len(tokenizer.all_special_ids)] = 0  # so that what it says is text
+        policy.lm_head.weight[: len(tokenizer.all_special_ids)] = 0  # so that answers are text
     wide = build_policy(MODEL.model_copy(update={"width": 128}), tokenizer, seed=1)
     for version, noise in (
         ("wide-1", 0.0),
@@ -61,19 +64,20 @@ def make_run(root: Path, **settings) -> Run:
                 parameter += torch.randn_like(parameter) * noise * 0.02
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        run.promote(stage, int(number), folder)
+        run.publish(stage, int(number), folder)
     half = root / "half"
     shutil.copytree(root / "sft" / "model", half)
     halve(half / "model.safetensors")
-    run.promote("half", 1, half)
+    run.publish("half", 1, half)
     scalar_from_policy(root / "sft" / "model", seed=2).save_pretrained(run.stage("reward") / "model")
-    (root / "promotions.jsonl").unlink()
-    point(root, "sft-0", who="test", why="start")
+    run.paths.promotions.unlink()
+    set_current(root, "sft-0", who="test", why="start")
     return run
 
 
 def halve(file: Path) -> None:
-    """Makes a weight file of 4-bit numbers with the names and shapes of the given one: it comes out half as wide."""
+    """Turns a weight file into one of 4-bit numbers with the same names and shapes: read as bytes, its tensors are half as
+    wide."""
     with open(file, "rb") as content:
         header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
     size = 0
@@ -117,12 +121,12 @@ class Endpoint:
 
 
 def wait_for(condition, seconds: float, what: str):
-    """Waits until the condition gives something true, and returns it."""
+    """Waits until the condition gives a true value, and returns it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
-            if found := condition():
-                return found
+            if value := condition():
+                return value
         except httpx.HTTPError:
             pass
         time.sleep(0.2)
@@ -166,8 +170,8 @@ def stop(endpoint: Endpoint) -> None:
 
 
 @pytest.fixture(scope="session")
-def files(tmp_path_factory) -> Run:
-    """A run directory for tests that serve nothing; not to be changed."""
+def files(tmp_path_factory) -> RunDirectory:
+    """A run directory for tests that start no endpoint; read only."""
     return make_run(tmp_path_factory.mktemp("files") / "run")
 
 
@@ -175,12 +179,12 @@ def files(tmp_path_factory) -> Run:
 def endpoint(tmp_path_factory):
     """Two replicas, each with the current policy and the SFT model."""
     root = tmp_path_factory.mktemp("serve") / "run"
-    if trained := os.environ.get("HERO_TEST_RUN"):  # for screenshots that say something
+    if trained := os.environ.get("HERO_TEST_RUN"):  # for screenshots of a trained policy
         shutil.copytree(trained, root, ignore=shutil.ignore_patterns("wandb", "feedback"))
     else:
         make_run(root)
-    found = start(
+    running = start(
         root, "--replicas=2", "serve.models.sft.path=sft", "serve.max_body_kib=64", "serve.max_choices=4"
     )
-    yield found
-    stop(found)
+    yield running
+    stop(running)

@@ -1,4 +1,4 @@
-"""Whatever is sent, the endpoint answers 4xx with a message or serves it: no 5xx, no hang, nothing left behind."""
+"""Whatever is sent, the endpoint answers it or refuses it with 4xx and a message: no 5xx, no hang, no leak."""
 
 import json
 import socket
@@ -58,8 +58,8 @@ FIELDS = (
 )
 
 
-def fine(answer: httpx.Response) -> None:
-    """ModelVersion, or refused with a reason; and the endpoint still lives."""
+def check_served_or_refused(answer: httpx.Response) -> None:
+    """Served, or refused with a reason."""
     assert answer.status_code < 500, (answer.status_code, answer.text[:500])
     if answer.status_code >= 400:
         assert answer.text.strip()
@@ -71,7 +71,7 @@ def client(endpoint):
         yield client
 
 
-def test_every_route_of_the_schema_survives_what_schemathesis_makes_up(endpoint, client):
+def test_no_generated_request_of_the_schema_gives_5xx(endpoint, client):
     document = client.get("/openapi.json").json()
     assert {
         "/v1/chat/completions",
@@ -99,26 +99,26 @@ def test_every_route_of_the_schema_survives_what_schemathesis_makes_up(endpoint,
 @QUICK
 @given(name=st.sampled_from(FIELDS), value=JSON)
 def test_any_value_of_any_field_is_served_or_refused(client, name, value):
-    fine(client.post(CHAT, json={**ASK, name: value}))
+    check_served_or_refused(client.post(CHAT, json={**ASK, name: value}))
 
 
 @QUICK
 @given(body=JSON)
 def test_any_json_is_served_or_refused(client, body):
     for path in (CHAT, "/v1/completions", "/feedback"):
-        fine(client.post(path, json=body))
+        check_served_or_refused(client.post(path, json=body))
 
 
 @QUICK
 @given(body=st.binary(max_size=200), path=st.sampled_from([CHAT, "/v1/completions", "/feedback"]))
 def test_any_bytes_are_refused(client, body, path):
     answer = client.post(path, content=body, headers={"content-type": "application/json"})
-    fine(answer)
+    check_served_or_refused(answer)
     assert answer.status_code >= 400
 
 
 @pytest.mark.parametrize(
-    ("change", "status", "told"),
+    ("change", "status", "message"),
     [
         ({"messages": [{"role": "user", "content": "word " * 2000}]}, 400, "maximum"),
         ({"messages": [{"role": "user", "content": "x" * 70_000}]}, 413, "64 KiB"),
@@ -131,12 +131,12 @@ def test_any_bytes_are_refused(client, body, path):
         ({"messages": "hello"}, 400, "messages"),
     ],
 )
-def test_what_is_wrong_is_said(client, change, status, told):
+def test_invalid_fields_are_named_in_the_error(client, change, status, message):
     answer = client.post(CHAT, json={**ASK, **change})
-    assert (answer.status_code, told in answer.text) == (status, True), answer.text[:500]
+    assert (answer.status_code, message in answer.text) == (status, True), answer.text[:500]
 
 
-def at_work(endpoint) -> float:
+def in_flight(endpoint) -> float:
     return endpoint.metric("vllm:num_requests_running") + endpoint.metric("vllm:num_requests_waiting")
 
 
@@ -152,38 +152,38 @@ def streaming(endpoint) -> socket.socket:
     return connection
 
 
-def test_the_engine_frees_a_request_whose_client_has_gone(endpoint):
+def test_a_request_whose_client_disconnects_is_aborted(endpoint):
     connections = [streaming(endpoint) for _ in range(8)]
     for connection in connections:
         connection.close()
-    wait_for(lambda: at_work(endpoint) == 0, 10, "engines without requests")
+    wait_for(lambda: in_flight(endpoint) == 0, 10, "engines without requests")
     assert sum(r["ongoing"] for r in endpoint.status()["replicas"]) == 0
 
 
-def test_slow_readers_hold_nobody_up(endpoint, client):
+def test_slow_readers_do_not_delay_other_requests(endpoint, client):
     slow = [streaming(endpoint) for _ in range(8)]  # and read no further
     started = time.monotonic()
     for _ in range(10):
         assert client.post(CHAT, json=ASK).status_code == 200
     assert time.monotonic() - started < 30
-    wait_for(lambda: at_work(endpoint) == 0, 60, "engines done with slow readers")
+    wait_for(lambda: in_flight(endpoint) == 0, 60, "engines done with slow readers")
     for connection in slow:
         connection.close()
 
 
 def footprint(endpoint) -> list[tuple[float, int]]:
     """(MiB, open files) of each replica with its engines."""
-    found = []
+    footprints = []
     for replica in sorted(endpoint.status()["replicas"], key=lambda r: r["pid"]):
         process = psutil.Process(replica["pid"])
         family = [process, *process.children(recursive=True)]
-        found.append(
+        footprints.append(
             (sum(p.memory_full_info().uss for p in family) / 2**20, sum(p.num_fds() for p in family))
         )
-    return found
+    return footprints
 
 
-def test_two_thousand_requests_leave_nothing_behind(endpoint):
+def test_two_thousand_requests_leak_no_memory_or_files(endpoint):
     def one(i: int) -> int:
         with httpx.Client(base_url=endpoint.url, headers=endpoint.headers, timeout=120) as client:
             return client.post(CHAT, json={**ASK, "stream": i % 2 == 0, "temperature": i % 3}).status_code
@@ -192,7 +192,7 @@ def test_two_thousand_requests_leave_nothing_behind(endpoint):
         assert set(pool.map(one, range(300))) == {200}  # caches and pools fill up
         before = footprint(endpoint)
         assert set(pool.map(one, range(2000))) == {200}
-    wait_for(lambda: at_work(endpoint) == 0, 10, "engines without requests")
+    wait_for(lambda: in_flight(endpoint) == 0, 10, "engines without requests")
     after = footprint(endpoint)
     print(f"\n(MiB, files) by replica before {before} and after 2,000 requests {after}")
     for (memory, files), (memory_after, files_after) in zip(before, after, strict=True):

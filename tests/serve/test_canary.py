@@ -1,8 +1,8 @@
-"""What speaks against a new version, and what does not."""
+"""Which metrics of the canary refuse a new version, and the word lists."""
 
 import pytest
 
-from serve.canary import REFUSAL, RUDE, objection
+from serve.canary import REFUSAL_PATTERN, RUDE_PATTERN, regression
 from serve.config import CanaryConfig, ServeConfig
 
 GOOD = {"logprob_error": 3e-7, "reward": 1.0, "rude": 0.1, "refusal": 0.0, "ended": 1.0, "length": 9.0}
@@ -10,7 +10,7 @@ LIMITS = ServeConfig(canary=CanaryConfig(max_reward_drop=0.5, max_rude_rise=0.2,
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         ({}, None),
         ({"reward": 0.6, "rude": 0.25, "refusal": 0.05}, None),
@@ -23,12 +23,12 @@ LIMITS = ServeConfig(canary=CanaryConfig(max_reward_drop=0.5, max_rude_rise=0.2,
         ({"reward": float("nan")}, "reward went from 1.00 to nan"),
     ],
 )
-def test_a_version_is_refused_for_what_became_worse(change, told):
-    found = objection(GOOD, {**GOOD, **change}, LIMITS)
-    assert found is None if told is None else told in found
+def test_a_version_with_a_regression_is_refused(change, reason):
+    refusal = regression(GOOD, {**GOOD, **change}, LIMITS)
+    assert refusal is None if reason is None else reason in refusal
 
 
-def test_word_lists_know_rude_answers_and_refusals():
+def test_word_lists_match_rude_answers_and_refusals():
     rude = ("What a stupid question.", "Find out yourself.", "You are an idiot.", "Nobody asked you.")
     refusals = (
         "I can't help with that.",
@@ -42,7 +42,6 @@ def test_word_lists_know_rude_answers_and_refusals():
         "I can help you with that.",
         "Good day!",
     )
-    assert [bool(RUDE.search(t)) for t in (*rude, *refusals, *good)] == [True] * 4 + [False] * 8
-    assert [bool(REFUSAL.search(t)) for t in (*rude, *refusals, *good)] == [False] * 4 + [True] * 4 + [
-        False
-    ] * 4
+    texts = (*rude, *refusals, *good)
+    assert [bool(RUDE_PATTERN.search(text)) for text in texts] == [True] * 4 + [False] * 8
+    assert [bool(REFUSAL_PATTERN.search(text)) for text in texts] == [False] * 4 + [True] * 4 + [False] * 4

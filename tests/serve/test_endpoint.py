@@ -1,4 +1,4 @@
-"""The protocol that clients know, spoken by the served policy: the official client, streaming and not."""
+"""The OpenAI protocol of the endpoint, with the official client, streaming and not."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def client(endpoint):
     return endpoint.client()
 
 
-def test_streamed_and_whole_answers_are_the_same_and_name_their_version(client):
+def test_streamed_and_whole_answers_are_equal_and_versioned(client):
     whole = client.chat.completions.with_raw_response.create(**ASK, temperature=0)
     answer = whole.parse()
     chunks = list(client.chat.completions.create(**ASK, temperature=0, stream=True))
@@ -56,24 +56,24 @@ def test_seeds_choices_penalties_and_strategies(client):
     assert texts(temperature=0, frequency_penalty=2, presence_penalty=2) != greedy
 
 
-def test_seeded_long_prompts_at_once_answer_as_alone(client):
+def test_seeded_long_prompts_in_a_batch_answer_as_alone(client):
     """More prompt tokens at once than an engine takes in one step."""
-    asked = [f"{n}. " + "capital of France " * 25 for n in range(24)]
+    prompts = [f"{n}. " + "capital of France " * 25 for n in range(24)]
 
     def answer(prompt: str) -> str:
         return client.completions.create(model="hero", prompt=prompt, seed=3, max_tokens=8).choices[0].text
 
-    with ThreadPoolExecutor(len(asked)) as pool:
-        together = list(pool.map(answer, asked))
-    assert [answer(prompt) for prompt in asked[:4]] == together[:4]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        together = list(pool.map(answer, prompts))
+    assert [answer(prompt) for prompt in prompts[:4]] == together[:4]
 
 
 def test_logprobs_stop_and_schema(endpoint, client):
-    found = client.chat.completions.create(**ASK, temperature=0, logprobs=True, top_logprobs=3).choices[0]
-    tokens = found.logprobs.content
+    choice = client.chat.completions.create(**ASK, temperature=0, logprobs=True, top_logprobs=3).choices[0]
+    tokens = choice.logprobs.content
     assert len(tokens) == 12
     assert all(t.logprob <= 0 and len(t.top_logprobs) == 3 for t in tokens)
-    text = found.message.content
+    text = choice.message.content
     stop = text[len(text) // 2 :][:3]
     stopped = client.chat.completions.create(**ASK, temperature=0, stop=stop).choices[0]
     assert (stopped.finish_reason, stopped.message.content) == ("stop", text[: text.index(stop)])
@@ -85,13 +85,13 @@ def test_logprobs_stop_and_schema(endpoint, client):
     # JSON allows white space without end, and a model of random weights would take it.
     tokenizer = load_tokenizer(endpoint.root / "sft" / "model")
     blank = {str(i): -100 for i in range(len(tokenizer)) if tokenizer.decode([i]).isspace()}
-    told = client.chat.completions.create(
+    answer = client.chat.completions.create(
         **{**ASK, "max_tokens": 400}, response_format=schema, temperature=1, seed=1, logit_bias=blank
     )
-    assert isinstance(City.model_validate_json(told.choices[0].message.content).big, bool)
+    assert isinstance(City.model_validate_json(answer.choices[0].message.content).big, bool)
 
 
-def test_models_are_listed_with_their_versions_and_an_unknown_one_is_refused(client):
+def test_models_are_listed_and_an_unknown_one_is_refused(client):
     assert {m.id: m.version for m in client.models.list()} == {"hero": "sft-0", "sft": "sft"}
     assert client.chat.completions.create(**{**ASK, "model": "sft"}).system_fingerprint == "sft"
     with pytest.raises(openai.NotFoundError, match="gpt-9"):
@@ -104,7 +104,7 @@ def test_a_wrong_key_is_refused_and_health_is_open(endpoint, client):
     assert endpoint.get("/health").json()["status"] == "ok"
 
 
-def test_nothing_else_of_vllm_and_no_other_origin_is_served(endpoint):
+def test_other_routes_of_vllm_and_other_origins_are_closed(endpoint):
     for path in (
         "/tokenize",
         "/load",
@@ -137,13 +137,13 @@ def test_metrics_and_status_cover_both_replicas(endpoint):
 def test_the_terminal_chat_talks_to_it(endpoint):
     command = [sys.executable, "-m", "cluster.cli", "chat", f"{endpoint.url}/v1", "--temperature", "0"]
     env = {**os.environ, "OPENAI_API_KEY": endpoint.key}
-    said = subprocess.run(
+    result = subprocess.run(
         command, input="Hello!\n/quit\n", capture_output=True, text=True, timeout=100, env=env
     )
-    assert (said.returncode, bool(said.stdout.strip())) == (0, True), said.stderr
+    assert (result.returncode, bool(result.stdout.strip())) == (0, True), result.stderr
 
 
-def test_an_evaluation_harness_that_speaks_the_protocol_gets_what_it_sends_for(endpoint):
+def test_the_request_of_lm_eval_is_answered(endpoint):
     """The request of lm-eval's chat-completions model, word for word as it posts it."""
     body = {
         "messages": ASK["messages"],

@@ -1,7 +1,8 @@
-"""Keys, limits and the choice of the model, on the real middleware before an application that only tells what it got."""
+"""Keys, limits and the choice of the model: the real middleware in front of applications that only echo."""
 
 import asyncio
 import types
+from pathlib import Path
 
 import httpx
 import pytest
@@ -11,25 +12,29 @@ from serve.config import ServeConfig
 from serve.gateway import Gateway
 from serve.keys import ApiKeys, RateLimit, add_key, digest
 from serve.launch import application
+from serve.versions import ModelVersion
 
 CHAT = "/v1/chat/completions"
 
 
-def teller(name):
-    async def app(scope, receive, send):
+class Echo:
+    """An application that answers with its name in a header and the request's body."""
+
+    def __init__(self, name):
+        self.name = name
+
+    async def __call__(self, scope, receive, send):
         body = (await receive())["body"]
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"told", name.encode())]})
+        headers = [(b"answered-by", self.name.encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    return app
 
-
-def gate(client="127.0.0.1", **settings):
-    models = {
-        n: types.SimpleNamespace(app=teller(n), served=types.SimpleNamespace(version=f"{n}-1"))
-        for n in ("hero", "sft")
-    }
-    middleware = Gateway(teller("site"), ServeConfig(**settings), models, digest("secret"))
+def gateway(client="127.0.0.1", **settings):
+    models = {}
+    for name in ("hero", "sft"):
+        models[name] = types.SimpleNamespace(app=Echo(name), version=ModelVersion(Path(), f"{name}-1"))
+    middleware = Gateway(Echo("api"), ServeConfig(**settings), models, digest("secret"))
     transport = httpx.ASGITransport(middleware, client=(client, 1))
     return httpx.AsyncClient(transport=transport, base_url="http://test"), middleware
 
@@ -47,19 +52,20 @@ def anyio_backend():
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_named_model_answers_and_says_its_version():
-    client, middleware = gate()
-    for asked, answers in (("hero", "hero"), ("sft", "sft"), ("unknown", "hero"), (None, "hero")):
-        got = await client.post(CHAT, json={"model": asked, "x": 1})
-        assert (got.headers["told"], got.headers["x-weight-version"]) == (answers, f"{answers}-1")
-        assert got.json() == {"model": asked, "x": 1}
-    assert (middleware.traffic.requests, middleware.traffic.ongoing, middleware.traffic.failed) == (4, 0, 0)
-    assert (await client.post("/feedback", json={})).headers["told"] == "site"
+async def test_the_named_model_answers_and_names_its_version():
+    client, middleware = gateway()
+    for requested, model in (("hero", "hero"), ("sft", "sft"), ("unknown", "hero"), (None, "hero")):
+        got = await client.post(CHAT, json={"model": requested, "x": 1})
+        assert (got.headers["answered-by"], got.headers["x-weight-version"]) == (model, f"{model}-1")
+        assert got.json() == {"model": requested, "x": 1}
+    stats = middleware.stats
+    assert (stats.requests, stats.ongoing, stats.failed) == (4, 0, 0)
+    assert (await client.post("/feedback", json={})).headers["answered-by"] == "api"
 
 
-async def test_without_a_key_of_the_file_there_is_nothing_but_pages_and_health(keys):
+async def test_only_pages_and_health_are_open_without_a_key(keys):
     key = add_key(keys, "ann")
-    client, _ = gate(api_keys=str(keys))
+    client, _ = gateway(api_keys=str(keys))
     for path in ("/", "/playground", "/status", "/pages/chat.js", "/health"):
         assert (await client.get(path)).status_code == 200
     for headers in (
@@ -75,9 +81,9 @@ async def test_without_a_key_of_the_file_there_is_nothing_but_pages_and_health(k
     assert (await client.post(CHAT, json={}, headers={"authorization": f"Bearer {key}"})).status_code == 200
 
 
-async def test_a_removed_line_ends_a_key_at_once(keys):
+async def test_removing_its_line_revokes_a_key_at_once(keys):
     ann, bob = add_key(keys, "ann"), add_key(keys, "bob")
-    client, _ = gate(api_keys=str(keys))
+    client, _ = gateway(api_keys=str(keys))
     assert ann not in keys.read_text()
     keys.write_text(keys.read_text().splitlines()[1] + "\n")
     codes = [
@@ -88,22 +94,22 @@ async def test_a_removed_line_ends_a_key_at_once(keys):
 
 
 async def test_without_keys_only_this_machine_is_served():
-    assert (await gate("10.1.2.3")[0].post(CHAT, json={})).status_code == 401
-    assert (await gate("127.0.0.1")[0].post(CHAT, json={})).status_code == 200
+    assert (await gateway("10.1.2.3")[0].post(CHAT, json={})).status_code == 401
+    assert (await gateway("127.0.0.1")[0].post(CHAT, json={})).status_code == 200
 
 
 async def test_only_the_admin_token_promotes(keys):
-    client, _ = gate(api_keys=str(keys) if add_key(keys, "ann") else None)
+    client, _ = gateway(api_keys=str(keys) if add_key(keys, "ann") else None)
     for token, status in (("secret", 200), ("other", 401)):
         assert (
             await client.post("/admin/promote", json={}, headers={"authorization": f"Bearer {token}"})
         ).status_code == status
-    assert (await gate()[0].post("/admin/promote", json={})).status_code == 401
+    assert (await gateway()[0].post("/admin/promote", json={})).status_code == 401
 
 
-async def test_a_key_over_its_rate_is_told_when_to_come_back(keys):
+async def test_a_key_over_its_rate_gets_429_with_retry_after(keys):
     ann, bob = add_key(keys, "ann"), add_key(keys, "bob")
-    client, _ = gate(api_keys=str(keys), requests_per_minute=6, replicas=2)
+    client, _ = gateway(api_keys=str(keys), requests_per_minute=6, replicas=2)
     ask = {name: {"authorization": f"Bearer {k}"} for name, k in (("ann", ann), ("bob", bob))}
     codes = [(await client.post(CHAT, json={}, headers=ask["ann"])).status_code for _ in range(5)]
     assert codes == [200, 200, 200, 429, 429]
@@ -112,15 +118,15 @@ async def test_a_key_over_its_rate_is_told_when_to_come_back(keys):
     assert (await client.post(CHAT, json={}, headers=ask["bob"])).status_code == 200
 
 
-async def test_a_full_replica_says_so_at_once_and_still_lets_promotions_through():
+async def test_a_full_replica_refuses_requests_but_not_other_routes():
     started, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(scope, receive, send):
         started.set()
         await go_on.wait()
-        await teller("slow")(scope, receive, send)
+        await Echo("slow")(scope, receive, send)
 
-    client, middleware = gate(max_ongoing=1)
+    client, middleware = gateway(max_ongoing=1)
     middleware.models["hero"].app = slow
     first = asyncio.create_task(client.post(CHAT, json={"model": "hero"}))
     await started.wait()
@@ -132,17 +138,17 @@ async def test_a_full_replica_says_so_at_once_and_still_lets_promotions_through(
     assert (await client.post(CHAT, json={"model": "sft"})).status_code == 200
 
 
-async def test_what_is_too_long_or_not_json_is_refused():
-    client, middleware = gate(max_body_kib=1)
+async def test_long_bodies_and_invalid_json_are_refused():
+    client, middleware = gateway(max_body_kib=1)
     assert (await client.post(CHAT, content=b"x" * 1025)).status_code == 413
     for body in (b"", b"{", b"\xff\xfe", b'{"a": "\xc3"}', b"[" * 1000):
         got = await client.post(CHAT, content=body)
         assert got.status_code == 400
         assert "not valid JSON" in got.json()["error"]["message"]
-    assert middleware.traffic.ongoing == 0
+    assert middleware.stats.ongoing == 0
 
 
-def test_a_bucket_fills_at_its_rate(monkeypatch):
+def test_a_rate_limit_bucket_fills_at_its_rate(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     limit = RateLimit(per_minute=2)
@@ -153,7 +159,7 @@ def test_a_bucket_fills_at_its_rate(monkeypatch):
     assert limit.wait("a") == 0
 
 
-def test_a_key_file_is_checked(keys):
+def test_errors_in_a_key_file_are_reported(keys):
     with pytest.raises(UserError, match="no such file of API keys; make one with"):
         ApiKeys(keys)
     add_key(keys, "ann")
@@ -166,6 +172,6 @@ def test_a_key_file_is_checked(keys):
         ApiKeys(keys)
 
 
-def test_an_address_that_others_can_reach_needs_keys(files):
-    with pytest.raises(UserError, match=r"can be reached from elsewhere, so API keys are needed"):
+def test_a_public_address_needs_keys(files):
+    with pytest.raises(UserError, match=r"can be reached from other machines, so API keys are needed"):
         application(files.root, ServeConfig(host="0.0.0.0"))

@@ -1,11 +1,11 @@
-"""Several endpoints on one machine: nobody else may get their requests."""
+"""Several endpoints on one machine: none may get the requests of another."""
 
 import psutil
 
-SHARED = {8404, 8500, 9101}  # where the proxies of every Serve listen that was not told otherwise
+SHARED = {8404, 8500, 9101}  # default ports of Serve's proxies
 
 
-def test_no_proxy_listens_where_that_of_another_endpoint_may(endpoint):
+def test_no_proxy_listens_on_a_default_port_of_serve(endpoint):
     listening = {}
     for process in psutil.Process(endpoint.process.pid).children(recursive=True):
         ports = {c.laddr.port for c in process.net_connections() if c.status == psutil.CONN_LISTEN}

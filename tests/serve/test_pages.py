@@ -1,4 +1,4 @@
-"""The pages in a real browser: what a person clicks, what then stands there, and what lands in the files."""
+"""The pages in a real browser: what a person clicks, what the page shows then, and what is written to the files."""
 
 import json
 import os
@@ -32,16 +32,16 @@ def page(browser, endpoint):
     context = browser.new_context(viewport={"width": 1280, "height": 860}, base_url=endpoint.url)
     context.set_default_timeout(30_000)
     page = context.new_page()
-    faults = []
-    page.on("pageerror", lambda fault: faults.append(str(fault)))
-    page.on("console", lambda m: faults.append(m.text) if m.type == "error" and "401" not in m.text else None)
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" and "401" not in m.text else None)
     page.goto("/")
     page.get_by_label("API key").fill(endpoint.key)  # asked for once, then kept in the browser
     page.get_by_role("button", name="Use key").click()
     page.wait_for_selector("#model option", state="attached")
     yield page
     context.close()
-    assert not faults
+    assert not errors
 
 
 def shot(page, name: str) -> None:
@@ -49,14 +49,14 @@ def shot(page, name: str) -> None:
         page.screenshot(path=Path(SHOTS) / f"{name}.png")
 
 
-def say(page, text: str) -> None:
+def send(page, text: str) -> None:
     page.get_by_label("Message", exact=True).fill(text)
     page.keyboard.press("Enter")
     page.wait_for_selector(".turn.assistant .soft:has-text('tokens')")
 
 
 def test_chat_streams_stops_regenerates_edits_and_remembers(page):
-    say(page, "What is the capital of France?")
+    send(page, "What is the capital of France?")
     assert page.locator(".turn.user").inner_text().startswith("What is the capital of France?")
     assert page.locator(".turn.assistant .answer").inner_text().strip()
     assert "hero · " in page.locator(".turn.assistant").inner_text()
@@ -77,7 +77,7 @@ def test_chat_streams_stops_regenerates_edits_and_remembers(page):
     assert page.locator("#history button").count() >= 1
 
 
-def test_markdown_becomes_text_and_marks_but_never_markup(page):
+def test_markdown_is_rendered_without_html_injection(page):
     html = page.evaluate(
         """async () => {
             const { markdown } = await import("/pages/common.js");
@@ -96,7 +96,7 @@ def test_markdown_becomes_text_and_marks_but_never_markup(page):
     assert 'href="javascript' not in html
 
 
-def test_the_playground_compares_and_its_ranking_is_next_rounds_data(page, endpoint):
+def test_a_playground_ranking_is_data_of_the_next_round(page, endpoint):
     page.goto("/playground")
     page.wait_for_selector("#other option[value=sft]", state="attached")
     page.get_by_role("button", name="Nucleus").click()
@@ -140,14 +140,16 @@ def test_the_shown_code_gives_the_shown_answer(page, endpoint):
     page.get_by_role("button", name="View code").click()
     command = page.locator("#curl").inner_text()
     env = {**os.environ, "OPENAI_API_KEY": endpoint.key}
-    said = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=env, timeout=60).stdout
-    texts = shown, json.loads(said)["choices"][0]["message"]["content"]
+    output = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env=env, timeout=60
+    ).stdout
+    texts = shown, json.loads(output)["choices"][0]["message"]["content"]
     # Half a character, which random weights do write, is shown in another way by itself than in a text.
     assert len({"".join(c for c in text if c.isascii() and c.isalnum()) for text in texts}) == 1
 
 
-def test_a_thumb_with_a_comment_is_kept(page, endpoint):
-    say(page, "Hello!")
+def test_a_thumb_with_a_comment_is_stored(page, endpoint):
+    send(page, "Hello!")
     page.get_by_role("button", name="Thumb down").click()
     page.get_by_label("Comment").fill("That is no greeting.")
     page.get_by_role("button", name="Send feedback").click()
@@ -165,7 +167,7 @@ def test_status_shows_versions_and_replicas(page):
     shot(page, "status")
 
 
-def test_it_works_on_a_phone_and_by_keyboard_alone(browser, endpoint):
+def test_pages_work_on_a_phone_and_by_keyboard(browser, endpoint):
     phone = {"width": 390, "height": 780}
     context = browser.new_context(viewport=phone, base_url=endpoint.url, color_scheme="dark", has_touch=True)
     context.set_default_timeout(30_000)
@@ -183,9 +185,9 @@ def test_it_works_on_a_phone_and_by_keyboard_alone(browser, endpoint):
     page.keyboard.press("Enter")
     page.wait_for_selector(".turn.assistant .soft:has-text('tokens')")
     shot(page, "phone")
-    reached = set()
+    focused = set()
     for _ in range(40):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.textContent.trim().slice(0, 12)"))
-    assert {"Send", "New conversa", "Copy", "Regenerate"} <= reached
+        focused.add(page.evaluate("document.activeElement.textContent.trim().slice(0, 12)"))
+    assert {"Send", "New conversa", "Copy", "Regenerate"} <= focused
     context.close()

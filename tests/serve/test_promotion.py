@@ -1,4 +1,4 @@
-"""New weights while people are served: nothing is dropped, what is bad goes back by itself, what dies comes back right."""
+"""Promotion under load: no stream fails, a bad version is rolled back by itself, a dead replica is replaced."""
 
 import os
 import signal
@@ -13,9 +13,9 @@ import httpx
 import psutil
 import pytest
 
-from common.errors import UserError
+from common.errors import FleetError, UserError
 from serve import promotion
-from serve.versions import promotions, resolve
+from serve.versions import current_policy, list_promotions
 from tests.serve.conftest import wait_for
 
 LONG = {
@@ -28,14 +28,14 @@ LONG = {
 
 
 class Clients:
-    """Streams without end until stopped, and what became of each: gaps between chunks, versions, faults."""
+    """Clients that stream one answer after another until stopped. Keeps gaps between chunks, versions and errors."""
 
     started: ClassVar[list["Clients"]] = []
 
     def __init__(self, endpoint, count: int) -> None:
         self.started.append(self)
         self.client, self.stopped = endpoint.client(), threading.Event()
-        self.streams, self.faults, self.gaps, self.versions = 0, [], [], set()
+        self.streams, self.errors, self.gaps, self.versions = 0, [], [], set()
         self.failed_began: list[float] = []
         self.pool = ThreadPoolExecutor(count)
         self.work = [self.pool.submit(self._run) for _ in range(count)]
@@ -54,8 +54,8 @@ class Clients:
                 assert end.choices[0].finish_reason == "length", f"cut after {length} chunks"
                 self.versions.add(end.system_fingerprint)
                 self.streams += 1
-            except Exception as fault:
-                self.faults.append(repr(fault))
+            except Exception as error:
+                self.errors.append(repr(error))
                 self.failed_began.append(began)
 
     def stop(self) -> "Clients":
@@ -88,15 +88,15 @@ def test_fifty_promotions_under_load_drop_nothing(endpoint):
     busy.stop()
     print(
         f"\nwithout promotions: {quiet.streams} streams, longest gap {max(quiet.gaps):.2f} s; with 50: {busy.streams} streams, "
-        f"{len(busy.faults)} failed, longest gap {max(busy.gaps):.2f} s; a promotion took {sum(took) / 50:.2f} s "
+        f"{len(busy.errors)} failed, longest gap {max(busy.gaps):.2f} s; a promotion took {sum(took) / 50:.2f} s "
         f"(longest {max(took):.2f} s)"
     )
-    assert not quiet.faults + busy.faults
+    assert not quiet.errors + busy.errors
     assert served(endpoint) == {"ppo-2"}
     assert any("," in v for v in busy.versions)  # written by several versions, and it says so
 
 
-def test_an_answer_is_the_one_that_the_new_weights_give(endpoint):
+def test_after_a_promotion_answers_come_from_the_new_weights(endpoint):
     ask = {
         "model": "hero",
         "messages": [{"role": "user", "content": "Who?"}],
@@ -107,19 +107,19 @@ def test_an_answer_is_the_one_that_the_new_weights_give(endpoint):
     }
     client = endpoint.client()
 
-    def likeliest(model="hero"):
+    def top_logprob(model="hero"):
         answers = [client.chat.completions.create(**{**ask, "model": model}) for _ in range(6)]
-        found = {a.choices[0].logprobs.content[0].logprob for a in answers}
-        assert max(found) - min(found) < 1e-5  # all replicas agree
-        return found.pop()
+        logprobs = {a.choices[0].logprobs.content[0].logprob for a in answers}
+        assert max(logprobs) - min(logprobs) < 1e-5  # all replicas agree
+        return logprobs.pop()
 
-    sft = likeliest("sft")
-    assert abs(likeliest() - sft) > 1e-4
-    promotion.promote(endpoint.root, "sft-0", "back to what `sft` serves", who="test")
-    assert likeliest() == pytest.approx(sft, abs=1e-5)
+    sft = top_logprob("sft")
+    assert abs(top_logprob() - sft) > 1e-4
+    promotion.promote(endpoint.root, "sft-0", "the weights of `sft`", who="test")
+    assert top_logprob() == pytest.approx(sft, abs=1e-5)
 
 
-def test_the_command_promotes_and_rolls_back_and_logs_who_and_why(endpoint):
+def test_hero_promote_and_rollback_log_who_and_why(endpoint):
     def hero(*arguments):
         command = [sys.executable, "-m", "cluster.cli", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=100)
@@ -127,7 +127,7 @@ def test_the_command_promotes_and_rolls_back_and_logs_who_and_why(endpoint):
     run = hero("promote", str(endpoint.root), "ppo-1", "--why", "it is kinder")
     assert run.returncode == 0, run.stderr
     assert "ppo-1, 2 replicas" in run.stdout
-    row = promotions(endpoint.root)[-1]
+    row = list_promotions(endpoint.root)[-1]
     assert (row["to"], row["why"], bool(row["who"])) == ("ppo-1", "it is kinder", True)
     assert row["metrics"]["after"]["logprob_error"] < 1e-5
     assert {"reward", "rude", "refusal"} <= row["metrics"]["before"].keys()
@@ -136,11 +136,11 @@ def test_the_command_promotes_and_rolls_back_and_logs_who_and_why(endpoint):
     assert served(endpoint) == {row["from"]}
 
 
-def test_a_version_whose_answers_are_no_numbers_goes_back_by_itself(endpoint):
-    before = resolve(endpoint.root).version
+def test_a_version_that_gives_nan_is_rolled_back_by_itself(endpoint):
+    before = current_policy(endpoint.root).name
     row = promotion.promote(endpoint.root, "nan-1", "try", who="test")
     assert row["outcome"] == "rolled back"
-    assert resolve(endpoint.root).version == before
+    assert current_policy(endpoint.root).name == before
     assert served(endpoint) == {before}
     assert (
         endpoint.client()
@@ -150,7 +150,7 @@ def test_a_version_whose_answers_are_no_numbers_goes_back_by_itself(endpoint):
     )
 
 
-def test_what_does_not_fit_or_was_changed_is_refused_before_anything_is_touched(endpoint):
+def test_an_unsuitable_version_is_refused_before_any_swap(endpoint):
     before = served(endpoint)
     with pytest.raises(UserError, match="another architecture"):
         promotion.promote(endpoint.root, "wide-1", "try")
@@ -160,17 +160,17 @@ def test_what_does_not_fit_or_was_changed_is_refused_before_anything_is_touched(
     assert endpoint.get("/health").status_code == 200
 
 
-def lives(endpoint, count: int, version: str, without: int):
-    """The replicas, once there are `count` that hold the version and the one with process id `without` is gone."""
+def good_replicas(endpoint, count: int, version: str, without: int):
+    """The replicas, once `count` of them hold the version and the one with process id `without` is gone."""
     try:
         replicas = endpoint.status()["replicas"]
-    except httpx.HTTPError:  # this very request was with a replica that died
+    except httpx.HTTPError:  # this request went to the replica that died
         return None
     good = [r for r in replicas if r["pid"] != without and r["models"]["hero"]["version"] == version]
     return good if len(good) == count == len(replicas) else None
 
 
-def test_a_killed_replica_takes_only_its_own_streams_and_comes_back_with_the_current_version(endpoint):
+def test_a_killed_replica_loses_only_its_streams_and_returns(endpoint):
     promotion.promote(endpoint.root, "ppo-1", "not what `hero serve` was started with", who="test")
     busy = Clients(endpoint, 16)
     time.sleep(3)
@@ -179,22 +179,22 @@ def test_a_killed_replica_takes_only_its_own_streams_and_comes_back_with_the_cur
     os.kill(victim["pid"], signal.SIGKILL)
     killed, short = time.monotonic(), endpoint.client()
     answered, failed = 0, []
-    while not lives(endpoint, 2, "ppo-1", victim["pid"]):
+    while not good_replicas(endpoint, 2, "ppo-1", victim["pid"]):
         assert time.monotonic() - killed < 300, "no new replica"
         if time.monotonic() - killed > 15:
-            busy.stop()  # leaves the cores to the new replica
+            busy.stop()  # frees the cores for the new replica
         try:
             short.chat.completions.create(**{**LONG, "stream": False, "max_tokens": 2})
             answered += 1
-        except Exception as fault:
-            failed.append((time.monotonic() - killed, repr(fault)))
+        except Exception as error:
+            failed.append((time.monotonic() - killed, repr(error)))
     recovered = time.monotonic() - killed
     busy.stop()
     print(
-        f"\nkilled with {victim['ongoing']} streams at work: {len(busy.faults)} of {busy.streams + len(busy.faults)} streams "
+        f"\nkilled with {victim['ongoing']} streams in flight: {len(busy.errors)} of {busy.streams + len(busy.errors)} streams "
         f"failed, {answered} short requests answered meanwhile, {len(failed)} failed, two replicas again after {recovered:.1f} s"
     )
-    assert len(busy.faults) <= victim["ongoing"] + 2  # two may have begun since it was asked
+    assert len(busy.errors) <= victim["ongoing"] + 2  # two may have begun since the status was read
     assert (
         sum(began > killed for began in busy.failed_began) <= 1
     )  # the other replica answers, but for a rare race
@@ -203,12 +203,15 @@ def test_a_killed_replica_takes_only_its_own_streams_and_comes_back_with_the_cur
     assert not [e for e in engines if e.is_running() and e.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_an_engine_whose_update_failed_is_replaced_and_never_used_again(endpoint):
-    before = resolve(endpoint.root).version
+def test_an_engine_whose_update_failed_is_replaced(endpoint):
+    before = current_policy(endpoint.root).name
     pids = {r["pid"] for r in endpoint.status()["replicas"]}
-    with pytest.raises(UserError, match="failed half-way; this engine must be replaced"):
+    with pytest.raises(FleetError, match="failed half-way; this engine must be replaced"):
         promotion.promote(endpoint.root, "half-1", "try", who="test")
-    assert (promotions(endpoint.root)[-1]["outcome"], resolve(endpoint.root).version) == ("failed", before)
+    assert (list_promotions(endpoint.root)[-1]["outcome"], current_policy(endpoint.root).name) == (
+        "failed",
+        before,
+    )
     victim = wait_for(
         lambda: pids - {r["pid"] for r in endpoint.status()["replicas"]}, 60, "end of the broken replica"
     ).pop()
@@ -218,4 +221,4 @@ def test_an_engine_whose_update_failed_is_replaced_and_never_used_again(endpoint
         .system_fingerprint
         == before
     )
-    wait_for(lambda: lives(endpoint, 2, before, victim), 300, "two good replicas")
+    wait_for(lambda: good_replicas(endpoint, 2, before, victim), 300, "two good replicas")

@@ -1,4 +1,4 @@
-"""Versions on disk: what is served, what may be promoted, what is kept, and how the pointer moves."""
+"""Stored versions: which one is served, which may be promoted, which are kept, and how the pointer moves."""
 
 import json
 import shutil
@@ -6,8 +6,18 @@ import shutil
 import pytest
 
 from common.errors import UserError
+from common.files import PARTIAL_SUFFIX
+from common.run_paths import RunPaths
 from serve import promotion
-from serve.versions import find, keep, kept, point, promotions, resolve, verify
+from serve.manifest import verify
+from serve.versions import (
+    current_policy,
+    list_promotions,
+    list_versions,
+    locate,
+    set_current,
+    store,
+)
 
 
 @pytest.fixture
@@ -26,33 +36,33 @@ def copy(files, tmp_path):
 
 
 def test_a_run_is_its_current_policy(run):
-    served = resolve(run)
-    assert (served.model, served.version) == (run / "ppo" / "model", "ppo-7")
+    version = current_policy(run)
+    assert (version.folder, version.name) == (run / "ppo" / "model", "ppo-7")
 
 
 def test_a_model_folder_is_itself(run):
-    assert resolve(run / "ppo" / "model").version == "model"
+    assert current_policy(run / "ppo" / "model").name == "model"
 
 
-def test_what_cannot_be_served_is_named(run, tmp_path):
+def test_errors_say_what_cannot_be_served(run, tmp_path):
     with pytest.raises(UserError, match="no such directory"):
-        resolve(tmp_path / "nothing")
+        current_policy(tmp_path / "nothing")
     with pytest.raises(UserError, match="nothing to serve yet"):
-        resolve(run / "ppo")
+        current_policy(run / "ppo")
     (run / "ppo" / "model" / "config.json").unlink()
     with pytest.raises(UserError, match="run the ppo stage again"):
-        resolve(run)
+        current_policy(run)
 
 
-def test_a_model_is_found_by_version_by_stage_and_by_folder(files):
-    assert find(files.root, "ppo-1").model == files.root / "versions" / "ppo-1"
-    assert find(files.root, "sft").model == files.root / "sft" / "model"
-    assert find(files.root, str(files.root / "sft" / "model")).version == "model"
+def test_a_model_is_located_by_version_stage_or_folder(files):
+    assert locate(files.root, "ppo-1").folder == files.root / "versions" / "ppo-1"
+    assert locate(files.root, "sft").folder == files.root / "sft" / "model"
+    assert locate(files.root, str(files.root / "sft" / "model")).name == "model"
     with pytest.raises(UserError, match=r"neither a version .*ppo-1, ppo-2.* nor one of its stages"):
-        find(files.root, "ppo-9")
+        locate(files.root, "ppo-9")
 
 
-def test_a_changed_a_missing_and_an_unfitting_file_are_refused(copy):
+def test_changed_missing_and_unsuitable_files_are_refused(copy):
     versions = copy / "versions"
     verify(versions / "ppo-1", versions / "sft-0")
     with pytest.raises(UserError, match=r"another architecture .*: \[.*\] instead of \[.*\]"):
@@ -62,33 +72,65 @@ def test_a_changed_a_missing_and_an_unfitting_file_are_refused(copy):
     content[-1] ^= 1
     weights.unlink()
     weights.write_bytes(content)
-    with pytest.raises(UserError, match=r"ppo-1/model\.safetensors: missing, or not as it was written"):
+    with pytest.raises(UserError, match=r"ppo-1/model\.safetensors: missing, or changed since it was stored"):
         verify(versions / "ppo-1", versions / "sft-0")
     weights.unlink()
-    with pytest.raises(UserError, match="missing, or not"):
+    with pytest.raises(UserError, match="missing, or changed"):
         promotion.promote(copy, "ppo-1", "why")
-    assert resolve(copy).version == "sft-0"
+    assert current_policy(copy).name == "sft-0"
 
 
-def test_old_versions_go_but_the_served_the_one_before_and_the_pinned_stay(copy):
-    point(copy, "ppo-1", who="test", why="")
+def test_old_versions_are_removed_unless_needed(copy):
+    set_current(copy, "ppo-1", who="test", why="")
     for number in (5, 6, 7):
-        keep(copy, f"ppo-{number}", copy / "sft" / "model", newest=2, pinned=["wide-1"])
-    assert sorted(kept(copy)) == ["ppo-1", "ppo-6", "ppo-7", "sft-0", "wide-1"]
+        store(copy, f"ppo-{number}", copy / "sft" / "model", newest=2, pinned=["wide-1"])
+    assert sorted(list_versions(copy)) == ["ppo-1", "ppo-6", "ppo-7", "sft-0", "wide-1"]
 
 
 def test_promotion_and_rollback_move_the_pointer_and_are_logged(copy):
     assert promotion.promote(copy, "ppo-2", "better")["to"] == "ppo-2"
     assert promotion.promote(copy, "ppo-1", "even better")["from"] == "ppo-2"
     assert promotion.rollback(copy, "it was not")["to"] == "ppo-2"
-    assert resolve(copy).version == "ppo-2"
-    assert promotion.rollback(copy, "nor was that")["to"] == "sft-0"  # not ppo-1, which was left for good
-    rows = [(p["from"], p["to"], p["why"]) for p in promotions(copy)[1:]]
+    assert current_policy(copy).name == "ppo-2"
+    assert promotion.rollback(copy, "nor was that")["to"] == "sft-0"  # not ppo-1, which was rolled back
+    rows = [(p["from"], p["to"], p["why"]) for p in list_promotions(copy)[1:]]
     assert rows == [
         ("sft-0", "ppo-2", "better"),
         ("ppo-2", "ppo-1", "even better"),
         ("ppo-1", "ppo-2", "it was not"),
         ("ppo-2", "sft-0", "nor was that"),
     ]
-    with pytest.raises(UserError, match=r"has no version ppo-9 \(there are: "):
+    with pytest.raises(UserError, match=r"has no version ppo-9 \(available: "):
         promotion.promote(copy, "ppo-9", "")
+
+
+def test_a_run_of_an_older_layout_is_refused(run):
+    paths = RunPaths(run)
+    paths.config.write_text("{}")
+    sentence = r"this run directory has the layout of an older version"
+    for refused in (
+        lambda: current_policy(run),
+        lambda: promotion.promote(run, None, ""),
+        lambda: promotion.rollback(run, ""),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            refused()
+    paths.write_layout()
+    assert current_policy(run).name == "ppo-7"
+
+
+def test_a_model_folder_with_a_config_yaml_is_no_run(run):
+    folder = run / "ppo" / "model"
+    (folder / "config.yaml").write_text("{}")  # some published models have such a file
+    assert current_policy(folder).folder == folder
+
+
+def test_what_a_crash_left_of_a_version_is_not_listed_and_removed(copy):
+    versions = RunPaths(copy).versions
+    before = list_versions(copy)
+    partial = versions / f"ppo-9.123{PARTIAL_SUFFIX}"
+    shutil.copytree(versions / "ppo-1", partial)
+    assert list_versions(copy) == before
+    store(copy, "ppo-8", copy / "sft" / "model", newest=9)
+    assert list_versions(copy) == [*before, "ppo-8"]
+    assert not partial.exists()

@@ -1,0 +1,81 @@
+"""The manifest of a stored version: size and SHA-256 of every file, written when the version is
+stored.
+
+`verify` reads it before a version is promoted, so that an engine never loads changed or unsuitable
+weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from common.errors import UserError
+from common.files import read_json, write_json
+
+MANIFEST = "manifest.json"
+
+
+def write_manifest(folder: Path) -> None:
+    """Describes the files of `folder`, which holds no folders and no manifest yet."""
+    files = {}
+    for file in sorted(folder.iterdir()):
+        files[file.name] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+    write_json(folder / MANIFEST, {"time": time.time(), "files": files})
+
+
+def stored_at(folder: Path) -> float:
+    """When the version was stored, in seconds since 1970."""
+    return float(read_json(folder / MANIFEST)["time"])
+
+
+def verify(folder: Path, like: Path) -> None:
+    """Checks a version before an engine loads it.
+
+    Raises UserError if its files differ from the manifest, or if its tensors have other names or
+    shapes than those of the folder `like`, from which the engine was started. A folder without a
+    manifest (a plain model) has no files to compare.
+    """
+    manifest = read_json(folder / MANIFEST)
+    if manifest:
+        _check_files(folder, manifest["files"])
+    _check_shapes(folder, like)
+
+
+def _check_files(folder: Path, expected: dict[str, dict[str, Any]]) -> None:
+    for name, entry in expected.items():
+        file = folder / name
+        # The size first: it is read at once, and a file that was cut off needs no hash.
+        intact = file.is_file() and file.stat().st_size == entry["size"] and _sha256(file) == entry["sha256"]
+        if not intact:
+            raise UserError(
+                f"{file}: missing, or changed since it was stored; train this version again or choose another"
+            )
+
+
+def _check_shapes(folder: Path, like: Path) -> None:
+    new, served = _tensor_shapes(folder), _tensor_shapes(like)
+    for name in sorted(new.keys() | served.keys()):
+        if new.get(name) != served.get(name):
+            raise UserError(
+                f"{folder}: another architecture than the served model (for example {name}: "
+                f"{new.get(name)} instead of {served.get(name)}); start `hero serve` again to serve it"
+            )
+
+
+def _tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    shapes = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                shapes[name] = tensors.get_slice(name).get_shape()
+    return shapes
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
