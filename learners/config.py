@@ -1,6 +1,6 @@
 """The sections of the run configuration that say what is learned and how.
 
-`cluster.config` puts them together with the rollout, scoring, serving and world sections. The text under each
+`cluster.config` combines them with the sections on data, fleets and serving. The text under each
 field is its documentation: `hero plan` prints it beside an unknown key.
 """
 
@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from common.config import DType, Section
 
@@ -22,16 +19,18 @@ class LoRAConfig(Section):
     rank: int = Field(16, ge=1)
     """Rank r of the adapters."""
     alpha: int = Field(32, ge=1)
-    """Their scale: alpha / rank times the product of the two matrices is added to a weight."""
+    """Scale: alpha / rank times the product of the two matrices is added to a weight."""
     targets: list[str] | Literal["all-linear"] = "all-linear"
-    """Names of the layers that get one, for example q_proj; all-linear: every linear layer but the head."""
+    """Names of the layers that get an adapter, for example q_proj. all-linear: every linear layer
+    except the head."""
 
 
 class ModelConfig(Section):
     path: str | None = None
-    """A causal language model to start from: a local Hugging Face folder or a hub name. Empty: random weights."""
+    """A causal language model to start from: a local Hugging Face folder or a hub name. Empty:
+    random weights."""
     layers: int = Field(2, ge=1)
-    """Decoder layers of a model made from random weights."""
+    """Decoder layers of a model with random weights."""
     width: int = Field(256, ge=16)
     """Hidden size."""
     heads: int = Field(8, ge=1)
@@ -39,38 +38,49 @@ class ModelConfig(Section):
     kv_heads: int = Field(4, ge=1)
     """Key-value heads (grouped-query attention); must divide the heads."""
     vocab_size: Annotated[int, Field(ge=300)] | Literal["characters"] = 1280
-    """Size of the byte-level BPE vocabulary that the pretrain stage trains, or `characters`: one token for each."""
+    """Size of the byte-level BPE vocabulary that the pretrain stage trains. characters: one token
+    for each character of the corpus."""
     context: int = Field(256, ge=16)
     """Longest sequence, prompt and response together, in tokens."""
     tie_embeddings: bool = True
     """Share the matrix of the input embedding and the output head."""
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
-    """Attention implementation of transformers in learners and scoring actors. Empty: what the model prefers."""
+    """Attention implementation of transformers in learners and scoring actors. Empty: the
+    model's default."""
     gradient_checkpointing: bool = False
-    """Compute the activations of each layer again in the backward pass instead of keeping them: less memory, more time."""
+    """Compute the activations of each layer again in the backward pass instead of keeping them:
+    less memory, more time."""
     lora: LoRAConfig | None = None
-    """Train low-rank adapters of a model's linear layers and leave its weights alone. Empty: train the weights."""
+    """Train low-rank adapters of the linear layers and freeze the weights. Empty: train all
+    weights."""
     chat_template: str | None = None
-    """Jinja file of the chat template, for a tokenizer that has none. Empty: the tokenizer's own."""
+    """Jinja file of the chat template, for a tokenizer that has none. Empty: the tokenizer's
+    own."""
     end_token: str | None = None
     """Token that ends a turn. Empty: the tokenizer's own."""
     pad_token: str | None = None
-    """Token to pad with, another than the end token. Empty: the tokenizer's own."""
+    """Token to pad with; it must differ from the end token. Empty: the tokenizer's own."""
 
     @property
     def approx_vocab_size(self) -> int:
-        """Entries of the vocabulary; of one of characters, about."""
-        return 100 if self.vocab_size == "characters" else self.vocab_size
+        """Size of the vocabulary. That of characters is known only once the corpus is read: about
+        100."""
+        if self.vocab_size == "characters":
+            return 100
+        return self.vocab_size
 
     def inactive_keys(self) -> dict[str, str]:
-        made = ("layers", "width", "heads", "kv_heads", "vocab_size", "tie_embeddings")
-        return dict.fromkeys(made, "no model.path") if self.path else {}
+        if not self.path:
+            return {}
+        of_new_models = ("layers", "width", "heads", "kv_heads", "vocab_size", "tie_embeddings")
+        return dict.fromkeys(of_new_models, "no model.path")
 
     @model_validator(mode="after")
     def _divisible(self) -> ModelConfig:
         if self.width % self.heads or self.heads % self.kv_heads:
             raise ValueError(
-                f"width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: each must divide the one before it"
+                f"width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: each must divide "
+                "the one before it"
             )
         return self
 
@@ -81,9 +91,9 @@ class OptimizerConfig(Section):
     warmup_steps: int = Field(10, ge=0)
     """Steps of linear warm-up from zero."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """How the rate falls after the warm-up, down to `final_ratio` of the peak at the last step."""
+    """How the rate decays after the warm-up, to `final_ratio` of the peak at the last step."""
     final_ratio: float = Field(0.1, ge=0, le=1)
-    """Rate at the last step as a share of the peak."""
+    """Rate at the last step, as a fraction of the peak."""
     beta1: float = 0.9
     """AdamW beta 1."""
     beta2: float = 0.95
@@ -96,36 +106,43 @@ class OptimizerConfig(Section):
     """Gradients are scaled down to at most this global norm."""
 
     def inactive_keys(self) -> dict[str, str]:
-        return {"final_ratio": "schedule: linear, cosine"} if self.schedule == "constant" else {}
+        if self.schedule == "constant":
+            return {"final_ratio": "schedule: linear, cosine"}
+        return {}
 
 
 class LearnerConfig(Section):
     ranks: int = Field(2, ge=1)
-    """Learner actors: DeepSpeed data-parallel ranks."""
+    """Number of learner actors: DeepSpeed data-parallel ranks."""
     threads: int = Field(1, ge=1)
     """CPU threads of each rank."""
     gpus: float = Field(0.0, ge=0)
     """GPUs of each rank."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """ZeRO stage: what is sharded over the ranks (1 optimizer, 2 and gradients, 3 and parameters)."""
+    """ZeRO stage: what is sharded over the ranks. 1: optimizer state, 2: gradients too, 3:
+    parameters too."""
     offload_optimizer: bool = False
-    """Keep AdamW's state and do its step on the CPU (ZeRO 1 to 3)."""
+    """Keep AdamW's state on the CPU and run its step there (ZeRO 1 to 3)."""
     offload_parameters: bool = False
-    """Keep the parameters on the CPU and bring each layer's when it runs (ZeRO 3)."""
+    """Keep the parameters on the CPU and copy those of a layer to the device when it runs (ZeRO
+    3)."""
     micro_batch_tokens: int = Field(4096, ge=16)
-    """Most padded tokens in one forward pass of a rank."""
+    """Largest number of tokens, padding included, in one forward pass of a rank."""
     dtype: DType = "bfloat16"
-    """Arithmetic of the supervised stages (pretrain, sft, reward); bfloat16 keeps float32 master weights."""
+    """Precision of the supervised stages (pretrain, sft, reward). bfloat16 keeps float32 master
+    weights."""
     packing: bool = True
-    """Put several sequences in each row of a forward pass, so that next to nothing is padding."""
+    """Put several sequences in each row of a forward pass, so that there is little padding."""
     weights_dir: str | None = None
-    """Folder through which weights reach the engines, on a file system that all hosts share. Empty: shared memory."""
+    """Folder through which weights reach the rollout engines; learners and engines of all hosts
+    must see it. Empty: shared memory of this machine, or the run directory where there is none."""
 
     def inactive_keys(self) -> dict[str, str]:
-        least = {"offload_optimizer": 1, "offload_parameters": 3}
-        return {
-            key: f"learners.zero_stage of at least {n}" for key, n in least.items() if self.zero_stage < n
-        }
+        inactive = {}
+        for key, least_stage in (("offload_optimizer", 1), ("offload_parameters", 3)):
+            if self.zero_stage < least_stage:
+                inactive[key] = f"learners.zero_stage of at least {least_stage}"
+        return inactive
 
 
 class PretrainConfig(Section):
@@ -136,7 +153,7 @@ class PretrainConfig(Section):
     sequence_length: int = Field(128, ge=16)
     """Length of the packed sequences."""
     validation_share: float = Field(0.02, gt=0, lt=0.5)
-    """Share of the corpus kept for the validation loss."""
+    """Share of the corpus held out for the validation loss."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=3e-3, warmup_steps=20, weight_decay=0.1)
     """AdamW settings."""
     checkpoint_every: int = Field(100, ge=1)
@@ -145,12 +162,15 @@ class PretrainConfig(Section):
     @model_validator(mode="after")
     def _divisible(self) -> PretrainConfig:
         below = self.batch_tokens // self.sequence_length * self.sequence_length
-        if below != self.batch_tokens:
-            near = " or ".join(str(n) for n in (below, below + self.sequence_length) if n)
-            raise ValueError(
-                f"batch_tokens {self.batch_tokens} is not a multiple of sequence_length {self.sequence_length}; {near} would work"
-            )
-        return self
+        if below == self.batch_tokens:
+            return self
+        near = str(below + self.sequence_length)
+        if below:
+            near = f"{below} or {near}"
+        raise ValueError(
+            f"batch_tokens {self.batch_tokens} is not a multiple of sequence_length "
+            f"{self.sequence_length}; {near} would work"
+        )
 
 
 class SFTConfig(Section):
@@ -159,7 +179,7 @@ class SFTConfig(Section):
     batch_size: int = Field(64, ge=1)
     """Demonstrations in one optimizer step over all ranks."""
     validation_share: float = Field(0.05, gt=0, lt=0.5)
-    """Share of the demonstrations kept for the validation loss."""
+    """Share of the demonstrations held out for the validation loss."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3)
     """AdamW settings."""
     checkpoint_every: int = Field(100, ge=1)
@@ -168,18 +188,20 @@ class SFTConfig(Section):
 
 class RewardModelConfig(Section):
     path: str | None = None
-    """A sequence-classification folder with one output to start from. Empty: the SFT model with a new scalar head."""
+    """A sequence-classification folder with one output to start from. Empty: the SFT model with a
+    new scalar head."""
     epochs: int = Field(1, ge=1)
     """Passes over the rankings. More than one overfits (Ouyang 2022, C.2)."""
     folds: int = Field(1, ge=1)
-    """Train as many models beforehand, each without another part of the prompts, and report the accuracy over all parts
-    left out. 1: only the model that is kept."""
+    """Cross-validation: before the final model, train one model for each fold of the prompts on
+    all other folds, and report the accuracy over all folds. 1: no cross-validation."""
     batch_size: int = Field(16, ge=1)
     """Prompts (each with all its pairs) in one optimizer step over all ranks."""
     validation_share: float = Field(0.1, gt=0, lt=0.5)
     """Share of the prompts held out for the pair accuracy."""
     margin: float = Field(0.0, ge=0)
-    """By how much the scores of two responses must differ for each rank between them. 0: any difference counts."""
+    """Margin of the ranking loss: by how much the scores of two responses should differ for each
+    rank between them. 0: no margin."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3)
     """AdamW settings."""
     checkpoint_every: int = Field(100, ge=1)

@@ -1,4 +1,5 @@
-"""Log-probabilities and entropy of chosen tokens from logits: a pure function that models and objectives share."""
+"""Log-probabilities and entropy of target tokens from logits: a pure function that models and
+objectives share."""
 
 from __future__ import annotations
 
@@ -10,9 +11,10 @@ from torch import Tensor
 def token_logprobs(
     logits_NV: Tensor, targets_N: Tensor, temperature: float = 1.0, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(logprobs_N, entropy_N) in nats of the targets under softmax(logits / temperature), in float32.
+    """(logprobs_N, entropy_N) in nats of the targets under softmax(logits / temperature), in
+    float32.
 
-    The entropy carries no gradient and is empty unless asked for.
+    The entropy carries no gradient and is empty without `with_entropy`.
     """
     log_p_NV = F.log_softmax(logits_NV.float() / temperature, dim=-1)
     logprobs_N = log_p_NV.gather(-1, targets_N[:, None]).squeeze(-1)

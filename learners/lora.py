@@ -1,7 +1,8 @@
-"""Low-rank adapters inside a plain transformers model, and the plain weights that model and adapters amount to.
+"""Low-rank adapters inside a plain transformers model, and the merged weights of model and
+adapters.
 
-The layers are injected in place (peft), so forwards, heads and names stay those of the model. Learner state holds
-the adapters; engines and exported folders get merged weights and know nothing of them.
+The layers are injected in place (peft), so forwards, heads and names stay those of the model. The
+learner state holds the adapters; rollout engines and exported folders get merged weights.
 """
 
 from __future__ import annotations
@@ -22,34 +23,46 @@ Gather = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
 
 
 def add_adapters(model: PreTrainedModel, config: LoRAConfig, head: nn.Module | None) -> None:
-    """Injects adapters, which start as no change, and freezes all but them and `head`, a scalar model's own layer."""
+    """Injects adapters, whose product is zero at first, and freezes everything but them and
+    `head`, the head of a scalar model. Raises UserError if a target names no layer."""
     targets: list[str] | str = config.targets
     if targets == "all-linear":
-        skipped = {id(head), id(model.get_output_embeddings())}
-        linear = (
-            name for name, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) not in skipped
-        )
-        targets = sorted({name.rpartition(".")[2] for name in linear})
+        targets = _linear_layers(model, skipped=(head, model.get_output_embeddings()))
+    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets)
     try:
-        inject_adapter_in_model(
-            LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets), model
-        )
-    except ValueError as fault:
-        raise UserError(f"model.lora.targets={config.targets}: {str(fault).splitlines()[0]}") from None
+        inject_adapter_in_model(lora, model)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.lora.targets={config.targets}: {reason}") from None
     if head is not None:
         head.requires_grad_(True)
 
 
+def _linear_layers(model: PreTrainedModel, skipped: tuple[nn.Module | None, ...]) -> list[str]:
+    """The last parts of the names of all linear layers, such as q_proj."""
+    names = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not any(module is other for other in skipped):
+            names.add(name.rpartition(".")[2])
+    return sorted(names)
+
+
 def merged_weights(model: PreTrainedModel, gathered: Gather) -> Iterator[tuple[str, Tensor]]:
-    """(Hugging Face name, tensor) of every weight of the plain model. `gathered` makes sharded parameters whole; where
-    they are, every rank iterates."""
-    layers: dict[str, Any] = {
-        f"{name}.base_layer.weight": m for name, m in model.named_modules() if isinstance(m, LoraLayer)
-    }
+    """(Hugging Face name, tensor) of every weight of the plain model. Inside `gathered`,
+    parameters that are sharded over ranks are whole; every rank must iterate over all of them."""
+    layers: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            layers[f"{name}.base_layer.weight"] = module
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             continue
+        plain_name = name.replace(".base_layer.", ".")
         layer = layers.get(name)
-        with gathered([parameter, *(layer.parameters() if layer else [])]):
-            weight = parameter.data + layer.get_delta_weight("default").detach() if layer else parameter.data
-            yield name.replace(".base_layer.", "."), weight
+        if layer is None:
+            with gathered([parameter]):
+                yield plain_name, parameter.data
+        else:
+            with gathered([parameter, *layer.parameters()]):
+                delta = layer.get_delta_weight("default").detach()
+                yield plain_name, parameter.data + delta

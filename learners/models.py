@@ -1,7 +1,9 @@
-"""Builds, loads and runs the two kinds of model: causal language models and scalar models (reward, critic).
+"""Builds, loads and runs the two kinds of model: causal language models and scalar models
+(reward, critic).
 
-Both are plain transformers classes saved as plain Hugging Face folders. Sequences are padded on the right and
-attention is causal, so real tokens never see padding and no attention mask is needed.
+Both are plain transformers classes saved as plain Hugging Face folders. Sequences are padded on
+the right and attention is causal, so real tokens never see padding and no attention mask is
+needed.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from common.errors import UserError
+from common.random_streams import Stream, derived_seed
 from learners.config import ModelConfig
 from learners.data.tokenizer import document_separator, end_token
 from learners.logprobs import token_logprobs
@@ -32,8 +35,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def build_policy(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A Qwen3 decoder with random weights, float32, whose generation config stops at the tokenizer's end token."""
-    torch.manual_seed(seed)
+    """A Qwen3 decoder with random weights, float32, whose generation config stops at the
+    tokenizer's end token."""
+    torch.manual_seed(derived_seed(seed, Stream.POLICY_INIT))
     model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer),
@@ -57,7 +61,8 @@ def build_policy(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: 
 
 
 def load_policy(path: str | Path, dtype: str = "float32", attention: str | None = None) -> PreTrainedModel:
-    """A causal language model from a folder or hub name; `attention` is an implementation that transformers knows."""
+    """A causal language model from a folder or hub name; `attention` is the name of an
+    implementation in transformers."""
     return AutoModelForCausalLM.from_pretrained(
         resolve_model_path(path), dtype=DTYPES[dtype], attn_implementation=attention
     )
@@ -76,8 +81,9 @@ def load_scalar(path: str | Path, dtype: str = "float32", attention: str | None 
 def scalar_from_policy(
     path: str | Path, seed: int, dtype: str = "float32", attention: str | None = None
 ) -> PreTrainedModel:
-    """The policy's backbone under a new scalar head, drawn from N(0, 1 / (width + 1)) (Stiennon et al. 2020)."""
-    torch.manual_seed(seed)
+    """The policy's backbone with a new scalar head, drawn from N(0, 1 / (width + 1)) (Stiennon et
+    al. 2020)."""
+    torch.manual_seed(derived_seed(seed, Stream.SCALAR_HEAD_INIT))
     model = AutoModelForSequenceClassification.from_pretrained(
         resolve_model_path(path), num_labels=1, dtype=DTYPES[dtype], attn_implementation=attention
     )
@@ -89,34 +95,33 @@ def scalar_from_policy(
 def prepare_for_training(model: PreTrainedModel, config: ModelConfig, seed: int) -> PreTrainedModel:
     """The model with the config's adapters, drawn by the seed, and gradient checkpointing."""
     if config.lora:
-        torch.manual_seed(seed)
-        add_adapters(
-            model, config.lora, None if model.get_output_embeddings() is not None else scalar_head(model)
-        )
+        head: nn.Linear | None = None
+        if model.get_output_embeddings() is None:
+            head = scalar_head(model)
+        # Policy and critic have layers of the same shapes; the counter gives them different
+        # adapters.
+        torch.manual_seed(derived_seed(seed, Stream.LORA_INIT, int(head is not None)))
+        add_adapters(model, config.lora, head)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        for (
-            layer
-        ) in model.modules():  # these look at their own mode alone; what is inside stays free of dropout
+        # Models stay in evaluation mode, without dropout, but these layers checkpoint only in
+        # training mode. The flag is set on them alone, and not on the modules inside.
+        for layer in model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = True
     return model
 
 
 def load_tokenizer(path: str | Path, config: ModelConfig | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name, with the template and tokens that the config sets in place of its own."""
+    """The tokenizer of a folder or hub name, with the template and tokens that the config sets
+    instead of its own.
+
+    Raises UserError where a template or the pad token is missing, or a token of the config is not
+    in the vocabulary.
+    """
     tokenizer = AutoTokenizer.from_pretrained(resolve_model_path(path))
-    if config and config.chat_template:
-        if not Path(config.chat_template).is_file():
-            raise UserError(
-                f"model.chat_template={config.chat_template}: no such file; it should hold a Jinja template"
-            )
-        tokenizer.chat_template = Path(config.chat_template).read_text(encoding="utf-8")
-    for key, token in (("end", config.end_token), ("pad", config.pad_token)) if config else ():
-        if token is not None and token not in tokenizer.get_vocab():
-            raise UserError(f"model.{key}_token={token}: the tokenizer of {path} has no such token")
-        if token is not None:
-            setattr(tokenizer, {"end": "eos_token", "pad": "pad_token"}[key], token)
+    if config is not None:
+        _apply_config(tokenizer, path, config)
     if tokenizer.chat_template is None:
         raise UserError(
             f"tokenizer of {path}: it has no chat template; set model.chat_template to a Jinja file"
@@ -128,13 +133,37 @@ def load_tokenizer(path: str | Path, config: ModelConfig | None = None) -> PreTr
     return tokenizer
 
 
+def _apply_config(tokenizer: PreTrainedTokenizerBase, path: str | Path, config: ModelConfig) -> None:
+    if config.chat_template:
+        template = Path(config.chat_template)
+        if not template.is_file():
+            raise UserError(f"model.chat_template={template}: no such file; it should hold a Jinja template")
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    vocabulary = tokenizer.get_vocab()
+    tokens = {
+        "end_token": ("eos_token", config.end_token),
+        "pad_token": ("pad_token", config.pad_token),
+    }
+    for key, (attribute, token) in tokens.items():
+        if token is None:
+            continue
+        if token not in vocabulary:
+            raise UserError(f"model.{key}={token}: the tokenizer of {path} has no such token")
+        setattr(tokenizer, attribute, token)
+
+
 def resolve_model_path(path: str | Path) -> str:
-    """The path itself, after a look: what looks like a folder must be one; anything else is taken as a hub name."""
-    looks_local = Path(path).is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") > 1
-    if Path(path).exists():
-        if not any((Path(path) / name).exists() for name in ("config.json", "tokenizer_config.json")):
+    """The path itself. Raises UserError if it looks like a folder but is none with a model;
+    anything else is taken as a hub name."""
+    folder = Path(path)
+    name = str(path)
+    looks_local = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if folder.exists():
+        has_config = (folder / "config.json").exists()
+        if not has_config and not (folder / "tokenizer_config.json").exists():
             raise UserError(
-                f"{path}: not a Hugging Face model folder (it has neither config.json nor tokenizer_config.json)"
+                f"{path}: not a Hugging Face model folder (it has neither config.json nor "
+                "tokenizer_config.json)"
             )
     elif looks_local:
         raise UserError(
@@ -144,7 +173,8 @@ def resolve_model_path(path: str | Path) -> str:
 
 
 def scalar_head(model: PreTrainedModel) -> nn.Linear:
-    """The last linear layer of a sequence-classification model (`score` in nearly all of transformers)."""
+    """The last linear layer of a sequence-classification model (`score` in nearly all of
+    transformers)."""
     for name in ("score", "classifier"):
         head = getattr(model, name, None)
         if isinstance(head, nn.Linear):
@@ -155,31 +185,35 @@ def scalar_head(model: PreTrainedModel) -> nn.Linear:
 
 
 def last_hidden(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
-    """(B, T, D). With neither mask nor cache, transformers keeps the sequences of a row apart where its position ids
-    start again; flash kernels look for that in a batch of one row only."""
+    """(B, T, D): the output of the last layer.
+
+    Without mask and cache, transformers lets attention end where the position ids of a row start
+    again; flash kernels do so only in a batch of one row.
+    """
     shape_BT = tokens_BT.shape
     if positions_BT is not None and "flash" in model.config._attn_implementation:
         tokens_BT, positions_BT = tokens_BT.view(1, -1), positions_BT.view(1, -1)
-    found = model.base_model(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
-    return found.last_hidden_state.view(*shape_BT, -1)
+    output = model.base_model(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
+    return output.last_hidden_state.view(*shape_BT, -1)
 
 
 @torch.no_grad()
 def check_packing_isolation(model: PreTrainedModel) -> None:
-    """Raises UserError if a sequence in a packed row sees the one before it: some architectures ignore position ids."""
+    """Raises UserError if a sequence in a packed row sees the one before it: some architectures
+    ignore position ids."""
     positions_BT = torch.tensor([[0, 1, 0, 1]])
-    one, other = (
-        last_hidden(model, torch.tensor([[*first, 3, 4]]), positions_BT) for first in ((1, 2), (5, 6))
-    )
-    if not torch.equal(one[:, 2:], other[:, 2:]):
+    # The same second sequence after two different first ones.
+    after_one = last_hidden(model, torch.tensor([[1, 2, 3, 4]]), positions_BT)
+    after_other = last_hidden(model, torch.tensor([[5, 6, 3, 4]]), positions_BT)
+    if not torch.equal(after_one[:, 2:], after_other[:, 2:]):
         raise UserError(
-            f"{type(model).__name__}: sequences packed into one row are not kept apart in this architecture; set "
-            "learners.packing=false"
+            f"{type(model).__name__}: this architecture does not separate sequences packed into "
+            "one row; set learners.packing=false"
         )
 
 
 class PolicyModule(nn.Module):
-    """A causal language model whose forward gives log-probabilities of chosen targets only."""
+    """A causal language model whose forward gives log-probabilities of target tokens only."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -193,10 +227,12 @@ class PolicyModule(nn.Module):
         temperature: float = 1.0,
         with_entropy: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """(logprobs_N, entropy_N) of `tokens_BT[target_mask_BT]`, row by row, each given the tokens before it.
+        """(logprobs_N, entropy_N) of `tokens_BT[target_mask_BT]`, row by row, each given the
+        tokens before it.
 
-        `target_mask_BT` is bool (B, T) and never set on the first token of a sequence. The head runs on the chosen positions
-        alone. `positions_BT` says where the sequences of packed rows start. entropy_N is empty unless asked for.
+        `target_mask_BT` is bool and never set on the first token of a sequence. The head runs on
+        the positions before targets alone. `positions_BT` says where the sequences of packed rows
+        start. entropy_N is empty without `with_entropy`.
         """
         hidden_BTD = last_hidden(self.model, tokens_BT, positions_BT)
         before_BT = torch.roll(target_mask_BT, -1, dims=1)
@@ -215,7 +251,8 @@ class ScalarModule(nn.Module):
         self.model = model
 
     def forward(self, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
-        """float32 (B, T): the scalar after reading each token, the bias of the reward model taken off."""
+        """float32 (B, T): the scalar on reading each token, minus the reward model's bias
+        (`center_rewards`)."""
         hidden_BTD = last_hidden(self.model, tokens_BT, positions_BT)
         scalars_BT = scalar_head(self.model)(hidden_BTD).squeeze(-1).float()
         return scalars_BT - getattr(self.model.config, "reward_bias", 0.0)

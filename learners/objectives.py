@@ -1,12 +1,12 @@
 """Every objective of the pipeline under one name: the public interface for users and checks.
 
-The functions live where they are used: advantages and the KL controller in `learners.rl.advantages`, the PPO losses in
-`learners.rl.losses`, the ranking loss in `learners.supervised.losses`, log-probabilities in `learners.logprobs`.
+The functions live where they are used: advantages and the KL controller in
+`learners.rl.advantages`, the PPO losses in `learners.rl.losses`, the ranking loss in
+`learners.supervised.losses`, log-probabilities in `learners.logprobs`.
 """
 
 from learners.logprobs import token_logprobs
 from learners.rl.advantages import (
-    KLEstimator,
     adapted_kl_coef,
     dr_grpo,
     gae,
@@ -22,9 +22,8 @@ from learners.rl.advantages import (
     rloo,
     token_rewards,
 )
+from learners.rl.choices import Aggregation, Correction, KLEstimator
 from learners.rl.losses import (
-    Aggregation,
-    Correction,
     aggregate,
     aggregation_size,
     importance_weights,

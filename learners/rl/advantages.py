@@ -10,12 +10,10 @@ new one is a function here and a line in `learners.rl.config.ADVANTAGES`.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-KLEstimator = Literal["k1", "k2", "k3"]
+from learners.rl.choices import KLEstimator
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -8,15 +8,11 @@ sharding; without one they are means over what they see.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from learners.rl.advantages import kl_estimate
-
-Aggregation = Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "fixed_length"]
-Correction = Literal["none", "tis", "icepop", "sequence", "decoupled"]
+from learners.rl.choices import Aggregation, Correction, RatioLevel
 
 
 def aggregate(
@@ -57,7 +53,7 @@ def policy_loss(
     dual_clip: float | None = None,
     weights_BT: Tensor | None = None,
     aggregation: Aggregation = "token_mean",
-    ratio: Literal["token", "sequence"] = "token",
+    ratio: RatioLevel = "token",
     denominator: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate (Schulman et al. 2017, arXiv:1707.06347, Eq. 7), negated to be minimised.
