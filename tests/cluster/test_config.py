@@ -3,9 +3,14 @@
 import pytest
 import yaml
 
-from cluster.config import all_keys, load_config
+from cluster import stage_registry
+from cluster.config import RunConfig
+from cluster.config_loader import all_keys, load_config
+from cluster.run.directory import RunDirectory
+from cluster.stage_registry import STAGE_SPECS, STAGES, StageSpec, policy_stages, stages_from
 from common.errors import UserError
 from learners import objectives
+from learners.data.config import KINDS
 from learners.rl.config import ADVANTAGES
 
 
@@ -16,14 +21,14 @@ def path(tmp_path):
     return file
 
 
-def test_overrides_win_over_the_file_which_wins_over_the_defaults(path):
+def test_overrides_win_over_the_file_and_it_over_the_defaults(path):
     config = load_config(path, ["ppo.iterations=7", "ppo.optimizer.lr=3e-4", "data.corpus=null"])
     assert (config.ppo.kl_coef, config.ppo.iterations, config.ppo.optimizer.lr) == (0.1, 7, 3e-4)
     assert config.directory.parts[-2:] == ("runs", "mine")
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["ppo.kl_cof=0.1"], "unknown key ppo.kl_cof; did you mean ppo.kl_coef"),
         (["ppo.learning_rate=0.1"], "unknown key ppo.learning_rate; "),
@@ -53,8 +58,10 @@ def test_overrides_win_over_the_file_which_wins_over_the_defaults(path):
         (["ppo.minibatches=3"], "256 is not divisible by minibatches 3; these would work: 1, 2, 4"),
         (["collect.responses=3"], "collect.responses: "),
         (["stages=[sft,pretrain]"], "in this order: pretrain, sft"),
+        (["stages=[sft,sft]"], "stages: give each stage at most once"),
+        (["stages=[sfp]"], "stages: no stage is named sfp; the stages are pretrain, sft, collect"),
         (["data.corpus={pth: a.txt}"], "unknown key data.corpus.0.pth; did you mean data.corpus.path"),
-        (["rewards.sources=[{kind: model}, {kind: model}]"], "each may be there once"),
+        (["rewards.sources=[{kind: model}, {kind: model}]"], "each may occur once"),
         (["rewards.sources=[{kind: function}]"], "rewards.sources.0.function.path: "),
         (["rewards.sources=[{kind: model, url: x}]"], "unknown key rewards.sources.0.model.url"),
         (
@@ -67,18 +74,18 @@ def test_overrides_win_over_the_file_which_wins_over_the_defaults(path):
         (["name='a b'"], "name: "),
     ],
 )
-def test_a_fault_is_named(path, overrides, told):
-    with pytest.raises(UserError) as fault:
+def test_error_names_the_key_and_what_is_expected(path, overrides, message):
+    with pytest.raises(UserError) as error:
         load_config(path, overrides)
-    assert told in str(fault.value)
+    assert message in str(error.value)
 
 
-def test_an_empty_override_takes_a_key_back_to_its_default(path):
+def test_empty_override_takes_a_key_back_to_its_default(path):
     assert load_config(path, ["ppo.kl_coef="]).ppo.kl_coef == 0.35
 
 
 @pytest.mark.parametrize("advantage", ADVANTAGES)
-def test_a_resolved_config_holds_no_key_without_effect_and_loads_to_the_same(path, tmp_path, advantage):
+def test_resolved_config_has_no_inactive_key_and_loads_again(path, tmp_path, advantage):
     config = load_config(path, [f"ppo.advantage={advantage}"])
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(yaml.safe_dump(config.model_dump(mode="json")))
@@ -86,28 +93,51 @@ def test_a_resolved_config_holds_no_key_without_effect_and_loads_to_the_same(pat
     assert load_config(resolved) == config
 
 
-def test_every_algorithm_has_its_function():
+def test_every_advantage_has_its_function():
     assert all(callable(getattr(objectives, name)) for name in ADVANTAGES)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("a: [1", "line 2: not valid YAML"), ("- 1", "expected keys and values, found list")]
+    ("text", "message"), [("a: [1", "line 2: not valid YAML"), ("- 1", "expected keys and values, got list")]
 )
-def test_a_file_that_is_no_config_is_named(tmp_path, text, told):
+def test_file_that_is_no_config_is_named(tmp_path, text, message):
     file = tmp_path / "bad.yaml"
     file.write_text(text + "\n")
-    with pytest.raises(UserError, match=r"bad\.yaml") as fault:
+    with pytest.raises(UserError, match=r"bad\.yaml") as error:
         load_config(file)
-    assert told in str(fault.value)
+    assert message in str(error.value)
 
 
-def test_a_missing_file_is_named():
+def test_missing_file_is_named():
     with pytest.raises(UserError, match=r"nowhere\.yaml: no such config file"):
         load_config("nowhere.yaml")
 
 
 def test_every_key_is_documented():
-    from cluster.config import RunConfig
-
     undocumented = [key for key, text in all_keys(RunConfig).items() if not text]
     assert undocumented == []
+
+
+def test_every_stage_names_existing_sections_data_and_function():
+    for spec in STAGE_SPECS:
+        assert set(spec.fingerprint) <= RunConfig.model_fields.keys()
+        assert set(spec.reads) <= set(KINDS)
+        assert callable(spec.load())
+        assert spec.title
+
+
+def test_registry_keeps_the_order_of_the_stages():
+    assert STAGES == ("pretrain", "sft", "collect", "reward", "ppo", "evaluate")
+    assert stages_from("reward") == ("reward", "ppo", "evaluate")
+    assert policy_stages() == ("pretrain", "sft", "ppo")
+
+
+def test_new_stage_is_one_row(monkeypatch, path):
+    row = StageSpec(name="distill", title="student", run="tests.cluster.test_config:all_keys")
+    monkeypatch.setattr(stage_registry, "STAGE_SPECS", (*STAGE_SPECS, row))
+    monkeypatch.setattr(stage_registry, "STAGES", (*STAGES, "distill"))
+    monkeypatch.setattr("cluster.config.STAGES", (*STAGES, "distill"))
+    config = load_config(path, ["stages=[pretrain,distill]"])
+    assert config.stages == ["pretrain", "distill"]
+    assert stage_registry.stage_spec("distill").load() is all_keys
+    assert RunDirectory(config).fingerprint("distill")
