@@ -93,7 +93,7 @@ def test_policy_answers_over_http_and_in_hero_chat(run):
     from serve.launch import running
 
     with running(run, ServeConfig(port=8017, kv_cache_gib=0.1)) as (url, served):
-        assert served.version == f"ppo-{ITERATIONS}"
+        assert served.name == f"ppo-{ITERATIONS}"
         client = OpenAI(base_url=url, api_key="none")
         messages = [{"role": "user", "content": "What is the capital of France?"}]
         raw = client.chat.completions.with_raw_response.create(model="hero", messages=messages, max_tokens=8)

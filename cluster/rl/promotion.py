@@ -8,7 +8,7 @@ import time
 import httpx
 
 from cluster.context import Context
-from common.errors import UserError
+from common.errors import HeroError
 from serve import promotion
 
 
@@ -30,7 +30,7 @@ def promote_from_training(context: Context, step: int) -> dict[str, float]:
         outcome = row["outcome"]
         if "reason" in row:
             outcome += f": {row['reason']}"
-    except (UserError, httpx.HTTPError) as error:
+    except (HeroError, httpx.HTTPError) as error:
         outcome = str(error)
     if outcome != "promoted":
         logging.warning("%s is not served: %s", version, outcome)

@@ -152,7 +152,7 @@ class RunDirectory:
         endpoint serves now."""
         served = None
         if live_endpoint(self.root):
-            served = current_policy(self.root).model
+            served = current_policy(self.root).folder
         for stage in stages_from(first):
             for folder in (self.paths.stage(stage).folder, *self.paths.versions.glob(f"{stage}-*")):
                 if folder != served:
