@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from actors.weights.transport import WeightPayload, WeightTransport
+from common.run_paths import TrainingInputPaths
 from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
 from learners.data.datasets import RankingData, TokenData
 from learners.deepspeed_engine import peak_flops
@@ -72,7 +73,7 @@ class LearnerActor:
 
     def start_pretrain(self, config: PretrainConfig, folder: Path, seed: int) -> int:
         """Next-token training on the corpus in `folder`, of a new model or of `model.path`."""
-        context = self._new_context(folder / "tokenizer", seed)
+        context = self._new_context(TrainingInputPaths(folder).tokenizer, seed)
         if self.model.path:
             module = self._load_policy(self.model.path, self.config.dtype, seed)
         else:
@@ -81,7 +82,7 @@ class LearnerActor:
             full_training = self.model.model_copy(update={"lora": None})
             model = build_policy(self.model, context.tokenizer, seed)
             module = PolicyModule(prepare_for_training(model, full_training, seed))
-        data = TokenData.load(folder / "tokens.npz")
+        data = TokenData.load(TrainingInputPaths(folder).corpus_tokens)
         batch_size = max(1, config.batch_tokens // config.sequence_length)
         schedule = Schedule(batch_size, steps=config.steps)
         return self._start(LanguageModelTask(module, data, config.optimizer, schedule, context))
@@ -89,7 +90,7 @@ class LearnerActor:
     def start_sft(self, policy: Path, config: SFTConfig, folder: Path, seed: int) -> int:
         """Supervised fine-tuning of `policy` on the demonstrations in `folder`."""
         context = self._new_context(policy, seed)
-        data = TokenData.load(folder / "demonstrations.npz")
+        data = TokenData.load(TrainingInputPaths(folder).demonstration_tokens)
         module = self._load_policy(policy, self.config.dtype, seed)
         schedule = Schedule(config.batch_size, config.epochs)
         return self._start(LanguageModelTask(module, data, config.optimizer, schedule, context))
@@ -98,7 +99,7 @@ class LearnerActor:
         """Training of a reward model on the rankings in `folder`, from `reward_model.path` or
         from `policy`."""
         context = self._new_context(config.path or policy, seed)
-        data = RankingData.load(folder / "rankings.npz")
+        data = RankingData.load(TrainingInputPaths(folder).ranking_tokens)
         module = self._load_scalar(config.path, policy, self.config.dtype, seed)
         return self._start(RewardModelTask(module, data, config, context))
 

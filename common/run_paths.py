@@ -57,8 +57,33 @@ class StagePaths:
 
     @property
     def step_logs(self) -> tuple[Path, ...]:
-        """A stage that continues from a checkpoint first removes the rows of later steps from these."""
+        """A stage that continues from a checkpoint first removes the rows of later steps from
+        these."""
         return (self.samples, self.alarms, self.batches, self.quarantine)
+
+
+@dataclass(frozen=True)
+class TrainingInputPaths:
+    """What a supervised stage trains on. Learner ranks find it by the folder, which is that of
+    the stage or of its folds."""
+
+    folder: Path
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / "tokenizer"
+
+    @property
+    def corpus_tokens(self) -> Path:
+        return self.folder / "tokens.npz"
+
+    @property
+    def demonstration_tokens(self) -> Path:
+        return self.folder / "demonstrations.npz"
+
+    @property
+    def ranking_tokens(self) -> Path:
+        return self.folder / "rankings.npz"
 
 
 @dataclass(frozen=True)
@@ -156,18 +181,26 @@ class RunPaths:
     def feedback(self) -> Path:
         return self.root / "feedback"
 
+    @property
+    def feedback_rankings(self) -> Path:
+        return self.feedback / "rankings.jsonl"
+
+    @property
+    def feedback_other(self) -> Path:
+        return self.feedback / "other.jsonl"
+
     # Stages, in their order.
     @property
     def tokenizer(self) -> Path:
-        return self.root / "pretrain" / "tokenizer"
+        return self._inputs("pretrain").tokenizer
 
     @property
     def corpus_tokens(self) -> Path:
-        return self.root / "pretrain" / "tokens.npz"
+        return self._inputs("pretrain").corpus_tokens
 
     @property
     def demonstration_tokens(self) -> Path:
-        return self.root / "sft" / "demonstrations.npz"
+        return self._inputs("sft").demonstration_tokens
 
     @property
     def responses(self) -> Path:
@@ -179,7 +212,7 @@ class RunPaths:
 
     @property
     def ranking_tokens(self) -> Path:
-        return self.root / "reward" / "rankings.npz"
+        return self._inputs("reward").ranking_tokens
 
     @property
     def folds(self) -> Path:
@@ -191,7 +224,7 @@ class RunPaths:
 
     @property
     def fold_rankings(self) -> Path:
-        return self.folds / "rankings.npz"
+        return TrainingInputPaths(self.folds).ranking_tokens
 
     @property
     def ppo_export(self) -> Path:
@@ -224,6 +257,9 @@ class RunPaths:
     @property
     def answers(self) -> Path:
         return self.root / "evaluate" / "answers.jsonl"
+
+    def _inputs(self, stage: str) -> TrainingInputPaths:
+        return TrainingInputPaths(self.root / stage)
 
     def check_layout(self) -> None:
         """Raises UserError for a run directory that an older version of this program wrote."""
