@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -19,7 +19,9 @@ from cluster.fleets.fleet import Fleet
 from learners.config import PretrainConfig, RewardModelConfig, SFTConfig
 from learners.rl.config import PPOConfig
 from learners.rl.scored_parts import ScoredPart, flatten_parts
-from learners.supervised.ranking import PairAgreement
+
+if TYPE_CHECKING:  # its module imports DeepSpeed, which the driver does not need
+    from learners.supervised.ranking import PairAgreement
 
 
 class LearnerFleet(Fleet):
