@@ -71,6 +71,7 @@ def run(
     from cluster.run.summary import print_summary
     from cluster.supervisor import interrupt_on_signals
 
+    # A Ray job, a service manager and a container are stopped with SIGTERM.
     interrupt_on_signals()
     try:
         finished = run_stages(settings, first, last)
@@ -145,6 +146,7 @@ def serve(
     settings = [f"serve.{name}={value}" for name, value in options.items() if value is not None]
     file = RunPaths(run).config
     config = load_config(file if file.exists() else None, [*(overrides or []), *settings])
+    # The canary measures a new version on held-out prompts; by default on the run's own.
     if config.data.heldout and not config.serve.canary.file:
         config.serve.canary.file = str(local_path(config.data.heldout[0], config.data) or "")
     serve_forever(run, config.serve, console)
@@ -277,6 +279,7 @@ def stop(job: Job = None, address: Address = None) -> None:
 
 def main() -> None:
     """Runs a command. The errors of `common.errors` are printed as one message, with their exit code."""
+    # Before any import of huggingface_hub, which reads it once.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         app()

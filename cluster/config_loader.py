@@ -24,6 +24,7 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
     Without a file there are the defaults and the overrides. Raises UserError for a missing file,
     invalid YAML, an unknown key or a value that is not allowed.
     """
+    # An empty file gives the defaults, and error messages have a path to name.
     path = Path(path or os.devnull)
     values = _read_yaml(path)
     for override in overrides or []:
@@ -60,6 +61,7 @@ def _apply(values: dict[str, Any], keys: list[str], text: str, override: str) ->
     if text:
         values[keys[-1]] = yaml.safe_load(text)
     else:
+        # The override `key=`: the default applies again.
         values.pop(keys[-1], None)
 
 
@@ -84,6 +86,7 @@ def _suggestion(section: list[str], unknown: str) -> str:
     siblings = [key for key in keys if key.split(".")[:-1] == section]
     by_name = {key.split(".")[-1]: key for key in keys}
     by_name |= {key.split(".")[-1]: key for key in siblings}
+    # A cutoff of 0.5 still proposes kl_coef for kl_cof, and nothing for an arbitrary word.
     similar = difflib.get_close_matches(unknown, by_name, n=3, cutoff=0.5)
     if similar:
         return f"did you mean {' or '.join(by_name[name] for name in similar)}?"

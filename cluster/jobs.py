@@ -25,10 +25,10 @@ from cluster.config import RunConfig
 from common.errors import UserError
 
 PACKAGES = ("common", "cluster", "actors", "learners", "serve")
+# How long a cluster's first node may take until it accepts jobs.
 AGENT_SECONDS = 60
-"""How long a cluster's first node may take until it accepts jobs."""
+# Between SIGTERM and SIGKILL: enough to close a W&B run.
 STOP_SECONDS = 60
-"""Between SIGTERM and SIGKILL: enough to close a W&B run."""
 
 
 def client(address: str | None) -> Any:
@@ -93,6 +93,7 @@ def _write_working_dir(folder: Path, config: RunConfig) -> None:
     for package in PACKAGES:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(root / package, folder / package, ignore=ignored)
+    # A relative data.root or run_dir means the directory of whoever submits.
     data_root = str(Path(config.data.root).expanduser().absolute())
     data = config.data.model_copy(update={"root": data_root})
     absolute = config.model_copy(update={"run_dir": str(config.directory), "data": data})

@@ -30,9 +30,11 @@ def run_stages(config: RunConfig, first: str | None = None, last: str | None = N
     for option, stage in (("--from", first), ("--until", last)):
         if stage is not None:
             check_stage_option(config, option, stage)
+    # Before the directory exists: a refused command leaves nothing behind.
     check_feasible(config)
     run = RunDirectory(config)
     run.open(redo=first)
+    # All stages and not only the config's: a stage that --from discarded loses its time as well.
     unfinished = [stage for stage in STAGES if not run.done(stage)]
     pending = [stage for stage in _up_to(config.stages, last) if stage in unfinished]
     if not pending:
@@ -67,12 +69,14 @@ def run_with_recovery(context: Context, stage: str) -> dict[str, Any]:
     runner, limit = stage_spec(stage).load(), context.config.cluster.max_restarts
     restarts = 0
     while True:
+        # What an interrupted attempt has read must not be counted twice.
         context.readers.clear()
         try:
             return runner(context)
         except FleetError as error:
             failed_at = time.time()
             replaced = context.fleets.replace_lost()
+            # Every actor is alive, so the same call would fail again.
             if not replaced:
                 raise
             restarts += 1
@@ -103,7 +107,7 @@ def _record_failure(
 def make_quickstart_data(run: RunDirectory) -> None:
     """Generates the quickstart's data if a stage reads a kind of data that the config names no file
     for."""
-    kinds = set()
+    kinds: set[str] = set()
     for stage in run.config.stages:
         kinds.update(stage_spec(stage).reads)
     if all(getattr(run.config.data, kind) for kind in kinds):

@@ -14,14 +14,14 @@ from pathlib import Path
 from cluster.config import RunConfig
 
 GIB = 2**30
+# Resident memory of a process before its model, measured on Linux with the pinned versions.
 PROCESS_GIB = {"driver": 0.9, "ray": 0.9, "learner": 0.75, "rollout": 1.0, "scoring": 0.6}
-"""Resident memory of a process before its model, measured on Linux with the pinned versions."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+# Adam's state of one parameter: two moments in float32, and beside bfloat16 weights their float32
+# master copy.
 ADAM_BYTES = {"float32": 8, "bfloat16": 12}
-"""Adam's state of one parameter: two moments in float32, and beside bfloat16 weights their float32
-master copy."""
+# Trained parameters as a share of all when adapters are trained; they are about this much.
 LORA_SHARE = 0.02
-"""Trained parameters as a share of all when adapters are trained; they are about this much."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ def learner_memory(config: RunConfig) -> Memory:
     """
     learners, dtype = config.learners, config.ppo.dtype
     count = parameters(config)
+    # The critic starts as a copy of the reward model or of the policy; its head is negligible.
     if config.ppo.advantage_spec.critic:
         count *= 2
     trained = count * LORA_SHARE if config.model.lora else count
@@ -151,6 +152,7 @@ def parameters(config: RunConfig) -> int:
     if model.path:
         return _stored_parameters(Path(model.path))
     head_width = model.width // model.heads
+    # Qwen3's layer: grouped queries, norms of queries and keys, a gated MLP three times as wide.
     queries_and_output = 2 * model.width * model.heads * head_width
     keys_and_values = 2 * model.width * model.kv_heads * head_width
     head_norms = 2 * head_width
@@ -178,6 +180,7 @@ def _stored_parameters(folder: Path) -> int:
     if not (folder / "config.json").exists():
         return 0
     config = json.loads((folder / "config.json").read_text())
+    # Reading the tensors' headers would be exact, but the sizes of the files are within a percent.
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     return size // DTYPE_BYTES.get(dtype, 4)

@@ -84,6 +84,7 @@ def check_stage_option(config: RunConfig, option: str, stage: str) -> None:
 
 
 def check_layout(config: RunConfig) -> None:
+    # `hero run` would refuse it as well, but only after the checks below.
     RunDirectory(config).paths.check_layout()
 
 
@@ -161,7 +162,8 @@ def check_gpus(config: RunConfig) -> None:
     for fleet in placement(config):
         if fleet.gpus and config.cluster.device == "cpu":
             raise UserError(
-                f"{fleet.fleet} asks for {fleet.gpus:g} GPUs but cluster.device is cpu; set cluster.device=cuda"
+                f"{fleet.fleet} asks for {fleet.gpus:g} GPUs but cluster.device is cpu; "
+                "set cluster.device=cuda"
             )
         if not fleet.gpus and config.cluster.device == "cuda":
             raise UserError(
@@ -180,6 +182,7 @@ def check_memory(config: RunConfig) -> None:
         )
 
 
+# In the order in which their errors help most: files first, then the model, then the machine.
 CHECKS = (
     check_layout,
     check_data,
@@ -192,7 +195,6 @@ CHECKS = (
     check_gpus,
     check_memory,
 )
-"""In the order in which their errors help most: files first, then the model, then the machine."""
 
 
 def _joins_a_cluster(config: RunConfig) -> bool:

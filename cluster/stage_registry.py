@@ -88,8 +88,8 @@ STAGE_SPECS = (
     ),
 )
 
+# Names of the stages in their order.
 STAGES = tuple(spec.name for spec in STAGE_SPECS)
-"""Names of the stages in their order."""
 
 
 def stage_spec(name: str) -> StageSpec:

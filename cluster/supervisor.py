@@ -17,10 +17,10 @@ from types import FrameType
 
 from common.errors import INTERRUPTED, RETRIED
 
+# A process that signal N ended has exit code 128 + N, as in shells.
 SIGNAL_BASE = 128
-"""A process that signal N ended has exit code 128 + N, as in shells."""
+# Signals that follow the first one this soon are the same request to stop.
 REPEAT_SECONDS = 2.0
-"""Signals that follow the first one this soon are the same request to stop."""
 
 
 class Supervisor:

@@ -21,6 +21,7 @@ class Section(BaseModel):
     Unknown keys are errors, and so are keys that have no effect beside the values of the others.
     """
 
+    # Field docstrings become descriptions, which a test requires for every key.
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     def inactive_keys(self) -> dict[str, str]:
@@ -29,6 +30,7 @@ class Section(BaseModel):
 
     @model_validator(mode="after")
     def _reject_inactive(self) -> Self:
+        # Only keys that were set: a default that is inactive says nothing about what the user wants.
         for key, needed in self.inactive_keys().items():
             if key in self.model_fields_set:
                 raise ValueError(

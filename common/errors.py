@@ -51,12 +51,14 @@ class FleetError(HeroError, RuntimeError):
     exit_code = 1
 
 
+# Exit code after Ctrl-C or SIGTERM, as shells use it.
 INTERRUPTED = 130
-"""Exit code after Ctrl-C or SIGTERM, as shells use it."""
+# Exit codes after which `hero run --retries` starts the run again. 1 is also an unexpected
+# exception.
 RETRIED = (FleetError.exit_code, DiskFullError.exit_code, WeightSyncError.exit_code)
-"""Exit codes after which `hero run --retries` starts the run again. 1 is also an unexpected exception."""
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether a write failed because the disk, or the user's quota on it, is full."""
+    # EDQUOT: on shared file systems the user's quota ends before the disk does.
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -18,8 +18,8 @@ from typing import Any
 
 from common.errors import UserError
 
+# Ends the name of a file or folder that is being written. Readers never match it.
 PARTIAL_SUFFIX = ".partial"
-"""Ends the name of a file or folder that is being written. Readers never match it."""
 
 
 @contextmanager
@@ -41,12 +41,14 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
     _remove(partial)
     try:
         yield partial
+        # The rename may reach the disk before the content, and a power failure between them leaves
+        # an empty file under the final name.
         if durable:
             _flush_to_disk(partial)
         if partial.is_dir() and path.exists():
             _remove(path)  # rename replaces a file, but not a folder with content
         partial.replace(path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too
         _remove(partial)
         raise
 
@@ -82,6 +84,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
     """Adds a line to a JSONL file; several processes may do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
+        # A long row is written in several pieces, which could interleave with another process's.
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(json.dumps(row) + "\n")
         file.flush()

@@ -16,6 +16,7 @@ def load_object(path: str) -> Any:
     Raises UserError if the module or the name does not exist.
     """
     module, _, name = path.partition(":")
+    # The `hero` script has its own folder there instead of the working directory.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

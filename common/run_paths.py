@@ -12,8 +12,8 @@ from pathlib import Path
 from common.errors import UserError
 from common.files import read_json, write_json
 
+# Version of the layout below. It grows when a reader of an older directory would misread it.
 LAYOUT = 2
-"""Version of the layout below. It grows when a reader of an older directory would misread it."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Checkpoints:
     def latest(self) -> dict[str, Any] | None:
         """The driver's state of the newest complete checkpoint, with its "step"; None if there is
         none."""
+        # A crash while a checkpoint was written, or a full disk, leaves the newest one incomplete.
         for step in reversed(self._steps()):
             corruption = self.corruption(step)
             if corruption is None:

@@ -26,8 +26,8 @@ from learners.data.config import SourceConfig
 from learners.data.sources import local_path
 from serve.versions import current_policy, live_endpoint, set_current, store
 
+# Sections that the first stage of a run depends on, and so all that follow.
 COMMON_SECTIONS = ("seed", "data", "quickstart", "model")
-"""Sections that the first stage of a run depends on, and so all that follow."""
 
 
 class RunDirectory:
@@ -52,10 +52,12 @@ class RunDirectory:
         """
         self.paths.check_layout()
         self.root.mkdir(parents=True, exist_ok=True)
+        # The lock comes first: another driver may be about to finish the stages that are checked.
         self._take_lock()
         self._check_fingerprints(redo)
         if redo:
             self.discard_from(redo)
+        # After the discard, so that config.yaml never describes results of an older configuration.
         self.paths.write_layout()
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         write_text(self.paths.config, text)
@@ -157,6 +159,7 @@ class RunDirectory:
             for folder in (self.paths.stage(stage).folder, *self.paths.versions.glob(f"{stage}-*")):
                 if folder != served:
                     shutil.rmtree(folder, ignore_errors=True)
+        # The pointer goes with the version that it names, or `hero serve` would fail on it.
         current = read_json(self.paths.current)
         if current and not (self.root / current["path"]).is_dir():
             self.paths.current.unlink()
@@ -176,6 +179,7 @@ class RunDirectory:
         present one first.
         """
         name = self.store_version(stage, version, folder)
+        # Nobody would see that an untested version has replaced the one that is served.
         if not live_endpoint(self.root):
             set_current(self.root, name, who="hero run", why="trained while nothing served the run")
 
@@ -202,6 +206,7 @@ class RunDirectory:
 
     def _fingerprint_sections(self, stage: str) -> tuple[str, ...]:
         sections = stage_spec(stage).fingerprint
+        # Later stages depend on these through the first one, which is refused before them.
         if stage == self.config.stages[0]:
             return (*COMMON_SECTIONS, *sections)
         return sections

@@ -38,6 +38,7 @@ def tree_memory() -> float:
     total = 0
     for process in [root, *root.children(recursive=True)]:
         try:
+            # Resident size would count libraries and the object store once for each process.
             total += process.memory_full_info().pss
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue  # it ended after the list was made

@@ -37,6 +37,7 @@ class Monitor:
             id_file.write_text(uuid.uuid4().hex[:8])
         mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
         self._wandb = wandb.init(
+            # One run for each stage: their steps would collide in one.
             project=os.environ.get("WANDB_PROJECT", "zero2hero"),
             group=self.name,
             job_type=self.stage,
@@ -68,6 +69,7 @@ class Monitor:
         row: dict[str, Any] = {"stage": self.stage, "step": step, "time": time.time()}
         for name, value in metrics.items():
             row[name] = value if math.isfinite(value) else None
+        # JSON has no nan, and a missing value would look like a metric that this step does not have.
         self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
 
@@ -109,6 +111,7 @@ class Monitor:
         step is there twice. Returns the stage's metrics up to that step."""
         for path in self._paths.step_logs:
             _remove_rows_after(path, last_step, self.stage)
+        # The file is replaced, so an open one would write to the old content.
         self._metrics.close()
         rows = _remove_rows_after(self._run_paths.metrics, last_step, self.stage)
         self._metrics = self._open_metrics()

@@ -16,8 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+# Time between two lines where there is no terminal.
 PLAIN_SECONDS = 10.0
-"""Time between two lines where there is no terminal."""
 
 
 class Bar:
@@ -36,6 +36,7 @@ class Bar:
             self._live.update(self._task, completed=self.done, note=note)
             return
         now = time.monotonic()
+        # A log file needs no line for each step; the last one shows that the stage is complete.
         if now - self._printed_at < PLAIN_SECONDS and self.done < self.total:
             return
         self._printed_at = now

@@ -16,6 +16,8 @@ from common.errors import UserError
 from common.files import read_json, read_jsonl, write_text
 from common.run_paths import RunPaths
 
+# In the order of the page: title, stage, metrics drawn together. A chart without values is left
+# out.
 CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Reward model score", "ppo", ("objective/scores", "eval/reward")),
     ("KL to the SFT policy, nats a response", "ppo", ("objective/kl", "eval/kl")),
@@ -33,11 +35,10 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("SFT loss", "sft", ("loss/train", "loss/validation")),
     ("Reward model loss", "reward", ("loss/train",)),
 )
-"""In the order of the page: title, stage, metrics drawn together. A chart without values is left out."""
+# Of one curve. A longer one is averaged over equal strides.
 POINTS = 300
-"""Of one curve. A longer one is averaged over equal strides."""
+# Prompts whose answers are shown side by side.
 ANSWERS = 60
-"""Prompts whose answers are shown side by side."""
 
 Curve = list[tuple[float, float]]
 
@@ -122,6 +123,7 @@ def _points(rows: Sequence[dict[str, Any]], stage: str, name: str) -> Curve:
 
 def _averaged(points: Curve) -> Curve:
     """At most POINTS points: the mean of each stride, at its last step."""
+    # Browsers slow down with tens of thousands of points, and curves of metrics are noisy.
     stride = -(-len(points) // POINTS)
     averaged = []
     for start in range(0, len(points), stride):

@@ -13,8 +13,8 @@ from rich.table import Table
 from common.files import read_json, read_jsonl
 from common.run_paths import RunPaths
 
+# Measures of the evaluation that the table leaves out.
 HIDDEN = ("count", "ended", "score_error")
-"""Measures of the evaluation that the table leaves out."""
 
 
 def print_summary(root: Path, console: Console) -> None:
@@ -98,6 +98,7 @@ def evaluation_table(results: dict[str, Any]) -> Table:
     table = Table(title="Held-out prompts", title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("model")
     table.add_column("decoding")
+    # Columns in the order in which measures first appear; a judge's own measures are not known here.
     columns: dict[str, None] = {}
     for decodings in results["stages"].values():
         for measures in decodings.values():

@@ -24,6 +24,7 @@ class Timings:
 
     def add(self, stage: str) -> None:
         """Adds the time since the last call to a stage's."""
+        # Wall clock: the sum over all restarts is what the user has waited for.
         seconds = time.time() - self._last
         self._last += seconds
         stages = self.totals["stages"]

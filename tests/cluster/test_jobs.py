@@ -1,4 +1,4 @@
-"""A run as a Ray job, on a local Ray head with its dashboard, through `hero` and through plain `ray job submit`."""
+"""A run as a Ray job on a local Ray head, through `hero` and through plain `ray job submit`."""
 
 import contextlib
 import os

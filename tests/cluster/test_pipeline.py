@@ -1,7 +1,8 @@
-"""`hero run` without Ray: exit code and retries by kind of error, recovery from lost actors, skipped stages."""
+"""`hero run` without Ray: exit codes by kind of error, retries, lost actors, skipped stages."""
 
 import errno
 import json
+from typing import ClassVar
 
 import pytest
 
@@ -19,7 +20,7 @@ SMALL = ["stages=[pretrain]", "quickstart.documents=30", "cluster.max_restarts=2
 class Fleets:
     """A FleetManager without actors; `lost` are the names that each call of `replace_lost` returns."""
 
-    lost: list[list[str]] = []
+    lost: ClassVar[list[list[str]]] = []
 
     def __init__(self, *_):
         self.closed = False

@@ -26,8 +26,9 @@ from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy
 
 PARAMETERS = 87_808
-"""Of configs/tiny.yaml by hand. Embeddings 600 x 64 = 38400. One layer: queries and output 2 x 64 x 64 = 8192, keys and
-values 2 x 64 x 32 = 4096, norms of the heads 2 x 32 = 64, MLP 3 x 64 x 192 = 36864, norms 2 x 64 = 128. Last norm 64."""
+"""Of configs/tiny.yaml by hand. Embeddings 600 x 64 = 38400. One layer: queries and output
+2 x 64 x 64 = 8192, keys and values 2 x 64 x 32 = 4096, norms of the heads 2 x 32 = 64,
+MLP 3 x 64 x 192 = 36864, norms 2 x 64 = 128. Last norm 64."""
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +66,9 @@ def test_batch_arithmetic_by_hand():
 @pytest.mark.parametrize(
     ("overrides", "weights", "gradients", "optimizer"),
     [
-        # Bytes for each parameter of the policy. Adam keeps 8 in float32 and 12 beside bfloat16 (two moments of 4
-        # bytes, and a master copy of 4); the policy and its critic are two models; there are two ranks.
+        # Bytes for each parameter of the policy. Adam keeps 8 in float32 and 12 beside bfloat16 (two
+        # moments of 4 bytes, and a master copy of 4); the policy and its critic are two models; there
+        # are two ranks.
         (["learners.zero_stage=0"], 8, 8, 16),
         (["learners.zero_stage=1"], 8, 8, 8),
         (["learners.zero_stage=2"], 8, 4, 8),

@@ -43,10 +43,9 @@ def test_folder_replaces_the_old_one_only_when_complete(tmp_path, durable):
             (partial / "sub").mkdir(parents=True)
             (partial / "sub" / content).write_text(content)
     assert names(folder / "sub") == ["new"]
-    with pytest.raises(RuntimeError), atomic_path(folder, durable) as partial:
-        partial.mkdir()
-        (partial / "half").write_text("")
-        raise RuntimeError
+    with pytest.raises(FileExistsError), atomic_path(folder, durable) as partial:
+        (partial / "half").mkdir(parents=True)
+        partial.mkdir()  # fails when a part has been written
     assert names(folder / "sub") == ["new"]
     assert names(tmp_path) == ["model"]
 
@@ -56,7 +55,8 @@ def test_killed_writer_leaves_the_old_file(tmp_path):
     write_text(path, "old")
     code = (
         "import os, pathlib, sys; from common.files import atomic_path\n"
-        "with atomic_path(pathlib.Path(sys.argv[1])) as partial: partial.write_text('new'); os.kill(os.getpid(), 9)"
+        "with atomic_path(pathlib.Path(sys.argv[1])) as partial:\n"
+        "    partial.write_text('new'); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -9
     assert path.read_text() == "old"
