@@ -141,6 +141,7 @@ async def status(replica: CurrentReplica) -> dict[str, Any]:
 @router.post("/feedback")
 def feedback(replica: CurrentReplica, feedback: Feedback) -> FeedbackStored:
     """Stores a person's opinion of answers."""
+    # FastAPI runs this handler in a thread, because it is not async: the write waits for the disk.
     file = store(RunPaths(replica.target), feedback)
     return FeedbackStored(stored=file)  # type: ignore[arg-type]
 

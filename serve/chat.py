@@ -24,6 +24,7 @@ def chat(url: str, model: str | None, system: str | None, temperature: float, co
 
     Raises UserError if no endpoint answers at `url`.
     """
+    # Without retries: a person sees the error at once and can send the line again.
     client = OpenAI(base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=0)
     if model is None:
         model = _first_model(client, url)

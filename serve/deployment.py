@@ -69,6 +69,7 @@ class ChatEndpoint:
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Starts the engines and returns the ASGI application; Serve calls it once."""
+        # Imported here, because the process that deploys the replicas does not need vLLM.
         from serve.api import create_api
         from serve.engine import ServedModel
         from serve.gateway import Gateway
@@ -106,6 +107,7 @@ class ChatEndpoint:
             return held
 
     async def _swap(self, version: ModelVersion) -> None:
+        # In a thread: hashing large files would stop the event loop, and with it every stream.
         await asyncio.to_thread(verify, version.folder, self.current.version.folder)
         try:
             await self.current.swap(version)

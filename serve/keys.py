@@ -34,6 +34,7 @@ def add_key(file: Path, name: str) -> str:
     key = f"hero-{secrets.token_urlsafe(32)}"
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a", encoding="utf-8") as keys:
+        # Before the hash is written: names and hashes are only for the owner.
         file.chmod(0o600)
         keys.write(f"{name} {digest(key)}\n")
     return key

@@ -87,6 +87,7 @@ def _deployment(config: ServeConfig) -> Any:
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_MAX_N_SEQUENCES": str(config.max_choices),
+        # Developer mode has routes by which any client could pause the engine.
         "VLLM_SERVER_DEV_MODE": "0",
     }
     scaling: dict[str, Any] = {"num_replicas": config.replicas}
@@ -95,6 +96,7 @@ def _deployment(config: ServeConfig) -> Any:
     return ChatEndpoint.options(  # type: ignore[attr-defined]
         **scaling,
         ray_actor_options={
+            # The threads are limited by OMP_NUM_THREADS; several replicas may share few cores.
             "num_cpus": 0,
             "num_gpus": config.gpus,
             "runtime_env": {"env_vars": environment},

@@ -28,6 +28,7 @@ def labelled_families(registry: CollectorRegistry, replica: str) -> list[Metric]
     """The families of this process, every sample labelled with the replica. They can be pickled."""
     families = []
     for family in registry.collect():
+        # A new family, since a collector may give the same object again at the next call.
         labelled = Metric(family.name, family.documentation, family.type, family.unit)
         for sample in family.samples:
             labelled.samples.append(sample._replace(labels={"replica": replica, **sample.labels}))

@@ -19,6 +19,7 @@ from serve.manifest import verify
 from serve.versions import list_versions, live_endpoint, locate, previous_version, set_current
 
 TIMEOUT_S = 900
+"""Enough for the two sets of answers of the canary and the swaps of all replicas."""
 LOCKED = "another promotion is in progress; wait until it has ended"
 """Said to whoever finds RUN/promotions.lock taken."""
 

@@ -112,6 +112,7 @@ def store(root: Path, name: str, model: Path, newest: int, pinned: Sequence[str]
 
 
 def _link_or_copy(file: Path, destination: Path) -> None:
+    # A link needs no space while the stage still holds the file.
     try:
         os.link(file, destination)
     except OSError:  # another file system

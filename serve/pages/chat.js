@@ -1,6 +1,6 @@
 import { $, call, copy, el, fillModels, markdown, saved, stream, thumbs } from "./common.js";
 
-// A conversation is {id, turns: [{role, content, …}]}; all of them are kept in this browser.
+// A conversation is {id, turns: [{role, content, …}]}; all of them are stored in this browser.
 let conversations = saved.get("conversations", []);
 let current = conversations[0] ?? { id: Date.now(), turns: [] };
 let running = null;
@@ -10,7 +10,7 @@ for (const name of ["temperature", "system"]) {
   $(name).onchange = () => saved.set(name, $(name).value);
 }
 
-function keep() {
+function store() {
   conversations = [current, ...conversations.filter((c) => c.id !== current.id)].filter((c) => c.turns.length).slice(0, 50);
   saved.set("conversations", conversations);
   showHistory();
@@ -24,74 +24,77 @@ function showHistory() {
   }));
 }
 
-const context = (upto) => [
+// The messages before turn `end`, the system message first.
+const context = (end) => [
   ...($("system").value.trim() ? [{ role: "system", content: $("system").value }] : []),
-  ...current.turns.slice(0, upto).map(({ role, content }) => ({ role, content })),
+  ...current.turns.slice(0, end).map(({ role, content }) => ({ role, content })),
 ];
 
 function show() {
   $("turns").replaceChildren(...current.turns.map(turn));
 }
 
-function turn(given, place) {
+function turn(message, index) {
   const text = el("div", { className: "answer" });
-  if (given.role === "user") text.append(el("div", { className: "text" }, given.content));
-  else text.append(markdown(given.content || (running ? "…" : "(empty)")));
+  if (message.role === "user") text.append(el("div", { className: "text" }, message.content));
+  else text.append(markdown(message.content || (running ? "…" : "(empty)")));
   const tools = el("div", { className: "row" });
   const tool = (label, action) => tools.append(el("button", { className: "small", type: "button", onclick: (e) => action(e.target) }, label));
-  tool("Copy", (button) => copy(given.content, button));
-  if (given.role === "user") tool("Edit", () => edit(place));
-  else if (given.version) {
-    tool("Regenerate", () => answer(place));
-    tools.append(el("span", { className: "soft" }, `${given.model} · ${given.version} · ${given.tokens ?? "?"} tokens${given.ended ? "" : " · cut short"}`));
-    tools.append(thumbs(() => ({ messages: context(place), answers: [{ text: given.content, ended: given.ended, version: given.version, model: given.model, decoding: given.decoding }] })));
+  tool("Copy", (button) => copy(message.content, button));
+  if (message.role === "user") tool("Edit", () => edit(index));
+  else if (message.version) {
+    tool("Regenerate", () => answer(index));
+    tools.append(el("span", { className: "soft" }, `${message.model} · ${message.version} · ${message.tokens ?? "?"} tokens${message.ended ? "" : " · cut short"}`));
+    const { content, ended, version, model, decoding } = message;
+    tools.append(thumbs(() => ({ messages: context(index), answers: [{ text: content, ended, version, model, decoding }] })));
   }
-  return el("div", { className: `turn card ${given.role}` }, text, tools);
+  return el("div", { className: `turn card ${message.role}` }, text, tools);
 }
 
-function edit(place) {
+function edit(index) {
   running?.abort();
-  $("message").value = current.turns[place].content;
-  current.turns = current.turns.slice(0, place);
+  $("message").value = current.turns[index].content;
+  current.turns = current.turns.slice(0, index);
   show();
   $("message").focus();
 }
 
-// Writes the assistant's turn at `place`, from what comes before it.
-async function answer(place) {
+// Streams the assistant's turn at `index`, the answer to the turns before it.
+async function answer(index) {
   running?.abort();
   const control = (running = new AbortController());
   const decoding = { temperature: Number($("temperature").value) };
   const model = $("model").value;
-  const given = { role: "assistant", content: "", model, decoding, ended: false };
-  current.turns = [...current.turns.slice(0, place), given];
-  const mine = current;
-  const body = { model, messages: context(place), ...decoding };
+  const message = { role: "assistant", content: "", model, decoding, ended: false };
+  current.turns = [...current.turns.slice(0, index), message];
+  const conversation = current;
+  const body = { model, messages: context(index), ...decoding };
   $("send").disabled = true; $("stop").disabled = false; $("note").textContent = "";
   show();
-  let drawing = 0;
+  let frame = 0;  // redraws at most once a frame, however fast chunks arrive
   try {
     const end = await stream(body, (chunk) => {
       const choice = chunk.choices[0];
-      given.content += choice?.delta?.content ?? "";
-      given.ended ||= choice?.finish_reason === "stop";
-      drawing ||= requestAnimationFrame(() => {
-        drawing = 0;
-        if (current === mine) $("turns").lastChild?.querySelector(".answer")?.replaceChildren(markdown(given.content || "…"));
+      message.content += choice?.delta?.content ?? "";
+      message.ended ||= choice?.finish_reason === "stop";
+      frame ||= requestAnimationFrame(() => {
+        frame = 0;
+        if (current === conversation) $("turns").lastChild?.querySelector(".answer")?.replaceChildren(markdown(message.content || "…"));
       });
     }, control.signal);
-    Object.assign(given, { version: end.version, tokens: end.usage?.completion_tokens });
-  } catch (fault) {
-    given.version ??= "stopped";
-    if (fault.name !== "AbortError") $("note").replaceChildren(el("span", { className: "bad" }, fault.message));
+    Object.assign(message, { version: end.version, tokens: end.usage?.completion_tokens });
+  } catch (error) {
+    message.version ??= "stopped";
+    if (error.name !== "AbortError") $("note").replaceChildren(el("span", { className: "bad" }, error.message));
   }
   if (running === control) {
     running = null;
     $("send").disabled = false; $("stop").disabled = true;
   }
-  if (!given.content && given.version === "stopped") mine.turns = mine.turns.filter((t) => t !== given);
-  keep();
-  if (current === mine) show();
+  if (!message.content && message.version === "stopped")
+    conversation.turns = conversation.turns.filter((turn) => turn !== message);
+  store();
+  if (current === conversation) show();
 }
 
 $("composer").onsubmit = (event) => {
@@ -110,4 +113,4 @@ $("new").onclick = () => { running?.abort(); current = { id: Date.now(), turns: 
 
 show();
 showHistory();
-fillModels($("model")).catch((fault) => ($("note").textContent = fault.message));
+fillModels($("model")).catch((error) => ($("note").textContent = error.message));

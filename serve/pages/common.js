@@ -1,4 +1,4 @@
-// What the pages share: requests with the key, streaming, Markdown, feedback. No framework, no build.
+// What the pages share: requests with the API key, streaming, Markdown, feedback. No framework, no build.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -11,13 +11,13 @@ export function el(tag, props = {}, ...children) {
 }
 
 export const saved = {
-  get: (name, otherwise) => JSON.parse(localStorage.getItem("hero-" + name)) ?? otherwise,
+  get: (name, fallback) => JSON.parse(localStorage.getItem("hero-" + name)) ?? fallback,
   set: (name, value) => localStorage.setItem("hero-" + name, JSON.stringify(value)),
 };
 
 async function askKey() {
   const input = el("input", { type: "password", autocomplete: "off", required: true, ariaLabel: "API key" });
-  const form = el("form", { method: "dialog" }, el("p", {}, "This endpoint asks for an API key."), input, " ", el("button", { className: "main" }, "Use key"));
+  const form = el("form", { method: "dialog" }, el("p", {}, "This endpoint needs an API key."), input, " ", el("button", { className: "main" }, "Use key"));
   const dialog = el("dialog", {}, form);
   document.body.append(dialog);
   dialog.showModal();
@@ -26,26 +26,26 @@ async function askKey() {
   saved.set("key", input.value);
 }
 
-// A request with the key; asks for one when it is missing. Throws an Error that tells what the endpoint said.
+// A request with the key; asks the person for one if it is missing or wrong. Throws an Error with the endpoint's message.
 export async function call(path, body, signal) {
   for (;;) {
     const key = saved.get("key");
     const headers = { ...(key && { authorization: `Bearer ${key}` }), ...(body && { "content-type": "application/json" }) };
-    const answer = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
-    if (answer.ok) return answer;
-    const said = await answer.text();
-    if (answer.status === 401) { await askKey(); continue; }
-    let reason = said.slice(0, 300);
-    try { const told = JSON.parse(said); reason = told.error?.message ?? told.detail?.[0]?.msg ?? reason; } catch { /* not JSON */ }
-    throw new Error(`${answer.status}: ${reason}`);
+    const response = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
+    if (response.ok) return response;
+    const text = await response.text();
+    if (response.status === 401) { await askKey(); continue; }
+    let message = text.slice(0, 300);
+    try { const parsed = JSON.parse(text); message = parsed.error?.message ?? parsed.detail?.[0]?.msg ?? message; } catch { /* not JSON */ }
+    throw new Error(`${response.status}: ${message}`);
   }
 }
 
-// Streams a chat completion; onChunk gets each parsed event. Returns {version, usage}.
+// Streams a chat completion and calls onChunk with each parsed event. Returns {version, usage}.
 export async function stream(body, onChunk, signal) {
-  const answer = await call("/v1/chat/completions", { ...body, stream: true, stream_options: { include_usage: true } }, signal);
-  let version = answer.headers.get("x-weight-version"), usage = null, rest = "";
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  const response = await call("/v1/chat/completions", { ...body, stream: true, stream_options: { include_usage: true } }, signal);
+  let version = response.headers.get("x-weight-version"), usage = null, rest = "";
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return { version, usage };
@@ -68,7 +68,7 @@ export async function fillModels(select, none) {
   return data;
 }
 
-// Markdown as DOM nodes: text only ever becomes text nodes, so nothing in it can become markup or script.
+// Markdown as DOM nodes: text only becomes text nodes, so nothing in it can become markup or script.
 export function markdown(source) {
   const out = new DocumentFragment();
   const lines = source.split("\n");
@@ -103,22 +103,22 @@ function inline(text) {
   const out = new DocumentFragment();
   const marks = /`([^`]+)`|\*\*(.+?)\*\*|\*([^*\s][^*]*)\*|\[([^\]]+)\]\((https?:\/\/[^\s)]+)\)|\n/g;
   let end = 0;
-  for (const found of text.matchAll(marks)) {
-    out.append(text.slice(end, found.index));
-    const [all, code, strong, em, label, href] = found;
+  for (const match of text.matchAll(marks)) {
+    out.append(text.slice(end, match.index));
+    const [all, code, strong, em, label, href] = match;
     if (code) out.append(el("code", {}, code));
     else if (strong) out.append(el("strong", {}, inline(strong)));
     else if (em) out.append(el("em", {}, inline(em)));
     else if (href) out.append(el("a", { href, rel: "noopener noreferrer nofollow", target: "_blank" }, label));
     else out.append(el("br"));
-    end = found.index + all.length;
+    end = match.index + all.length;
   }
   out.append(text.slice(end));
   return out;
 }
 
-// Thumbs and a comment on one answer. `given()` returns {messages, answers}.
-export function thumbs(given) {
+// Thumbs and a comment on one answer. `subject()` returns {messages, answers}.
+export function thumbs(subject) {
   const row = el("div", { className: "row" });
   const form = el("form", { className: "row", hidden: true });
   const comment = el("input", { className: "grow", placeholder: "Comment (optional)", ariaLabel: "Comment" });
@@ -139,10 +139,10 @@ export function thumbs(given) {
   form.onsubmit = async (event) => {
     event.preventDefault();
     try {
-      await call("/feedback", { ...given(), thumb, comment: comment.value, consent: consent.checked });
+      await call("/feedback", { ...subject(), thumb, comment: comment.value, consent: consent.checked });
       note.textContent = "Thank you, stored.";
       form.hidden = true;
-    } catch (fault) { note.textContent = fault.message; }
+    } catch (error) { note.textContent = error.message; }
   };
   row.append(...buttons, form, note);
   return row;

@@ -115,8 +115,8 @@ def test_a_playground_ranking_is_data_of_the_next_round(page, endpoint):
     assert '"top_p":0.9' in page.locator("#curl").inner_text()
     assert "client.chat.completions.create(" in page.locator("#python").inner_text()
     shot(page, "playground")
-    for i, place in enumerate((2, 1, 3, 3)):
-        page.locator(".answer input[type=number]").nth(i).fill(str(place))
+    for i, rank in enumerate((2, 1, 3, 3)):
+        page.locator(".answer input[type=number]").nth(i).fill(str(rank))
     page.get_by_label("may be used for training").last.check()
     page.get_by_role("button", name="Send ranking").click()
     page.wait_for_selector("#note:has-text('rankings.jsonl')")
