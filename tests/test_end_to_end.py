@@ -58,7 +58,8 @@ def test_rankings_have_the_format_of_human_rankings(run):
     ranking = jsonl(RunPaths(run).rankings)[0]
     assert {"prompt", "responses", "ranks", "labeler", "time", "policy", "decoding"} <= ranking.keys()
     assert len(ranking["responses"]) == len(ranking["ranks"]) == 4
-    assert ranking["decoding"]["temperature"] == 1.0
+    assert [d["temperature"] for d in ranking["decoding"]] == [1.0] * 4
+    assert ranking["policy"] == [{"model": "tiny", "version": "sft-0"}] * 4
 
 
 def test_run_leaves_evaluation_report_timings_and_wandb_files(run):
