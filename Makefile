@@ -9,6 +9,7 @@ quickstart: $(STAMP)
 	$(BIN)/hero run configs/quickstart.yaml
 
 test: $(STAMP)
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q

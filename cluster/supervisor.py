@@ -1,7 +1,7 @@
 """`hero run --retries N`: a parent process that starts the driver again when another attempt can help.
 
     ended by a signal, or exit code 1, 4, 5               ->  start again, at most N times
-    exit code 0, 2, 3, 130, or told to stop by a signal   ->  end with the driver's exit code
+    exit code 0, 2, 3, 130, or after SIGTERM or SIGINT    ->  end with the exit code of the driver
 
 The run directory holds all progress, so every start has the same command. The supervisor loads nothing
 of the run: what ends a driver (memory, a library) does not reach it.
