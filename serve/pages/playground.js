@@ -1,17 +1,17 @@
 import { $, call, copy, el, fillModels, saved, stream, thumbs } from "./common.js";
 
-// Every control: name in the request, label, one line of explanation, value that leaves it out of the request.
+// Every control: name in the request, label, explanation, value at which the request leaves it out, range, first value.
 const FIELDS = [
   ["temperature", "Temperature", "Flattens (above 1) or sharpens (below 1) the probabilities; 0 is greedy.", 1, { min: 0, max: 2, step: 0.1 }],
-  ["top_k", "Top-k", "Sample from the k likeliest tokens only; 0 is off.", 0, { min: 0, step: 1 }],
+  ["top_k", "Top-k", "Sample from the k most probable tokens only; 0 is off.", 0, { min: 0, step: 1 }],
   ["top_p", "Top-p (nucleus)", "Sample from the smallest set of tokens that holds this share of the probability; 1 is off.", 1, { min: 0.01, max: 1, step: 0.01 }],
-  ["min_p", "Min-p", "Leave out tokens less likely than this share of the likeliest; 0 is off.", 0, { min: 0, max: 1, step: 0.01 }],
+  ["min_p", "Min-p", "Leave out tokens whose probability is below this share of the highest one; 0 is off.", 0, { min: 0, max: 1, step: 0.01 }],
   ["presence_penalty", "Presence penalty", "Lowers every token that was used already, once.", 0, { min: -2, max: 2, step: 0.1 }],
   ["frequency_penalty", "Frequency penalty", "Lowers a token the more, the more often it was used.", 0, { min: -2, max: 2, step: 0.1 }],
-  ["repetition_penalty", "Repetition penalty", "Divides the scores of tokens seen in prompt or answer; 1 is off.", 1, { min: 0.1, max: 2, step: 0.05 }],
-  ["max_tokens", "Longest answer", "Tokens after which an answer is cut.", null, { min: 1, step: 1 }, 64],
+  ["repetition_penalty", "Repetition penalty", "Divides the logits of tokens that are in the prompt or the answer; 1 is off.", 1, { min: 0.1, max: 2, step: 0.05 }],
+  ["max_tokens", "Max tokens", "Tokens after which an answer is cut.", null, { min: 1, step: 1 }, 64],
   ["n", "Answers", "Independent answers, side by side.", 1, { min: 1, max: 16, step: 1 }],
-  ["seed", "Seed", "The same seed and settings give the same answer; empty draws anew.", null, { step: 1 }],
+  ["seed", "Seed", "The same seed and settings give the same answer; empty: a new one each time.", null, { step: 1 }],
 ];
 const PRESETS = {
   Greedy: { temperature: 0 }, Temperature: { temperature: 0.7 }, "Top-k": { temperature: 1, top_k: 20 },
@@ -26,10 +26,10 @@ function control(id, label, help, input) {
 
 $("fields").append(
   control("model", "Model", "Which policy answers.", el("select")),
-  control("other", "Beside it", "A second model or version to compare with.", el("select")),
-  control("system", "System message", "Stands before the conversation; empty leaves it out.", el("textarea", { rows: 2 })),
+  control("other", "Compare with", "A second model or version to compare with.", el("select")),
+  control("system", "System message", "Comes before the conversation; empty leaves it out.", el("textarea", { rows: 2 })),
   ...FIELDS.map(([name, label, help, off, range, start]) => control(name, label, help, el("input", { type: "number", value: start ?? off ?? "", ...range }))),
-  control("stop_at", "Stop at", "Ends an answer before this text; several are parted by |.", el("input")),
+  control("stop_at", "Stop at", "Ends an answer before this text; separate several by |.", el("input")),
 );
 for (const [name, values] of Object.entries(PRESETS)) {
   const button = el("button", { type: "button", className: "small" }, name);
@@ -38,13 +38,13 @@ for (const [name, values] of Object.entries(PRESETS)) {
 }
 
 function decoding() {
-  const chosen = {};
+  const settings = {};
   for (const [name, , , off] of FIELDS) {
     const value = $(name).value;
-    if (value !== "" && Number(value) !== off) chosen[name] = Number(value);
+    if (value !== "" && Number(value) !== off) settings[name] = Number(value);
   }
-  if ($("stop_at").value) chosen.stop = $("stop_at").value.split("|");
-  return chosen;
+  if ($("stop_at").value) settings.stop = $("stop_at").value.split("|");
+  return settings;
 }
 
 function request(model) {
@@ -58,56 +58,56 @@ function code() {
   const body = request($("model").value), url = location.origin + "/v1";
   const key = saved.get("key") ? '-H "Authorization: Bearer $OPENAI_API_KEY" ' : "";
   $("curl").textContent = `curl ${url}/chat/completions ${key}-H 'Content-Type: application/json' -d '${JSON.stringify(body).replaceAll("'", "'\\''")}'`;
-  const extra = {}, known = {};
-  for (const [name, value] of Object.entries(body)) (["top_k", "min_p", "repetition_penalty"].includes(name) ? extra : known)[name] = value;
-  const lines = Object.entries(known).map(([name, value]) => `    ${name}=${JSON.stringify(value)},`);
+  const extra = {}, standard = {};
+  for (const [name, value] of Object.entries(body)) (["top_k", "min_p", "repetition_penalty"].includes(name) ? extra : standard)[name] = value;
+  const lines = Object.entries(standard).map(([name, value]) => `    ${name}=${JSON.stringify(value)},`);
   if (Object.keys(extra).length) lines.push(`    extra_body=${JSON.stringify(extra)},`);
   $("python").textContent = `import os\nfrom openai import OpenAI\n\nclient = OpenAI(base_url="${url}", api_key=os.environ.get("OPENAI_API_KEY", "none"))\nreply = client.chat.completions.create(\n${lines.join("\n")}\n)\nfor choice in reply.choices:\n    print(choice.message.content)`;
 }
 
-let running = null, shown = [];
+let running = null, cards = [];
 
-function card(model, index) {
+// One answer on the page, with what feedback needs to know of it.
+function makeCard(model, index) {
   const text = el("div", { className: "text" }), foot = el("div", { className: "soft" }), tools = el("div");
-  const place = el("input", { type: "number", min: 1, max: 16, value: 1, size: 2, ariaLabel: `Place of answer ${index + 1} of ${model}` });
-  const rank = el("label", { className: "row soft", hidden: true }, "Place ", place);
-  const given = { model, text: "", tokens: 0, ended: false, version: "", decoding: {}, place, rank, foot, tools, node: text };
-  $("answers").append(el("div", { className: "card answer" }, el("b", {}, model), text, foot, rank, tools));
-  return given;
+  const rank = el("input", { type: "number", min: 1, max: 16, value: 1, size: 2, ariaLabel: `Rank of answer ${index + 1} of ${model}` });
+  const rankLabel = el("label", { className: "row soft", hidden: true }, "Rank ", rank);
+  $("answers").append(el("div", { className: "card answer" }, el("b", {}, model), text, foot, rankLabel, tools));
+  return { model, text: "", tokens: 0, ended: false, version: "", decoding: {}, rank, rankLabel, foot, tools, node: text };
 }
 
-// `special`: the token that ended the answer and is no part of its text.
-function token(given, found, special) {
-  const p = Math.exp(found.logprob);
-  const span = el("span", { className: special ? "token special" : "token", tabIndex: 0 }, special ? "end" : found.token);
+// `isEnd`: the token that ended the answer and is no part of its text.
+function showToken(card, entry, isEnd) {
+  const p = Math.exp(entry.logprob);
+  const span = el("span", { className: isEnd ? "token special" : "token", tabIndex: 0 }, isEnd ? "end" : entry.token);
   span.style.backgroundColor = `color-mix(in srgb, var(--accent) ${Math.round((1 - p) * 55)}%, transparent)`;
-  const others = found.top_logprobs.map((t) => `${JSON.stringify(t.token)} ${(100 * Math.exp(t.logprob)).toFixed(1)}%`).join("   ");
-  span.dataset.told = `${JSON.stringify(found.token)} ${(100 * p).toFixed(1)}%   likeliest: ${others}`;
-  span.title = span.dataset.told;
-  given.node.append(span);
+  const alternatives = entry.top_logprobs.map((t) => `${JSON.stringify(t.token)} ${(100 * Math.exp(t.logprob)).toFixed(1)}%`).join("   ");
+  span.dataset.probability = `${JSON.stringify(entry.token)} ${(100 * p).toFixed(1)}%   most probable: ${alternatives}`;
+  span.title = span.dataset.probability;
+  card.node.append(span);
 }
 for (const kind of ["pointerover", "focusin"])
-  $("answers").addEventListener(kind, (event) => { if (event.target.dataset.told) $("probability").textContent = event.target.dataset.told; });
+  $("answers").addEventListener(kind, (event) => { if (event.target.dataset.probability) $("probability").textContent = event.target.dataset.probability; });
 
-async function ask(model, signal) {
+async function generate(model, signal) {
   const body = request(model);
-  const cards = Array.from({ length: body.n ?? 1 }, (_, i) => card(model, i));
-  shown.push(...cards);
-  const began = performance.now();
+  const answers = Array.from({ length: body.n ?? 1 }, (_, i) => makeCard(model, i));
+  cards.push(...answers);
+  const started = performance.now();
   const end = await stream({ ...body, logprobs: true, top_logprobs: 5 }, (chunk) => {
     for (const choice of chunk.choices) {
-      const given = cards[choice.index];
-      given.text += choice.delta?.content ?? "";
-      for (const found of choice.logprobs?.content ?? []) { given.tokens++; token(given, found, choice.finish_reason === "stop" && !choice.delta?.content); }
-      given.ended ||= choice.finish_reason === "stop";
-      given.foot.textContent = `${given.tokens} tokens`;
+      const card = answers[choice.index];
+      card.text += choice.delta?.content ?? "";
+      for (const entry of choice.logprobs?.content ?? []) { card.tokens++; showToken(card, entry, choice.finish_reason === "stop" && !choice.delta?.content); }
+      card.ended ||= choice.finish_reason === "stop";
+      card.foot.textContent = `${card.tokens} tokens`;
     }
   }, signal);
   const { messages, model: _, ...settings } = body;
-  for (const given of cards) {
-    Object.assign(given, { version: end.version, decoding: settings, messages });
-    given.foot.textContent = `${end.version} · ${given.tokens} tokens of ${end.usage.prompt_tokens + end.usage.completion_tokens} in all · ${((performance.now() - began) / 1000).toFixed(2)} s${given.ended ? "" : " · cut short"}`;
-    given.tools.append(thumbs(() => ({ messages, answers: [answerOf(given)] })));
+  for (const card of answers) {
+    Object.assign(card, { version: end.version, decoding: settings, messages });
+    card.foot.textContent = `${end.version} · ${card.tokens} tokens of ${end.usage.prompt_tokens + end.usage.completion_tokens} in all · ${((performance.now() - started) / 1000).toFixed(2)} s${card.ended ? "" : " · cut short"}`;
+    card.tools.append(thumbs(() => ({ messages, answers: [answerOf(card)] })));
   }
 }
 
@@ -116,34 +116,34 @@ const answerOf = ({ text, ended, version, model, decoding }) => ({ text, ended, 
 $("run").onclick = async () => {
   running?.abort();
   const control = (running = new AbortController());
-  shown = [];
+  cards = [];
   $("answers").replaceChildren(); $("ranking").hidden = true; $("note").textContent = "";
   $("stop").disabled = false;
   code();
   try {
     const models = [$("model").value, $("other").value].filter(Boolean);
-    await Promise.all(models.map((model) => ask(model, control.signal)));
-    if (shown.length > 1) {
-      shown.forEach((given, i) => { given.rank.hidden = false; given.place.value = i + 1; });
+    await Promise.all(models.map((model) => generate(model, control.signal)));
+    if (cards.length > 1) {
+      cards.forEach((card, i) => { card.rankLabel.hidden = false; card.rank.value = i + 1; });
       $("ranking").hidden = false;
     }
-  } catch (fault) {
-    if (fault.name !== "AbortError") $("note").replaceChildren(el("span", { className: "bad" }, fault.message));
+  } catch (error) {
+    if (error.name !== "AbortError") $("note").replaceChildren(el("span", { className: "bad" }, error.message));
   }
   if (running === control) $("stop").disabled = true;
 };
 $("stop").onclick = () => running?.abort();
 $("rank").onclick = async () => {
-  const ranks = shown.map((given) => Number(given.place.value));
+  const ranks = cards.map((card) => Number(card.rank.value));
   try {
-    const answer = await call("/feedback", { messages: shown[0].messages, answers: shown.map(answerOf), ranks, consent: $("consent").checked, comment: $("comment").value, labeler: $("labeler").value.trim() || "anonymous" });
+    const answer = await call("/feedback", { messages: cards[0].messages, answers: cards.map(answerOf), ranks, consent: $("consent").checked, comment: $("comment").value, labeler: $("labeler").value.trim() || "anonymous" });
     $("note").textContent = `Thank you, stored in ${(await answer.json()).stored}.`;
     $("ranking").hidden = true;
-  } catch (fault) { $("note").replaceChildren(el("span", { className: "bad" }, fault.message)); }
+  } catch (error) { $("note").replaceChildren(el("span", { className: "bad" }, error.message)); }
 };
 $("code").onclick = () => { code(); $("panel").hidden = !$("panel").hidden; $("code").ariaExpanded = String(!$("panel").hidden); };
 $("controls").oninput = $("prompt").oninput = code;
 $("controls").onsubmit = (event) => event.preventDefault();
 $("prompt").onkeydown = (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("run").click(); };
 
-Promise.all([fillModels($("model")), fillModels($("other"), "none")]).then(code).catch((fault) => ($("note").textContent = fault.message));
+Promise.all([fillModels($("model")), fillModels($("other"), "none")]).then(code).catch((error) => ($("note").textContent = error.message));
