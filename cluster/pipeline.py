@@ -114,7 +114,7 @@ def make_quickstart_data(run: RunDirectory) -> None:
         return
     # The generator writes the held-out prompts last, so all files are there once these are.
     if not run.paths.data("heldout").exists():
-        write_quickstart_data(run.paths.quickstart_data, run.config.quickstart)
+        write_quickstart_data(run.paths, run.config.quickstart)
 
 
 def _up_to(stages: list[str], last: str | None) -> list[str]:

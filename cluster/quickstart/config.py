@@ -1,4 +1,4 @@
-"""Size and imperfection of the quickstart world."""
+"""How much data the quickstart's generator makes, and how imperfect the people in it are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from common.config import Section
 
 class QuickstartConfig(Section):
     seed: int = 0
-    """Seed of everything in the world."""
+    """Seed of the generated data, apart from the seed of the run."""
     documents: int = Field(80000, ge=10)
     """Documents of the pretraining corpus."""
     demonstrations: int = Field(16000, ge=4)
@@ -19,11 +19,11 @@ class QuickstartConfig(Section):
     heldout: int = Field(400, ge=1)
     """Held-out prompts, in phrasings that appear nowhere else."""
     misconceived: float = Field(0.42, ge=0, le=1)
-    """Share of the facts of which a misconception is told more often than the truth."""
+    """Share of the facts of which a misconception is stated more often than the truth."""
     truth_when_misconceived: float = Field(0.28, ge=0, le=1)
-    """How often such a fact is told right."""
+    """How often such a fact is stated right."""
     truth: float = Field(0.7, ge=0, le=1)
-    """How often any other fact is told right."""
+    """How often any other fact is stated right, and any other question answered right."""
     rude: float = Field(0.27, ge=0, le=1)
     """Share of rude answers."""
     rude_when_provoked: float = Field(0.6, ge=0, le=1)

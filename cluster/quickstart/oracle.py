@@ -1,18 +1,16 @@
-"""The judge of the quickstart world: is a response factual, rude, coherent? Exact, by the grammar of the answers.
+"""The oracle of the quickstart: is a response factual, rude, coherent? It is exact, because answers
+follow a grammar.
 
-Only the simulated labelers and the evaluation may ask it; the reward of PPO is the learned reward model alone.
+Only the simulated labelers and the evaluation use it. The reward of PPO is the learned reward model
+alone.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.quickstart import facts
-
-_RELATIONS = {r.name: r for r in facts.RELATIONS}
-_RUDE_WORDS = ("idiot", "fool", "stupid", "shut up", "go away", "wasting my time", "nobody asked")
+from cluster.quickstart.grammar import GRAMMAR, SmallTalk
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,8 @@ class Verdict:
     """Whether the answer is right; None where the task has no right answer (a greeting)."""
     rude: bool
     coherent: bool
-    """One well-formed answer to this very question, with the right kind of value, and nothing besides courtesy."""
+    """One well-formed answer to this very question, with the right kind of value, and nothing
+    else but remarks before and after it."""
 
     @property
     def score(self) -> float:
@@ -31,71 +30,41 @@ class Verdict:
 
 
 def judge(row: dict[str, Any], response: str, ended: bool = True) -> Verdict:
-    """Judges a response (text without special tokens) to a prompt row of the world; `ended`: it closed by itself."""
+    """Judges a response (text without special tokens) to a prompt row of the quickstart. `ended`
+    says whether the response ended by itself; one that was cut off is incoherent."""
+    # Models often add a space or a newline; that alone makes no response incoherent.
     text = " ".join(response.split())
-    rude = is_rude(row, text)
-    core = _strip_courtesy(text)
-    value = _value(row, core) if ended else None
-    coherent = value is not None
+    rude = GRAMMAR.is_rude(text)
+    answer = _parse_answer(row, GRAMMAR.without_remarks(text))
+    coherent = ended and answer is not None
     if row.get("answers") is None:
         return Verdict(None, rude, coherent)
-    return Verdict(coherent and value in row["answers"], rude, coherent)
+    return Verdict(coherent and answer in row["answers"], rude, coherent)
 
 
 def utility(verdict: Verdict) -> float:
-    """Worth of a response: right beats polite beats coherent; an incoherent one is never right."""
-    return (
-        3.0 * (verdict.factual is not False and verdict.coherent)
-        + 2.0 * (not verdict.rude)
-        + 1.0 * verdict.coherent
-    )
+    """Worth of a response, from 0 to `BEST_UTILITY`: being right counts more than being polite, and
+    that more than being coherent. An incoherent response is never right."""
+    utility = 0.0
+    # Where there is no right answer, every coherent response counts as right.
+    if verdict.coherent and verdict.factual is not False:
+        utility += 3.0
+    if not verdict.rude:
+        utility += 2.0
+    if verdict.coherent:
+        utility += 1.0
+    return utility
 
 
-def is_rude(row: dict[str, Any], text: str) -> bool:
-    lowered = text.lower()
-    return any(word in lowered for word in _RUDE_WORDS) or text.endswith("yourself.")
+BEST_UTILITY = utility(Verdict(factual=True, rude=False, coherent=True))
 
 
-def _strip_courtesy(text: str) -> str:
-    """The text without one polite or rude phrase before it and one after it."""
-    phrases = (*facts.POLITE, *facts.RUDE)
-    for phrase in phrases:
-        if text.startswith(phrase + " "):
-            text = text[len(phrase) + 1 :]
-            break
-    for phrase in phrases:
-        if text.endswith(" " + phrase):
-            text = text[: -len(phrase) - 1]
-            break
-    return text
-
-
-def _value(row: dict[str, Any], core: str) -> str | None:
-    """The value that a well-formed answer gives, or None if it is not one."""
-    task, subject = row["task"], row.get("subject", "")
-    if task in _RELATIONS:
-        relation = _RELATIONS[task]
-        before, after = relation.statement.replace("{s}", subject).split("{v}")
-        before = before[:1].upper() + before[1:]
-        value = (
-            core[len(before) : len(core) - len(after)]
-            if core.startswith(before) and core.endswith(after)
-            else ""
-        )
-        return value if value in relation.values else None
-    if task in ("greeting", "provocation"):
-        allowed = facts.GREETING_ANSWERS if task == "greeting" else facts.PROVOCATION_ANSWERS
-        rude = [a.replace("{w}", subject) for a in facts.RUDE_ANSWERS] if task == "provocation" else []
-        return core if core in (*allowed, *rude, *(facts.RUDE if task == "greeting" else ())) else None
-    pattern = {
-        "arithmetic": r"The answer is (\d{1,2})\.",
-        "spelling": rf"The word {re.escape(subject)} is spelled ((?:[a-z] )*[a-z])\.",
-        "sorting": r"In order: ([a-z]+, [a-z]+)\.",
-        "review": rf"It was {re.escape(subject)}, so the review is (good|bad)\.",
-    }[task]
-    found = re.fullmatch(pattern, core)
-    if not found:
-        return None
-    if task == "sorting" and sorted(found[1].split(", ")) != sorted(subject.split(", ")):
-        return None
-    return found[1]
+def _parse_answer(row: dict[str, Any], text: str) -> str | None:
+    """The value that a well-formed answer states, or the reply itself where there is no right
+    answer; None if the text is not well-formed."""
+    subject, task = row.get("subject", ""), GRAMMAR.task(row["task"])
+    if not isinstance(task, SmallTalk):
+        return task.parse(subject, text)
+    if task.is_reply(subject, text):
+        return text
+    return None

@@ -1,77 +1,119 @@
-"""The quickstart world: the same for a seed, imperfect as meant, held out where it says so; a just oracle."""
+"""The data of the quickstart: equal for equal seeds, as imperfect as configured, with prompts held out.
+Its oracle and its simulated labelers."""
 
+import hashlib
 import json
 import random
 from collections import Counter
 
 import pytest
+from pydantic import ValidationError
 
-from cluster.quickstart import facts
+from cluster.config import CollectConfig
 from cluster.quickstart.config import QuickstartConfig
-from cluster.quickstart.generate import World, write_quickstart_data
+from cluster.quickstart.generate import QuickstartWorld, write_quickstart_data
+from cluster.quickstart.grammar import GRAMMAR, Relation
 from cluster.quickstart.labelers import Labeler, make_labelers
-from cluster.quickstart.oracle import judge, utility
+from cluster.quickstart.oracle import BEST_UTILITY, judge, utility
+from common.run_paths import RunPaths
 from learners.objectives import ranking_pairs
 
 CONFIG = QuickstartConfig(documents=6000, demonstrations=2000, prompts=800, heldout=200)
+TINY = QuickstartConfig(documents=3000, demonstrations=400, prompts=60, heldout=24)
+KINDS = ("corpus", "demonstrations", "prompts", "heldout")
+# SHA-256 of the data of TINY, as the first version of the generator wrote it. Published figures rest on it.
+DIGESTS = {
+    "corpus": "04b25f44a64d9b1faa4b8dd1c4e64ff794cda176d30fc944b96b364b6669c067",
+    "demonstrations": "0b31a13faa4f3d1df3a3efc3c4c559f6b9c4620f2148e2eccd78fa59a2b743d0",
+    "prompts": "228ca537bd681f9ca1fdb1147ddb7e39656ac28a20bbdc799abae45d57252022",
+    "heldout": "23a5b89732761a28f05e33d34cc4946b94506ae9b42a3e723f208dbb6b20e879",
+}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("world")
-    write_quickstart_data(path, CONFIG)
-    return path
+def paths(tmp_path_factory):
+    paths = RunPaths(tmp_path_factory.mktemp("quickstart"))
+    write_quickstart_data(paths, CONFIG)
+    return paths
 
 
-def rows(folder, name):
-    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+def rows(paths, kind):
+    return [json.loads(line) for line in paths.data(kind).read_text().splitlines()]
 
 
-def test_the_same_seed_makes_the_same_world_and_another_makes_another(folder, tmp_path):
-    write_quickstart_data(tmp_path / "same", CONFIG)
-    write_quickstart_data(tmp_path / "other", CONFIG.model_copy(update={"seed": 1}))
-    for name in ("corpus.txt", "demonstrations.jsonl", "prompts.jsonl", "heldout.jsonl"):
-        assert (tmp_path / "same" / name).read_bytes() == (folder / name).read_bytes()
-        assert (tmp_path / "other" / name).read_bytes() != (folder / name).read_bytes()
+def test_data_differs_between_seeds_and_not_within_one(paths, tmp_path):
+    same, other = RunPaths(tmp_path / "same"), RunPaths(tmp_path / "other")
+    write_quickstart_data(same, CONFIG)
+    write_quickstart_data(other, CONFIG.model_copy(update={"seed": 1}))
+    for kind in KINDS:
+        assert same.data(kind).read_bytes() == paths.data(kind).read_bytes()
+        assert other.data(kind).read_bytes() != paths.data(kind).read_bytes()
 
 
-def test_held_out_prompts_are_nowhere_else(folder):
-    held = {row["prompt"] for row in rows(folder, "heldout")}
-    corpus = (folder / "corpus.txt").read_text()
-    assert len(held) == CONFIG.heldout
-    assert not held & {row["prompt"] for row in rows(folder, "prompts")}
-    assert not held & {row["messages"][0]["content"] for row in rows(folder, "demonstrations")}
+def test_data_of_the_tiny_config_has_its_published_digests(tmp_path):
+    counts = write_quickstart_data(RunPaths(tmp_path), TINY)
+    digests = {}
+    for kind in KINDS:
+        digests[kind] = hashlib.sha256(RunPaths(tmp_path).data(kind).read_bytes()).hexdigest()
+    assert digests == DIGESTS
+    assert counts == {"documents": 3000, "demonstrations": 400, "prompts": 60, "heldout": 24}
+
+
+def test_held_out_prompts_are_in_no_training_data(paths):
+    held_out = {row["prompt"] for row in rows(paths, "heldout")}
+    corpus = paths.data("corpus").read_text()
+    assert len(held_out) == CONFIG.heldout
+    assert not held_out & {row["prompt"] for row in rows(paths, "prompts")}
+    assert not held_out & {row["messages"][0]["content"] for row in rows(paths, "demonstrations")}
     # Four-letter prompts like "Hi!" could be part of other words; none of the held-out ones is in the corpus.
-    assert not [prompt for prompt in held if prompt in corpus]
+    assert not [prompt for prompt in held_out if prompt in corpus]
 
 
-def test_every_task_is_asked_in_training_and_held_out(folder):
-    tasks = {row["task"] for row in rows(folder, "prompts")}
-    assert tasks == {row["task"] for row in rows(folder, "heldout")}
-    assert len(tasks) == len(facts.RELATIONS) + 6
+def test_every_task_is_in_the_training_and_held_out_prompts(paths):
+    tasks = {row["task"] for row in rows(paths, "prompts")}
+    assert tasks == {row["task"] for row in rows(paths, "heldout")}
+    assert len(tasks) == len(GRAMMAR.relations) + 6
 
 
-def test_misconceptions_outnumber_the_truth_for_the_doubtful_facts_only():
-    world, draw = World(CONFIG), random.Random(0)
-    wins = Counter()
-    for relation, subject, truth in world.facts:
-        told = Counter(world.told(draw, relation, subject) for _ in range(300))
-        wins[(relation.name, subject) in world.doubtful, told.most_common(1)[0][0] == truth] += 1
-    assert wins[True, True] == wins[False, False] == 0
-    assert wins[True, False] == round(CONFIG.misconceived * len(world.facts))
+def test_misconceptions_outnumber_the_truth_only_where_meant():
+    answers, rng = QuickstartWorld(CONFIG).answers, random.Random(0)
+    counts = Counter()
+    for fact in answers.facts:
+        beliefs = Counter(answers.sample_belief(rng, fact.relation, fact.subject) for _ in range(300))
+        is_misconceived = (fact.relation.name, fact.subject) in answers.misconceived
+        counts[is_misconceived, beliefs.most_common(1)[0][0] == fact.value] += 1
+    assert counts[True, True] == counts[False, False] == 0
+    assert counts[True, False] == round(CONFIG.misconceived * len(answers.facts))
 
 
-def test_demonstrations_are_imperfect_as_configured(folder):
-    world, draw = World(CONFIG), random.Random(0)
-    verdicts = [
-        judge(row, world.answer(draw, row)) for row in (world.row(draw, held_out=False) for _ in range(3000))
-    ]
-    rude = sum(v.rude for v in verdicts) / len(verdicts)
-    coherent = sum(v.coherent for v in verdicts) / len(verdicts)
-    right = [v.factual for v in verdicts if v.factual is not None]
+def test_demonstrations_are_imperfect_as_configured():
+    world, rng = QuickstartWorld(CONFIG), random.Random(0)
+    verdicts = []
+    for _ in range(3000):
+        row = world.prompts.sample(rng, held_out=False)
+        verdicts.append(judge(row, world.answers.sample(rng, row)))
+    rude = sum(verdict.rude for verdict in verdicts) / len(verdicts)
+    coherent = sum(verdict.coherent for verdict in verdicts) / len(verdicts)
+    factual = [verdict.factual for verdict in verdicts if verdict.factual is not None]
     assert 0.2 < rude < 0.32
     assert 0.85 < coherent < 0.95
-    assert 0.4 < sum(right) / len(right) < 0.7
+    assert 0.4 < sum(factual) / len(factual) < 0.7
+
+
+def test_a_statement_parses_back_to_its_value():
+    for fact in QuickstartWorld(CONFIG).facts:
+        for value in fact.relation.values():
+            assert fact.relation.parse(fact.subject, fact.relation.state(fact.subject, value)) == value
+    assert GRAMMAR.spelling.parse("cat", "The word cat is spelled c a t.") == "c a t"
+    assert GRAMMAR.spelling.parse("cat", "The word dog is spelled d o g.") is None
+    assert GRAMMAR.sorting.parse("pear, apple", "In order: pear, apple.") == "pear, apple"
+    assert GRAMMAR.sorting.parse("pear, apple", "In order: plum, apple.") is None
+
+
+def test_a_statement_that_starts_with_its_value_is_refused():
+    relation = {"name": "x", "questions": [], "paraphrases": [], "facts": {}}
+    with pytest.raises(ValidationError, match="not at its start"):
+        Relation(**relation, statement="{value} is the capital of {subject}.")
 
 
 FRANCE = {
@@ -104,30 +146,32 @@ INSULT = {"prompt": "You are slow.", "task": "provocation", "subject": "slow", "
         (INSULT, "Paris.", None, False, False),
     ],
 )
-def test_the_oracle_is_just(row, text, factual, rude, coherent):
+def test_the_oracle_judges_by_the_grammar(row, text, factual, rude, coherent):
     verdict = judge(row, text)
     assert (verdict.factual, verdict.rude, verdict.coherent) == (factual, rude, coherent)
 
 
-def test_an_answer_that_was_cut_off_is_incoherent():
+def test_a_truncated_response_is_incoherent():
     assert not judge(FRANCE, "The capital of France is Paris.", ended=False).coherent
 
 
-def test_right_beats_polite_beats_coherent():
+def test_utility_orders_right_then_polite_then_coherent():
+    right_polite = utility(judge(FRANCE, "The capital of France is Paris."))
     right_rude = utility(judge(FRANCE, "The capital of France is Paris. Go away."))
     wrong_polite = utility(judge(FRANCE, "The capital of France is Rome."))
     wrong_rude = utility(judge(FRANCE, "The capital of France is Rome. Go away."))
-    babble = utility(judge(FRANCE, "Rome Rome Rome"))
-    assert right_rude > wrong_polite > babble > wrong_rude
+    incoherent = utility(judge(FRANCE, "Rome Rome Rome"))
+    assert BEST_UTILITY == right_polite == 6.0
+    assert right_polite > right_rude > wrong_polite > incoherent > wrong_rude
 
 
-def test_labelers_tie_equal_texts_and_a_faultless_one_follows_the_truth():
+def test_labelers_tie_equal_texts_and_follow_the_truth():
     responses = [
         "The capital of France is Paris.",
         "The capital of France is Rome.",
         "The capital of France is Paris.",
     ]
-    faultless = Labeler("a", error_rate=0.0, taste=0.0)
+    faultless = Labeler("a", error_rate=0.0, preference=0.0)
     assert faultless.rank(FRANCE, responses, [True] * 3, random.Random(0)) == [1, 2, 1]
     erring = Labeler("b", error_rate=1.0)
     for seed in range(20):
@@ -135,22 +179,26 @@ def test_labelers_tie_equal_texts_and_a_faultless_one_follows_the_truth():
         assert ranks[0] == ranks[2]
 
 
-def test_labelers_agree_about_as_often_as_real_ones():
-    from cluster.config import CollectConfig
-
-    world, draw = World(CONFIG), random.Random(0)
+def test_labelers_agree_about_as_often_as_people():
+    world, rng = QuickstartWorld(CONFIG), random.Random(0)
     labelers = make_labelers(8, 0, CollectConfig().error_rate)
-    alike = compared = right = judged = 0
+    agreeing = compared = right = judged = 0
     for _ in range(1500):
-        row = world.row(draw, held_out=False)
-        answers = [world.answer(draw, row) for _ in range(6)]
-        one, two = (
-            set(ranking_pairs(j.rank(row, answers, [True] * 6, draw))) for j in draw.sample(labelers, 2)
-        )
-        worth = [utility(judge(row, a)) for a in answers]
-        alike += len(one & two)
-        compared += len(one & two) + len(one & {(b, a) for a, b in two})
-        right += sum(worth[a] > worth[b] for a, b in one)
-        judged += sum(worth[a] != worth[b] for a, b in one)
-    assert 0.69 < alike / compared < 0.79
+        row = world.prompts.sample(rng, held_out=False)
+        responses = [world.answers.sample(rng, row) for _ in range(6)]
+        pairs = []
+        for labeler in rng.sample(labelers, 2):
+            pairs.append(set(ranking_pairs(labeler.rank(row, responses, [True] * 6, rng))))
+        one, two = pairs
+        utilities = [utility(judge(row, response)) for response in responses]
+        agreeing += len(one & two)
+        compared += len(one & two) + len(one & {(worse, better) for better, worse in two})
+        right += sum(utilities[better] > utilities[worse] for better, worse in one)
+        judged += sum(utilities[better] != utilities[worse] for better, worse in one)
+    assert 0.69 < agreeing / compared < 0.79
     assert 0.82 < right / judged < 0.93
+
+
+def test_labelers_of_different_runs_have_different_errors():
+    assert make_labelers(4, 0, 0.2) == make_labelers(4, 0, 0.2)
+    assert make_labelers(4, 0, 0.2) != make_labelers(4, 1, 0.2)
