@@ -36,6 +36,7 @@ class Context:
         """The records of one kind of data, and their reader, to which encoders pass rows that are
         too long."""
         reader = DatasetReader(kind, self.config.data, self.config.seed)
+        # Kept for `data_stats`: encoders run later, and what they leave out is counted in it too.
         self.readers[kind] = reader
         rows = reader.read(self.run.sources(kind))
         self._check_prompts_and_heldout()
@@ -49,8 +50,8 @@ class Context:
         both = sorted(self.readers["prompts"].split_values & self.readers["heldout"].split_values)
         if both:
             raise UserError(
-                f"{self.config.data.split_key} {both[0]!r} (one of {len(both)}) is in data.prompts and in data.heldout; "
-                "with data.split_key no value may be in both"
+                f"{self.config.data.split_key} {both[0]!r} (one of {len(both)}) is in data.prompts and in "
+                "data.heldout; with data.split_key no value may be in both"
             )
 
     def prompts(
@@ -62,7 +63,8 @@ class Context:
         rows, tokens = encode_prompts(source_rows, tokenizer, self.config.model.context - room, reader)
         if not rows:
             raise UserError(
-                f"data.{kind}: no prompt leaves room for {room} tokens in model.context={self.config.model.context}"
+                f"data.{kind}: no prompt leaves room for {room} tokens in "
+                f"model.context={self.config.model.context}"
             )
         return rows, tokens
 

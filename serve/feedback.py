@@ -56,7 +56,8 @@ class Feedback(BaseModel):
         if self.ranks is None and self.thumb is None and not self.comment.strip():
             raise ValueError("give ranks, a thumb or a comment")
         if self.ranks is not None:
-            RankingRecord.parse(self.row())  # raises ValueError if the reward stage could not read it
+            # Refused now, with a message for the person, and not when the reward stage reads it.
+            RankingRecord.parse(self.row())
         return self
 
     def row(self) -> dict[str, Any]:
@@ -82,6 +83,7 @@ class Feedback(BaseModel):
 
 def store(paths: RunPaths, feedback: Feedback) -> str:
     """Appends the feedback to its file, whose name it returns."""
+    # Only what may be trained on is in the file that data.rankings is pointed at.
     if feedback.ranks is not None and feedback.consent:
         append_row(paths.feedback_rankings, RankingRecord.parse(feedback.row()).stored_row())
         return paths.feedback_rankings.name

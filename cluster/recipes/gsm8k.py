@@ -42,6 +42,7 @@ def judge(row: dict[str, Any], response: str, ended: bool) -> dict[str, float]:
 
 def final_answer(solution: str) -> str | None:
     """The number after the last ####, without thousands separators and trailing zeros."""
+    # The last, since a model may write several before it is done.
     numbers = ANSWER.findall(solution)
     if not numbers:
         return None

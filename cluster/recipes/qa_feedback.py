@@ -45,6 +45,7 @@ def comparisons(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 def passages(row: dict[str, Any]) -> list[str]:
     """The texts that the answers were written from, without their titles."""
+    # The first sentence of a passage is the title of its page.
     return [" ".join(sentences[1:]) for sentences in row["passages"]]
 
 
@@ -76,7 +77,12 @@ def marked(answer: str, word_pairs: set[tuple[str, str]]) -> str:
 
 def plain(text: str) -> list[str]:
     """Words in lower case, without what is no letter or digit."""
-    return [bare for word in text.lower().split() if (bare := re.sub(r"\W", "", word))]
+    words = []
+    for word in text.lower().split():
+        bare = re.sub(r"\W", "", word)
+        if bare:
+            words.append(bare)
+    return words
 
 
 def weak_order(preference: list[int]) -> list[int] | None:

@@ -46,6 +46,7 @@ def collect(context: Context) -> None:
     tokenizer = load_tokenizer(policy)
     rows, tokens = context.prompts("prompts", tokenizer, config.max_response_tokens)
     order = generator(seed, Stream.COLLECT_PROMPTS).permutation(len(rows))[: config.prompts]
+    # The order is drawn from the seed alone, so the lines that are there say how far it got.
     truncate_partial_line(path)
     done = len(read_jsonl(path))
     rollouts = context.fleets.rollouts(policy)
@@ -70,7 +71,7 @@ def collect(context: Context) -> None:
             for samples in rollouts.wait(refs, "generate"):
                 for record in sampled.records(samples):
                     file.write(json.dumps(record.stored_row()) + "\n")
-            file.flush()
+            file.flush()  # an interrupted run keeps whole chunks
             bar.advance(len(prompt_ids), f"{config.responses} responses each")
 
 
@@ -120,6 +121,7 @@ def label(context: Context, collected: Sequence[ResponsesRecord]) -> dict[str, A
     config, seed = context.config.collect, context.config.seed
     labelers = make_labelers(config.labelers, seed, config.error_rate)
     assignment_rng = generator(seed, Stream.LABELER_ASSIGNMENT)
+    # Two streams: how often a second labeler is drawn must not change what the first one thinks.
     error_rng = random.Random(derived_seed(seed, Stream.LABELER_ERRORS))
     rows: list[dict[str, Any]] = []
     agreeing = compared = 0
@@ -128,7 +130,8 @@ def label(context: Context, collected: Sequence[ResponsesRecord]) -> dict[str, A
         # A second labeler for some of the prompts, to measure agreement.
         count = 1 + int(assignment_rng.random() < config.overlap)
         rankings: list[list[int]] = []
-        for labeler in [labelers[i] for i in order[:count]]:
+        for i in order[:count]:
+            labeler = labelers[i]
             ranks = labeler.rank(record.row, record.responses, record.ended, error_rng)
             rankings.append(ranks)
             rows.append(_ranked(record, ranks, labeler.name))

@@ -38,6 +38,8 @@ def run(context: Context) -> dict[str, Any]:
         config.reward_model.validation_share,
         oracle_score(context),
     )
+    # First, since it needs the learners too. Its counts are stored, so a later interruption does not
+    # repeat it.
     folds: dict[str, float] = {}
     if config.reward_model.folds > 1:
         folds = cross_validate(context, policy, data)
@@ -84,9 +86,11 @@ def cross_validate(context: Context, policy: Path, data: RankingData) -> dict[st
             total = learners.start_reward_model(policy, config, paths.folds, context.config.seed)
             learners.train(total)
             agreement: PairAgreement = learners.pair_agreement()
+            # After every fold, so that an interrupted run does not train it again.
             counts.append(agreement.to_array().tolist())
             write_json(paths.fold_counts, counts)
             bar.advance(1, f"accuracy {agreement.labelers.rate():.3f} on the fold held out")
+    # Over all prompts together and not the mean of the folds: their pairs differ in number.
     agreements = [PairAgreement.from_array(np.array(fold_counts)) for fold_counts in counts]
     rates = {f"folds/{name}": rate for name, rate in PairAgreement.concat(agreements).rates().items()}
     for fold, agreement in enumerate(agreements):

@@ -28,5 +28,6 @@ def run(context: Context) -> dict[str, Any]:
         inputs=[base, *context.run.data("demonstrations")],
     )
     results = stage.run()
+    # From here on an endpoint of this run has something to serve.
     context.run.publish("sft", 0, paths.stage("sft").model)
     return results

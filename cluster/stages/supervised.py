@@ -48,6 +48,7 @@ class SupervisedStage:
         step = self._restore()
         monitored = self.context.monitor(self.name)
         with monitored as monitor, progress(self.name, total=self.total_steps, done=step) as bar:
+            # Steps that were logged after the checkpoint are done again.
             monitor.truncate_after(step)
             while step < self.total_steps:
                 step = self._train(step, monitor, bar)
@@ -79,10 +80,12 @@ class SupervisedStage:
             step += 1
             monitor.log(step, {**metrics, **speed})
         bar.advance(len(steps), f"loss {steps[-1]['loss/train']:.3f}  {rate:,.0f} tokens/s")
+        # Measured in each call, since the lengths of sequences and the load of the machine change.
         self._steps_per_call = max(1, round(len(steps) * CALL_SECONDS / seconds))
         return step
 
     def _checkpoint(self, step: int, monitor: Monitor) -> None:
+        # Validation first, so that a curve has a point for every checkpoint.
         monitor.log(step, self.learners.validate())
         self.checkpoints.save(step)
         self.checkpoints.commit(step, {})

@@ -41,6 +41,7 @@ def plan_micro_batches(
         raise UserError(
             f"a sequence of {lengths.max()} tokens does not fit learners.micro_batch_tokens={budget}; raise it"
         )
+    # The fewest micro-batches for each rank that could hold the tokens.
     rounds = max(1, _ceil_div(int(lengths.sum()), ranks * budget))
     micro_batches = _divide(lengths, ranks * rounds, packing)
     # Padding decides how many are needed, and is only known after dividing.
@@ -71,6 +72,7 @@ def _deal_to_ranks(lengths: np.ndarray, micro_batches: list[np.ndarray], ranks: 
     plan: Plan = [[] for _ in range(ranks)]
     loads = [0] * ranks
     for start in range(0, len(largest_first), ranks):
+        # Dealing in turns gives every rank equally many, and this order makes up for differences.
         lightest_first = sorted(range(ranks), key=lambda rank: loads[rank])
         for rank, i in zip(lightest_first, largest_first[start : start + ranks], strict=True):
             plan[rank].append(micro_batches[i].tolist())
@@ -91,6 +93,7 @@ def balance_bins(lengths: np.ndarray, count: int) -> list[np.ndarray]:
     """All sequences in `count` bins of about equal token sums: the longest first, each to the bin
     that has least."""
     bins: list[list[int]] = [[] for _ in range(count)]
+    # The lightest bin is at the top; equal ones by their index, so that every rank does the same.
     heap = [(0, index) for index in range(count)]
     for i in np.argsort(-lengths, kind="stable").tolist():
         least, index = heap[0]
@@ -101,7 +104,8 @@ def balance_bins(lengths: np.ndarray, count: int) -> list[np.ndarray]:
 
 def _padded_size(lengths: np.ndarray, rows: Sequence[Sequence[int] | np.ndarray]) -> int:
     """Tokens of a micro-batch in these rows, with its padding."""
-    return max(int(lengths[row].sum()) for row in rows) * len(rows)
+    longest = max(int(lengths[row].sum()) for row in rows)
+    return longest * len(rows)
 
 
 def assign_rows(lengths: Sequence[int] | np.ndarray, packing: bool) -> list[list[int]]:
@@ -134,8 +138,11 @@ def positions(rows: Sequence[Sequence[np.ndarray]]) -> Tensor:
     """Position ids (R, T) of rows laid out by `concat_pad`: each sequence counts from 0."""
     is_token, is_start = [], []
     for row in rows:
-        is_token.append([np.ones(len(sequence), dtype=bool) for sequence in row])
-        is_start.append([np.arange(len(sequence)) == 0 for sequence in row])
+        lengths = [len(sequence) for sequence in row]
+        starts = np.zeros(sum(lengths), dtype=bool)
+        starts[np.cumsum([0, *lengths[:-1]])] = True
+        is_start.append([starts])
+        is_token.append([np.ones(sum(lengths), dtype=bool)])
     return position_ids(concat_pad(is_token, False), concat_pad(is_start, False))
 
 
@@ -176,6 +183,7 @@ def pack(
         tokens.append([sequences[i] for i in row])
         targets.append([masks[i] for i in row])
     positions_RT = None
+    # Without position ids a model counts from the start of the row: right for one sequence a row.
     if any(len(row) > 1 for row in rows):
         positions_RT = positions(tokens)
     return PackedBatch(order, concat_pad(tokens, pad_token), concat_pad(targets, False), positions_RT)

@@ -29,6 +29,7 @@ class SourceConfig(Section):
 def _as_source_list(value: Any) -> Any:
     """A list of sources; one source alone may stand without the list, and a source may be its
     path alone."""
+    # Nothing stays nothing, and the field says whether that is allowed.
     if not value and not isinstance(value, str):
         return value
     if not isinstance(value, list):
@@ -75,6 +76,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _check_weights(self) -> DataConfig:
         for kind in KINDS:
+            # A weight is a share of the mix, which means nothing for one source or beside none.
             weights = [source.weight for source in getattr(self, kind) or []]
             if any(weights) and (not all(weights) or len(weights) == 1):
                 raise ValueError(

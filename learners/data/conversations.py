@@ -26,7 +26,9 @@ def as_messages(prompt: str | Messages) -> Messages:
 
 def normalized_text(*values: Any) -> str:
     """One text for values that are equal but for case, white space and Unicode form."""
+    # As JSON, so that ("a", "b") and ("ab",) differ.
     text = unicodedata.normalize("NFKC", json.dumps(values, ensure_ascii=False))
+    # Line breaks are escaped in JSON.
     return re.sub(r"(\\[nrt]|\s)+", "", text).casefold()
 
 
@@ -49,6 +51,7 @@ def check_messages(value: Any, key: str, last: Literal["user", "assistant"]) -> 
     """A conversation whose last message has the role `last`."""
     if not isinstance(value, list) or not value:
         raise InvalidRow(f"key '{key}': expected a list like {CONVERSATION}")
+    # Extra keys of a message (a name, a date) are let through: the chat template may use them.
     for i, message in enumerate(value):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise InvalidRow(f"key '{key}[{i}].role': expected system, user or assistant")
@@ -67,7 +70,7 @@ def check_prompt(value: Any, key: str) -> str | Messages:
 
 
 def are_ranks(values: list[Any], count: int) -> bool:
-    # `type` and not isinstance, since true is an int for Python.
+    # `type` and not isinstance, since for Python true is an int.
     return len(values) == count and all(type(value) is int and value >= 1 for value in values)
 
 

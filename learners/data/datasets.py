@@ -86,7 +86,10 @@ class RankingData(_Arrays):
     def group(self, g: int) -> list[np.ndarray]:
         """The sequences of group g."""
         start, end = self.groups[g], self.groups[g + 1]
-        return [self.tokens_N[self.offsets[s] : self.offsets[s + 1]] for s in range(start, end)]
+        return np.split(
+            self.tokens_N[self.offsets[start] : self.offsets[end]],
+            self.offsets[start + 1 : end] - self.offsets[start],
+        )
 
     def rankings(self) -> list[list[tuple[list[int], list[int]]]]:
         """rankings()[g] is the list of (members, ranks) of group g."""
@@ -100,5 +103,5 @@ class RankingData(_Arrays):
         """(members, ranks) of group g by the oracle, over the members whose truth it knows (maybe
         none)."""
         ranks = self.oracle_ranks[self.groups[g] : self.groups[g + 1]]
-        members = np.flatnonzero(ranks)
+        members = np.flatnonzero(ranks)  # 0 is no rank
         return members.tolist(), ranks[members].tolist()

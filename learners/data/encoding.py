@@ -28,14 +28,14 @@ ALWAYS_TRAINING, ALWAYS_VALIDATION = 1.0, -1.0  # positions beyond every thresho
 def pack_corpus(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, validation_share: float = 0.1
 ) -> TokenData:
-    """Documents, each closed by the separator, joined and cut into sequences of `length` tokens;
-    what is left over is dropped. Training sequences come first, then the validation sequences; no
-    document is in both, but for long ones.
+    """Documents, each closed by the separator, joined and cut into sequences of `length` tokens; an
+    incomplete last sequence is dropped. Training sequences come first, then validation sequences.
 
-    A document so long that `validation_share` of it is a sequence or more keeps its own end for
-    validation, and so does an only document. Others are held out whole by the hash of their text,
-    so adding documents changes none of them. Raises UserError if the corpus is too small for a
-    sequence of each side."""
+    Short documents are held out whole by the hash of their text. A document so long that
+    `validation_share` of it is a sequence or more, or that is the only one, is cut: its end is
+    held out. Either way the other documents do not matter, so adding some moves none of these.
+
+    Raises UserError if the corpus is too small for a sequence of each side."""
     separator = document_separator(tokenizer)
     encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     pieces: list[np.ndarray] = []
@@ -43,6 +43,8 @@ def pack_corpus(
     for text, ids in zip(texts, encoded, strict=True):
         tokens_N = np.array([*ids, separator], dtype=np.int32)
         sequences = len(tokens_N) // length
+        # Whole books would make the held-out part far too large or empty, so they are cut. The end
+        # is taken, since in any other place a training sequence would continue what is held out.
         is_long = len(texts) == 1 or len(tokens_N) * validation_share >= length
         if is_long and sequences >= 2:
             # Cut between two sequences, so that neither side loses tokens to the cut.
@@ -65,6 +67,7 @@ def pack_corpus(
     tokens_N = np.concatenate([training_N, validation_N])
     count = len(tokens_N) // length
     loss_mask_N = np.ones(len(tokens_N), dtype=bool)
+    # Nothing comes before the first token of a sequence, so nothing predicts it.
     loss_mask_N[::length] = False
     return TokenData(
         tokens_N=tokens_N,
@@ -95,6 +98,7 @@ def encode_prompts(
         if fitted is None:
             continue
         text, ids = fitted
+        # A text stays a text: functions of the user get the prompt in the form of their file.
         prompt: str | Messages = text
         if not isinstance(record.prompt, str):
             prompt = _with_ending(messages, text)
@@ -124,6 +128,7 @@ def encode_demonstrations(
         if fitted is None:
             continue
         ids, mask = zip(*fitted[1], strict=True)
+        # Refused also where max_invalid_rows would skip a row: the template is wrong for all rows.
         if not any(mask):
             raise UserError(f"{where}: the chat template leaves no assistant token to learn")
         sequences.append(np.array(ids, dtype=np.int32))
@@ -175,8 +180,9 @@ def _extend(
     longer = list(tokenizer.encode(text, add_special_tokens=False))
     if longer[: len(ids)] != ids:
         raise UserError(
-            f"tokenizer {tokenizer.name_or_path}: its chat template writes the start of a conversation differently once it "
-            "goes on, so the assistant's tokens cannot be told apart; mark them with {% generation %} in the template"
+            f"tokenizer {tokenizer.name_or_path}: its chat template writes the start of a conversation "
+            "differently once it goes on, so the assistant's tokens cannot be told apart; mark them with "
+            "{% generation %} in the template"
         )
     mask += [learn] * (len(longer) - len(ids))
     ids[:] = longer
@@ -191,14 +197,15 @@ def hold_out(
     if different < 2:
         by = f" of different {reader.config.split_key}" if reader.config.split_key else ""
         raise UserError(
-            f"data.{reader.kind}: at least two {what}{by} are needed, one for validation; there is {different} "
-            f"({reader.stats_text()})"
+            f"data.{reader.kind}: at least two {what}{by} are needed, one for validation; "
+            f"there is {different} ({reader.stats_text()})"
         )
     is_held = held_out(positions, share)
+    # Not an error: two prompts, of which one was ranked more often, are a legal data set.
     if is_held.mean() > 0.5:
         logging.warning(
-            "data.%s: %.0f%% of the data is held out for validation, since so much of it goes together (the same prompt, or "
-            "data.split_key)",
+            "data.%s: %.0f%% of the data is held out for validation, since so much of it has to stay "
+            "together (the same prompt, or a value of data.split_key)",
             reader.kind,
             100 * is_held.mean(),
         )

@@ -20,9 +20,8 @@ from learners.data.sources import DatasetReader, SourceRow
 from learners.data.split import linked_positions
 from learners.data.tokenizer import encode_prompt
 
-MAX_GROUP_SIZE = (
-    9  # as many responses as Ouyang et al. 2022 (arXiv:2203.02155, section 3.5) had ranked at most
-)
+# As many responses as Ouyang et al. 2022 (arXiv:2203.02155, section 3.5) had ranked at most.
+MAX_GROUP_SIZE = 9
 
 OracleScore = Callable[[RankingRecord, str, bool], float | None]
 """(record, response, whether it ended) -> what the response is truly worth; None where that is
@@ -55,6 +54,8 @@ def encode_rankings(
         sequences = _encode_responses(source_row, tokenizer, context, reader)
         if sequences is None:
             continue
+        # Prompts that differ only in case and white space are one: else the model would be
+        # validated on what it was trained on.
         prompt = record.split_text
         group = open_group.get(prompt)
         if group is None or not group.has_room_for(sequences):
@@ -120,6 +121,7 @@ def _encode_responses(
     for response, ended in zip(record.responses, record.ended, strict=True):
         encode = partial(_append_response, tokenizer, prompt_ids, ended)
         fitted = reader.fit_to_length(source_row.where, response, encode, context)
+        # Without one of its responses a ranking would say something else.
         if fitted is None:
             return None
         sequences.append(tuple(fitted[1]))
@@ -130,6 +132,7 @@ def _append_response(
     tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], ended: bool, response: str
 ) -> list[int]:
     ids = [*prompt_ids, *tokenizer.encode(response, add_special_tokens=False)]
+    # A response that was cut has no end, and the reward model is to see that.
     if ended:
         ids.append(tokenizer.eos_token_id)
     return ids
@@ -139,8 +142,10 @@ def _oracle_scores(record: RankingRecord, oracle_score: OracleScore | None) -> l
     """What each response is truly worth, as far as that is known."""
     if oracle_score is None:
         return [None] * len(record.responses)
-    pairs = zip(record.responses, record.ended, strict=True)
-    return [oracle_score(record, response, ended) for response, ended in pairs]
+    scores = []
+    for response, ended in zip(record.responses, record.ended, strict=True):
+        scores.append(oracle_score(record, response, ended))
+    return scores
 
 
 def _as_arrays(groups: list[_Group], position_G: np.ndarray, is_validation_G: np.ndarray) -> RankingData:
@@ -151,7 +156,8 @@ def _as_arrays(groups: list[_Group], position_G: np.ndarray, is_validation_G: np
     members_per_ranking: list[int] = []
     ranking_groups_Q: list[int] = []
     for g, group in enumerate(groups):
-        sequences += [np.array(sequence, dtype=np.int32) for sequence in group.index]
+        for sequence in group.index:
+            sequences.append(np.array(sequence, dtype=np.int32))
         oracle_ranks += group.oracle_ranks()
         for members, ranks in group.rankings:
             members_M += members

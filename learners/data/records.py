@@ -72,6 +72,7 @@ class Record(BaseModel):
         try:
             return cls.model_validate(row)
         except ValidationError as error:
+            # `from None`: pydantic's report of many lines would stand before the one sentence.
             raise InvalidRow(_sentence(error)) from None
 
     @classmethod
@@ -99,6 +100,7 @@ class Record(BaseModel):
 
     def user_row(self) -> Row:
         """A plain dict with all keys of the user's row, for functions of the user."""
+        # Defaults are left out: a function must not find keys that the file does not have.
         return self.model_dump(exclude_unset=True)
 
     def stored_row(self) -> Row:
@@ -138,6 +140,7 @@ class PromptRecord(Record):
 
     @classmethod
     def normalize(cls, row: Row) -> Row:
+        # A row may have both, for example a prompt and the conversation that it was taken from.
         if not row.get("prompt") and isinstance(row.get("messages"), list):
             row["prompt"] = check_prompt(row["messages"], "messages")
         return row
@@ -246,6 +249,7 @@ class RankingRecord(ResponsesRecord):
 
     @classmethod
     def normalize(cls, row: Row) -> Row:
+        # A row that has both forms says more by its ranking.
         if "responses" not in row and "chosen" in row:
             row |= _from_pair(row)
         row = super().normalize(row)
@@ -289,6 +293,7 @@ def _from_pair(row: Row) -> Row:
 def _sentence(error: ValidationError) -> str:
     """The first problem of a row. Checks of this module give the sentence; for other fields it is
     made of pydantic's."""
+    # The first only: the others often follow from it.
     problem = error.errors()[0]
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, InvalidRow):

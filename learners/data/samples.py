@@ -51,6 +51,7 @@ class Samples:
     @property
     def response_mask_N(self) -> np.ndarray:
         """bool (N,): True on response tokens."""
+        # Position of each token in its own sequence.
         position_N = np.arange(self.offsets[-1]) - np.repeat(self.offsets[:-1], self.lengths_B)
         return position_N >= np.repeat(self.prompt_lengths_B, self.lengths_B)
 
@@ -92,5 +93,6 @@ def offsets_of(lengths_B: Sequence[int] | np.ndarray) -> np.ndarray:
 
 def concat_ranges(offsets: np.ndarray, indices: Sequence[int]) -> np.ndarray:
     """int64: positions of the tokens of these sequences, one sequence after the other."""
+    # The empty range is for no indices at all.
     ranges = [np.arange(offsets[i], offsets[i + 1]) for i in indices]
     return np.concatenate([np.zeros(0, np.int64), *ranges])

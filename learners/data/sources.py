@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from common.errors import UserError
 from common.plugins import load_object
 from common.random_streams import Stream, generator
@@ -94,16 +96,17 @@ class DatasetReader:
             return text, tokens
         if self.config.overlong == "refuse":
             raise UserError(
-                f"{where}: {len(tokens)} tokens, but there is room for {limit}; shorten it, raise model.context or set "
-                "data.overlong"
+                f"{where}: {len(tokens)} tokens, but there is room for {limit}; shorten it, raise "
+                "model.context or set data.overlong"
             )
         ends: list[int] = []
         if self.config.overlong == "truncate":
             ends = [match.end() for match in SENTENCE_END.finditer(text)]
+        # Searched by halving, since each try encodes the text again.
         sentences = bisect.bisect_right(ends, limit, key=lambda end: len(encode(text[:end].rstrip())))
         if sentences == 0:
             self.stats["too_long"] += 1
-            self.stats["kept"] -= 1
+            self.stats["kept"] -= 1  # `read` counted it before anything was encoded
             return None
         self.stats["truncated"] += 1
         text = text[: ends[sentences - 1]].rstrip()
@@ -111,13 +114,17 @@ class DatasetReader:
 
     def stats_text(self) -> str:
         """The counts as text, for messages."""
-        counts = [f"{count} {name.replace('_', ' ')}" for name, count in self.stats.items() if count]
+        counts = []
+        for name, count in self.stats.items():
+            if count:
+                counts.append(f"{count} {name.replace('_', ' ')}")
         return ", ".join(counts) or "0 read"
 
     def _records(self, source: SourceConfig) -> Iterator[SourceRow]:
         convert = load_object(source.convert) if source.convert else None
         for where, row in read_source(source, self.config):
             self.stats["read"] += 1
+            # All rows that a function makes of one are kept, or none.
             try:
                 records = [self.schema.parse(converted) for converted in _converted(row, convert)]
             except InvalidRow as error:
@@ -134,16 +141,18 @@ class DatasetReader:
         shares are right."""
         if not any(weights):
             return [row for part in parts for row in part]
-        total_weight = sum(weight or 0.0 for weight in weights)
-        shares = [(weight or 0.0) / total_weight for weight in weights]
+        shares = np.array(weights, dtype=float)
+        shares /= shares.sum()
         # The source that is smallest for its share is used whole.
         total = min(len(part) / share for part, share in zip(parts, shares, strict=True))
-        mixed = []
+        mixed: list[SourceRow] = []
         for i, (part, share) in enumerate(zip(parts, shares, strict=True)):
             rng = generator(self.seed, Stream.SOURCE_MIX, i)
             drawn = rng.permutation(len(part))[: round(total * share)]
             self.stats["dropped_by_mix"] += len(part) - len(drawn)
-            mixed += [part[j] for j in sorted(drawn)]
+            # In the order of the file, so that the mix reads as its sources do.
+            for j in sorted(drawn):
+                mixed.append(part[j])
         return mixed
 
     def _deduplicate(self, rows: list[SourceRow]) -> list[SourceRow]:
@@ -180,7 +189,8 @@ def local_path(source: SourceConfig, config: DataConfig, key: str = "data") -> P
         raise UserError(f"{key}={path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
     if path.suffix in SUFFIXES or not re.fullmatch(r"[\w-]+/[\w.-]+", source.path):
         raise UserError(
-            f"{key}={path}: no such file; data.root={config.root} is where relative paths of section data start"
+            f"{key}={path}: no such file; data.root={config.root} is where relative paths of section data "
+            "start"
         )
     return None
 
@@ -200,15 +210,19 @@ def read_source(source: SourceConfig, config: DataConfig) -> Iterator[tuple[str,
 
 
 def _documents(path: Path, config: DataConfig) -> Iterator[tuple[str, Any]]:
-    documents = [path.read_text(encoding="utf-8")]
-    if config.documents == "paragraphs":
-        documents = [paragraph.strip() for paragraph in documents[0].split("\n\n")]
-    for number, document in enumerate(documents, 1):
-        if document.strip():
-            yield f"{path}, document {number}", {"text": document}
+    text = path.read_text(encoding="utf-8")
+    if config.documents == "file":
+        # As it is: the white space at its ends is part of the text.
+        if text.strip():
+            yield f"{path}, document 1", {"text": text}
+        return
+    for number, paragraph in enumerate(text.split("\n\n"), 1):
+        if paragraph.strip():
+            yield f"{path}, document {number}", {"text": paragraph.strip()}
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    # By hand and not by the `datasets` library, so that an error has the number of its line.
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -244,6 +258,7 @@ def _tabular(path: Path | None, source: SourceConfig) -> Iterator[tuple[str, Any
     name = str(path or source.path)
     try:
         if path and path.suffix == ".csv":
+            # Else the library guesses types: a response "12" would be a number, and "NA" nothing.
             with open(path, newline="", encoding="utf-8") as file:
                 columns = dict.fromkeys(next(csv.reader(file), []), datasets.Value("string"))
             rows = datasets.Dataset.from_csv(name, features=datasets.Features(columns), keep_default_na=False)

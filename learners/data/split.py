@@ -33,6 +33,7 @@ class EmptySideError(ValueError):
 
 def split_position(key: str) -> float:
     """In [0, 1), uniform over different keys."""
+    # Python's own hash() of a text differs between processes.
     digest = hashlib.sha256(f"{SALT}\0{key}".encode(errors="surrogatepass")).digest()
     # 53 bits are what a float holds exactly; more would round up to 1.
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
@@ -53,15 +54,18 @@ def held_out(
     if size_I is None:
         size_I = np.ones(len(position_I), dtype=np.int64)
     size_I = np.asarray(size_I)
-    is_held_I = position_I < share
+    if _both_have(position_I < share, size_I, minimum):
+        return position_I < share
+    # Only tiny data sets come here, so it does not matter that all thresholds are tried.
     candidates = np.unique(position_I)
-    nearest_first = candidates[np.argsort(np.abs(candidates - share), kind="stable")]
-    for threshold in [None, *nearest_first.tolist()]:
-        if threshold is not None:
-            is_held_I = position_I <= threshold
-        if size_I[is_held_I].sum() >= minimum and size_I[~is_held_I].sum() >= minimum:
-            return is_held_I
+    for threshold in candidates[np.argsort(np.abs(candidates - share), kind="stable")]:
+        if _both_have(position_I <= threshold, size_I, minimum):
+            return position_I <= threshold
     raise EmptySideError(f"{len(position_I)} items at {len(candidates)} positions cannot be divided")
+
+
+def _both_have(is_held_I: np.ndarray, size_I: np.ndarray, minimum: int) -> bool:
+    return bool(size_I[is_held_I].sum() >= minimum and size_I[~is_held_I].sum() >= minimum)
 
 
 def assign_folds(position_I: Sequence[float] | np.ndarray, folds: int) -> np.ndarray:
@@ -70,6 +74,8 @@ def assign_folds(position_I: Sequence[float] | np.ndarray, folds: int) -> np.nda
 
     Raises EmptySideError for fewer positions than folds.
     """
+    # Ranges of equally many positions and not of equal width: linked prompts have small positions,
+    # which would crowd the first fold.
     positions, index_I = np.unique(np.asarray(position_I, dtype=float), return_inverse=True)
     if len(positions) < folds:
         raise EmptySideError(f"{len(positions)} different items cannot be divided into {folds} folds")
@@ -81,15 +87,21 @@ def linked_positions(prompts: Sequence[str], owners: Sequence[str]) -> dict[str,
 
     Prompts that share an owner, directly or through other prompts, get one position: the smallest
     of their owners'."""
-    prompt_ids = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    owner_ids = {owner: i for i, owner in enumerate(dict.fromkeys(owners), start=len(prompt_ids))}
-    links = ([prompt_ids[prompt] for prompt in prompts], [owner_ids[owner] for owner in owners])
-    size = len(prompt_ids) + len(owner_ids)
+    # A graph with prompts and owners as nodes. An owner may have the same text as a prompt (a row
+    # without a value of `data.split_key` belongs to its own prompt), so they are numbered apart.
+    node_of_prompt: dict[str, int] = {}
+    node_of_owner: dict[str, int] = {}
+    for prompt, owner in zip(prompts, owners, strict=True):
+        for nodes, name in ((node_of_prompt, prompt), (node_of_owner, owner)):
+            if name not in nodes:
+                nodes[name] = len(node_of_prompt) + len(node_of_owner)
+    size = len(node_of_prompt) + len(node_of_owner)
+    links = (list(map(node_of_prompt.get, prompts)), list(map(node_of_owner.get, owners)))
     graph = coo_array((np.ones(len(prompts)), links), shape=(size, size))
     _, component_of = connected_components(graph, directed=False)
     smallest: dict[int, float] = {}
-    for owner, i in owner_ids.items():
-        component = int(component_of[i])
+    for owner, node in node_of_owner.items():
+        component = int(component_of[node])
         # The smallest never grows when owners are added, so a held-out prompt stays held out.
         smallest[component] = min(smallest.get(component, 1.0), split_position(owner))
-    return {prompt: smallest[int(component_of[i])] for prompt, i in prompt_ids.items()}
+    return {prompt: smallest[int(component_of[node])] for prompt, node in node_of_prompt.items()}

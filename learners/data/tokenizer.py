@@ -83,8 +83,9 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
         raise UserError(f"tokenizer {tokenizer.name_or_path}: it has no end token; set model.end_token")
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise UserError(
-            f"tokenizer {tokenizer.name_or_path}: pad and end are the same token ({tokenizer.eos_token!r}), so a model "
-            "would never learn to stop; set model.pad_token or model.end_token to another"
+            f"tokenizer {tokenizer.name_or_path}: pad and end are the same token "
+            f"({tokenizer.eos_token!r}), so a model would never learn to stop; set model.pad_token or "
+            "model.end_token to another"
         )
     return int(tokenizer.eos_token_id)
 
