@@ -1,4 +1,4 @@
-"""What the benches share: the parser of their arguments, tables, and how a repeated measurement is printed."""
+"""What the benches share: parsing of arguments, tables, and the spread of a repeated measurement."""
 
 from __future__ import annotations
 
