@@ -16,6 +16,7 @@ def token_logprobs(
 
     The entropy carries no gradient and is empty without `with_entropy`.
     """
+    # float32, because bfloat16 resolves a log-probability of -10 to 0.06 only.
     log_p_NV = F.log_softmax(logits_NV.float() / temperature, dim=-1)
     logprobs_N = log_p_NV.gather(-1, targets_N[:, None]).squeeze(-1)
     if not with_entropy:

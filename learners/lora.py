@@ -55,6 +55,7 @@ def merged_weights(model: PreTrainedModel, gathered: Gather) -> Iterator[tuple[s
         if isinstance(module, LoraLayer):
             layers[f"{name}.base_layer.weight"] = module
     for name, parameter in model.named_parameters():
+        # Adapters are merged into the weights beside them and have no place of their own.
         if ".lora_" in name:
             continue
         plain_name = name.replace(".base_layer.", ".")

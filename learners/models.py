@@ -55,6 +55,8 @@ def build_policy(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: 
             dtype="float32",
         )
     )
+    # Generation ends at the end of a turn, and at the separator that pretraining put after
+    # documents.
     stops = sorted({end_token(tokenizer), document_separator(tokenizer)})
     model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)
     return model

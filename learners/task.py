@@ -39,7 +39,9 @@ class TaskContext:
     def micro_batches(self, lengths: Sequence[int] | np.ndarray, packing: bool) -> list[list[int]]:
         """This rank's micro-batches of sequences of these lengths, as indices into `lengths`. All
         ranks have the same number of micro-batches; some may be empty."""
-        return plan_micro_batches(lengths, self.ranks, self.learner.micro_batch_tokens, packing)[self.rank]
+        # Every rank makes the plan of all ranks, so none has to wait for it.
+        budget = self.learner.micro_batch_tokens
+        return plan_micro_batches(lengths, self.ranks, budget, packing)[self.rank]
 
     def pack(
         self, sequences: Sequence[np.ndarray], targets: Sequence[np.ndarray], packing: bool
@@ -90,8 +92,9 @@ class Task:
                 raise
             free = shutil.disk_usage(folder.parent).free / 2**20
             raise DiskFullError(
-                f"{folder}: the checkpoint could not be written, the disk has {free:.0f} MiB left; free some space and "
-                "run the same command again, which continues from the previous checkpoint"
+                f"{folder}: the checkpoint could not be written, the disk has {free:.0f} MiB left; "
+                "free some space and run the same command again, which continues from the previous "
+                "checkpoint"
             ) from error
 
     def load(self, folder: Path, tag: str) -> int:

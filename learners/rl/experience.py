@@ -56,7 +56,8 @@ class TokenStats:
 
     def record_values(self, indices: list[int], values_N: Tensor) -> None:
         """Sets the critic's values of the tokens of the responses at `indices`."""
-        self.values_BT[indices] = scatter_tokens(values_N.detach().float().cpu(), self.mask_BT[indices])
+        values_N = values_N.detach().float().cpu()
+        self.values_BT[indices] = scatter_tokens(values_N, self.mask_BT[indices])
 
 
 def scatter_tokens(values_N: Tensor, mask_BT: Tensor) -> Tensor:
@@ -113,8 +114,8 @@ class Experience:
         ref_logprobs_N = np.concatenate([part.ref_logprobs_N for part in parts])
         if samples.size == 0:
             raise RunStoppedError(
-                "an iteration has not a single scored response; quarantine.jsonl in the run directory says why "
-                "each was left out"
+                "an iteration has not a single scored response; the run's quarantine file says why each "
+                "was left out"
             )
         if config.dynamic_sampling:
             kept = _with_signal(samples, scores_B, config.prompts)
@@ -150,12 +151,7 @@ class Experience:
 
         # 1. Penalties on the score: no end token (detail 14), too long (DAPO, Eq. 13).
         truncated_B = ~torch.from_numpy(self.samples.ended_B)
-        self.penalized_scores_B = self.scores_B - config.missing_eos_penalty * truncated_B
-        if config.overlong_buffer:
-            overlong_B = advantages.overlong_penalty(
-                self.lengths_B, config.max_response_tokens, config.overlong_buffer
-            )
-            self.penalized_scores_B = self.penalized_scores_B + config.overlong_penalty * overlong_B
+        self._penalize_scores(truncated_B)
 
         # 2. Rewards of tokens: the score on the last one, the KL penalty on each (detail 17).
         kl_coef_in_reward = 0.0
@@ -190,6 +186,15 @@ class Experience:
             self.proximal_logprobs_BT = self.old_logprobs_BT
         if config.proximal != "log_linear":
             self.is_weights_BT = self._importance_weights(self.old_logprobs_BT, slice(None))
+
+    def _penalize_scores(self, truncated_B: Tensor) -> None:
+        config = self.config
+        self.penalized_scores_B = self.scores_B - config.missing_eos_penalty * truncated_B
+        if config.overlong_buffer:
+            overlong_B = advantages.overlong_penalty(
+                self.lengths_B, config.max_response_tokens, config.overlong_buffer
+            )
+            self.penalized_scores_B = self.penalized_scores_B + config.overlong_penalty * overlong_B
 
     def _generalized_advantages(self, rewards_BT: Tensor, truncated_B: Tensor) -> None:
         """GAE (detail 15 for the discount), then whitened advantages (detail 18)."""

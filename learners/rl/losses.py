@@ -69,6 +69,7 @@ def policy_loss(
     log_ratio_BT = (logprobs_BT - old_logprobs_BT) * mask_BT
     if ratio == "sequence":
         log_ratio_BT = (log_ratio_BT.sum(1) / mask_BT.sum(1).clamp(min=1))[:, None] * mask_BT
+    # exp overflows at 89 in float32; ratios of exp(20) are clipped or masked anyway.
     ratio_BT = torch.exp(log_ratio_BT.clamp(-20, 20))
     plain_BT = -advantages_BT * ratio_BT
     clipped_BT = -advantages_BT * ratio_BT.clamp(1 - clip_low, 1 + clip_high)
@@ -79,6 +80,7 @@ def policy_loss(
         )
     if weights_BT is not None:
         losses_BT = losses_BT * weights_BT
+    # Sums, because only the caller knows the token count over all micro-batches and ranks.
     with torch.no_grad():
         metrics = {
             "approxkl": (log_ratio_BT**2).sum() / 2,

@@ -42,6 +42,7 @@ class Minibatch:
 def minibatch_indices(seed: int, version: int, epoch: int, size: int, count: int) -> list[np.ndarray]:
     """The responses of a batch of `size`, shuffled and cut into `count` minibatches (fewer if
     there are fewer responses): the same on every rank."""
+    # Drawn by each rank itself: equal arguments give equal orders, so nothing is communicated.
     order = generator(seed, Stream.PPO_MINIBATCHES, version, epoch).permutation(size)
     return np.array_split(order, min(count, size))
 

@@ -1,10 +1,10 @@
 """The PPO task of a learner rank: `ppo_update` turns a scored batch of responses into the next
 policy version.
 
-    samples, scores, reference logprobs      (from rollout and scoring actors, the whole batch on every rank)
-        -> old logprobs, entropy, values     each rank runs its share of the responses; summed over ranks
-        -> rewards, advantages, returns      the same arithmetic on every rank, over the whole batch
-        -> epochs x minibatches              one permutation for all ranks; each runs its share; ZeRO adds gradients
+    samples, scores, reference logprobs   from rollout and scoring actors, on every rank
+        -> old logprobs, entropy, values  each rank runs its share; summed over ranks
+        -> rewards, advantages, returns   the same on every rank, over the whole batch
+        -> epochs x minibatches           one permutation for all; each rank runs its share
 
 Only forward and backward passes are divided over ranks. So whitening sees the whole batch,
 minibatches are the same for any number of ranks, and a metric is a metric of the batch. The
@@ -46,11 +46,14 @@ class PPOTask(Task):
         learner = context.learner
         if learner.packing:
             check_packing_isolation(policy.model)
+        # The learning-rate schedule is over all steps that a run can take; short batches take
+        # fewer.
         steps = config.iterations * config.epochs * config.minibatches
-        engines = {"policy": DeepSpeedEngine(policy, learner, config.optimizer, config.dtype, steps)}
+        dtype = config.dtype
+        engines = {"policy": DeepSpeedEngine(policy, learner, config.optimizer, dtype, steps)}
         if critic is not None:
             optimizer = config.critic_optimizer
-            engines["critic"] = DeepSpeedEngine(critic, learner, optimizer, config.dtype, steps)
+            engines["critic"] = DeepSpeedEngine(critic, learner, optimizer, dtype, steps)
         self.config = config
         self.models = ActorCritic(engines["policy"], engines.get("critic"), config.temperature)
         self.corpus: PretrainingCorpus | None = None
@@ -64,10 +67,13 @@ class PPOTask(Task):
         experience = Experience.from_parts(parts, self.config)
         self.compute_token_stats(experience)
         experience.compute_advantages(kl_coef, version)
+        # Before the update, which changes the policy that these metrics describe.
         metrics = experience.batch_metrics()
         update = PPOUpdate(experience, self.models, self.ema, self.corpus, self.context)
         metrics |= update.run()
         if update.first_epoch is not None:
+            # Only now the learner's own log-probabilities are known: replace what the engine's
+            # gave.
             stats = self._summed_over_ranks(update.first_epoch)
             experience.old_logprobs_BT, experience.entropy_BT = stats.logprobs_BT, stats.entropy_BT
             metrics |= experience.mismatch_metrics()
@@ -100,6 +106,7 @@ class PPOTask(Task):
         stats = self._summed_over_ranks(stats)
         experience.old_logprobs_BT, experience.entropy_BT = stats.logprobs_BT, stats.entropy_BT
         experience.values_BT = stats.values_BT
+        # A collective of its own, so only where these values are used.
         if self.config.bootstrap_truncated:
             experience.bootstrap_values_B = all_reduce_sum(last_values_B, self.models.device)
 
@@ -118,6 +125,7 @@ class PPOTask(Task):
         """Log-probability of every token but the first of each sequence, float32, at temperature
         1."""
         targets = [np.arange(len(sequence)) > 0 for sequence in sequences]
+        # Unpacked, like the engines, so that a difference means different weights.
         packed = self.context.pack(sequences, targets, packing=False)
         with torch.no_grad():
             logprobs_N, _ = self.models.policy(packed.tokens_RT, packed.target_mask_RT)
@@ -125,5 +133,6 @@ class PPOTask(Task):
         return np.split(logprobs_N.float().cpu().numpy(), ends[:-1])
 
     def _summed_over_ranks(self, stats: TokenStats) -> TokenStats:
+        # One collective instead of three.
         stacked = torch.stack([stats.logprobs_BT, stats.entropy_BT, stats.values_BT])
         return TokenStats(stats.mask_BT, *all_reduce_sum(stacked, self.models.device))

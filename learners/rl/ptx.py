@@ -33,6 +33,7 @@ class PretrainingCorpus:
         self.corpus, self.context = corpus, context
         self.training = np.flatnonzero(~corpus.is_validation_S)
         self.heldout = np.flatnonzero(corpus.is_validation_S)[:MAX_HELDOUT_SEQUENCES]
+        # `pack_corpus` cuts the corpus into sequences of one length.
         self.sequences_per_step = max(1, tokens_per_step // int(corpus.lengths_S[0]))
 
     def ptx_sequences(self, version: int, step: int) -> np.ndarray:

@@ -92,6 +92,7 @@ class PPOUpdate:
         if self.ptx_corpus is not None:
             sequences = self.ptx_corpus.ptx_sequences(self.experience.version, self.steps)
             texts = self.ptx_corpus.micro_batches(sequences)
+        # DeepSpeed must know the last backward pass of a step, whichever loss it belongs to.
         remaining = len(minibatch.micro_batches) + len(texts)
         for micro in minibatch.micro_batches:
             remaining -= 1
@@ -135,6 +136,7 @@ class PPOUpdate:
             config.ratio,
             minibatch.loss_size,
         )
+        # Weighted by tokens, so that the mean over minibatches is a mean over tokens.
         self.sums.add({"loss/policy_avg": loss * minibatch.num_tokens})
         self.sums.add({"padded_tokens": micro.packed.tokens_RT.numel()})
         self.sums.add({POLICY_METRICS[name]: value for name, value in metrics.items()})
@@ -182,6 +184,7 @@ class PPOUpdate:
         means = self.sums.means(self.num_tokens)
         first_ratio_error = torch.tensor(self.first_ratio_error, device=self.models.device)
         dist.all_reduce(first_ratio_error, op=dist.ReduceOp.MAX)
+        # Prompts are run in every epoch too, so padding is measured against all tokens.
         tokens = self.config.epochs * float(self.experience.samples.offsets[-1])
         padded_tokens = means.pop("padded_tokens") * self.num_tokens
         # Rounding can make the difference of two equal means slightly negative.

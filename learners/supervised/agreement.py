@@ -92,5 +92,6 @@ def count_agreeing(scores: Sequence[float], ranks: Sequence[int]) -> tuple[int, 
     """(pairs ordered alike, pairs) over the non-tied pairs of one ranking; equal scores count as
     ordered wrongly."""
     pairs = ranking_pairs(ranks)
+    # A model that gives every response the same score must not look like a good one.
     agreeing = sum(scores[better] > scores[worse] for better, worse in pairs)
     return agreeing, len(pairs)

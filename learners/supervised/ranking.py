@@ -74,11 +74,13 @@ class RewardModelTask(SupervisedTask):
 
     def loss(self, micro: Sequence[int]) -> Tensor:
         scores = self.scores(micro)
+        # Zero, but part of the graph: a rank without work must run the same backward pass.
         total = scores[0].sum() * 0
         for item, scores_K in zip(micro, scores, strict=False):
             losses = []
             for members, ranks in self.rankings[item]:
                 losses.append(ranking_loss(scores_K[members], ranks, self.margin))
+            # A mean, so that a prompt that was ranked often counts no more than another.
             total = total + torch.stack(losses).mean()
         return total
 

@@ -56,6 +56,7 @@ class SupervisedTask(Task, ABC):
             self.total_steps = schedule.steps
         self.packing = context.learner.packing
         self.padded_tokens = 0
+        # Before training, since mixed-up sequences would show only as a slightly worse loss.
         if self.packing:
             check_packing_isolation(module.model)
         dtype = context.learner.dtype
@@ -65,6 +66,7 @@ class SupervisedTask(Task, ABC):
     def batch(self, step: int) -> np.ndarray:
         """Items of one step: consecutive ones of a new permutation each epoch."""
         epoch, index = divmod(step, self.steps_per_epoch)
+        # Drawn anew for each step: a restored task needs only the number of steps done.
         rng = generator(self.context.seed, Stream.SUPERVISED_ORDER, epoch)
         start = index * self.batch_size
         return rng.permutation(self.training)[start : start + self.batch_size]

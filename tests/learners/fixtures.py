@@ -70,7 +70,8 @@ def optimizer() -> OptimizerConfig:
 
 
 def run_ranks(scenario, folder: Path, config: LearnerConfig, *args, model: ModelConfig = MODEL):
-    """Runs scenario(actor, folder, *args) on every rank in a process of its own; returns rank 0's result."""
+    """Runs scenario(actor, folder, *args) on every rank in a process of its own; returns rank 0's
+    result."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -121,7 +122,8 @@ def pretrain(actor, folder, steps=2):
 
 
 def make_rankings(folder: Path, seed: int = 0) -> None:
-    """rankings.npz: ten prompts with four random responses each, one of them there twice, some tied."""
+    """rankings.npz: ten prompts with four random responses each, one of them there twice, some
+    tied."""
     rng = np.random.default_rng(seed)
     sequences = [rng.integers(8, 300, rng.integers(3, 13)).astype(np.int32) for _ in range(40)]
     members = np.tile(np.arange(4, dtype=np.int32), 10)

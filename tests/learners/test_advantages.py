@@ -7,7 +7,8 @@ from torch.testing import assert_close
 
 from learners import objectives
 
-# Five responses of two tokens, the score on the last; prompts 7 (two responses), 3 (two) and 9 (one), mixed up.
+# Five responses of two tokens, the score on the last; prompts 7 (two responses), 3 (two) and 9
+# (one), mixed up.
 SCORES = tensor([1.0, 2.0, 0.0, 6.0, 4.0])
 GROUPS = tensor([7, 3, 7, 3, 9])
 MASK = torch.ones(5, 2)
@@ -18,7 +19,7 @@ def rows(*values):
     return tensor(values)[:, None].expand(-1, 2)
 
 
-def test_grpo_scales_by_the_deviation_of_the_group_and_gives_a_lone_response_nothing():
+def test_grpo_scales_by_the_deviation_of_the_group():
     half = 0.5**0.5  # (1 - 0.5) / (deviation of 1 and 0)
     assert_close(
         objectives.grpo(REWARDS, MASK, GROUPS, 1.0), rows(half, -half, -half, half, 0.0), rtol=1e-5, atol=1e-6
@@ -42,23 +43,23 @@ def test_group_baselines_count_the_kl_penalty_inside_the_reward():
     assert_close(objectives.rloo(penalized, MASK, GROUPS, 1.0)[0], tensor([0.5, 0.5]))
 
 
-def test_reinforce_is_the_discounted_sum_of_what_follows_and_skips_masked_tokens():
+def test_reinforce_is_the_discounted_sum_of_later_rewards():
     rewards, mask = tensor([[1.0, 9.0, 2.0, 4.0]]), tensor([[1.0, 0.0, 1.0, 1.0]])
-    found = objectives.reinforce(rewards * mask, mask, tensor([0]), 0.5)
-    assert_close(found, tensor([[1 + 0.5 * 2 + 0.25 * 4, 0.0, 2 + 0.5 * 4, 4.0]]))
+    result = objectives.reinforce(rewards * mask, mask, tensor([0]), 0.5)
+    assert_close(result, tensor([[1 + 0.5 * 2 + 0.25 * 4, 0.0, 2 + 0.5 * 4, 4.0]]))
 
 
 def test_reinforce_pp_whitens_over_the_batch():
-    found = objectives.reinforce_pp(REWARDS, MASK, GROUPS, 1.0)
+    result = objectives.reinforce_pp(REWARDS, MASK, GROUPS, 1.0)
     assert_close(
-        found, rows(*((SCORES - SCORES.mean()) / SCORES.std(correction=0)).tolist()), rtol=1e-5, atol=1e-5
+        result, rows(*((SCORES - SCORES.mean()) / SCORES.std(correction=0)).tolist()), rtol=1e-5, atol=1e-5
     )
 
 
-def test_reinforce_pp_baseline_whitens_what_the_group_mean_leaves():
-    found = objectives.reinforce_pp_baseline(REWARDS, MASK, GROUPS, 1.0)
+def test_reinforce_pp_baseline_whitens_after_the_group_mean():
+    result = objectives.reinforce_pp_baseline(REWARDS, MASK, GROUPS, 1.0)
     deviation = (8.5 / 5) ** 0.5  # of 0.5, -2, -0.5, 2, 0
-    assert_close(found, rows(*(x / deviation for x in (0.5, -2.0, -0.5, 2.0, 0.0))), rtol=1e-5, atol=1e-5)
+    assert_close(result, rows(*(x / deviation for x in (0.5, -2.0, -0.5, 2.0, 0.0))), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -79,15 +80,16 @@ def test_groups_of_equal_scores_have_no_signal():
 
 
 def test_the_overlong_penalty_falls_linearly_over_the_buffer():
-    found = objectives.overlong_penalty(tensor([5, 16, 18, 20, 24]), longest=20, buffer=4)
-    assert found.tolist() == [0, 0, -0.5, -1, -1]
+    result = objectives.overlong_penalty(tensor([5, 16, 18, 20, 24]), longest=20, buffer=4)
+    assert result.tolist() == [0, 0, -0.5, -1, -1]
 
 
 @pytest.mark.parametrize(
     ("kl", "expected"), [(6.0, 0.1), (6.6, 0.101), (100.0, 0.102), (0.0, 0.098), (5.4, 0.099)]
 )
-def test_the_kl_coefficient_follows_the_relative_error_up_to_a_fifth(kl, expected):
-    # Ziegler et al. 2019: coef * (1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon), here n / horizon = 0.1
+def test_the_adaptive_kl_coefficient_is_that_of_ziegler_2019(kl, expected):
+    # Ziegler et al. 2019: coef * (1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon), here n /
+    # horizon = 0.1
     assert objectives.adapted_kl_coef(0.1, kl, target=6.0, horizon=2560, samples=256) == pytest.approx(
         expected
     )

@@ -12,7 +12,8 @@ from learners.rl.scored_parts import ScoredPart
 
 
 def batch(responses, scores, prompts, ended=None):
-    """One prompt token each, the given numbers of response tokens; engine and reference logprobs -1 and -2."""
+    """One prompt token each, the given numbers of response tokens; engine and reference logprobs
+    -1 and -2."""
     lengths = np.array(responses) + 1
     total = int(lengths.sum())
     samples = Samples(
@@ -41,7 +42,7 @@ def with_advantages(settings, *args, kl_coef=0.0):
     return experience, experience.batch_metrics()
 
 
-def test_dynamic_sampling_keeps_the_first_prompts_whose_scores_differ():
+def test_dynamic_sampling_keeps_the_first_prompts_with_signal():
     first = batch([1, 2, 3, 1], [1, 1, 0, 1], [5, 5, 8, 8])
     second = batch([2, 2, 4, 1], [0, 1, 3, 4], [1, 1, 2, 2])
     settings = config(dynamic_sampling=1, advantage="rloo")

@@ -1,7 +1,8 @@
-"""Real DeepSpeed ranks: the update must not depend on how the work is sharded, cut into micro-batches or packed.
+"""Real DeepSpeed ranks: the update must not depend on how the work is sharded, cut into
+micro-batches or packed.
 
-Every variant takes two updates from the same start, in float32, and every parameter is compared with one rank, ZeRO 0,
-everything padded in one micro-batch.
+Every variant takes two updates from the same start, in float32, and every parameter is compared
+with one rank, ZeRO 0, everything padded in one micro-batch.
 """
 
 import numpy as np
@@ -20,7 +21,7 @@ PPO = {"minibatches": 2, "epochs": 1, "ptx_coef": 0.5, "ptx_tokens": 64}
 
 def updates(actor, folder, variants):
     """Parameters after two updates of each task, by variant."""
-    found = {}
+    results = {}
     for stage, tokens, packing in variants:
         changes = {"zero_stage": stage, "micro_batch_tokens": tokens, "packing": packing}
         actor.config = actor.config.model_copy(update=changes)
@@ -35,11 +36,11 @@ def updates(actor, folder, variants):
             "ema": 0.5,
         }
         _, grpo = fixtures.ppo(actor, folder, iterations=1, advantage="grpo", kl_in="loss", **(PPO | grouped))
-        found[stage, tokens, packing] = (
+        results[stage, tokens, packing] = (
             {"language": language[1], "ranking": ranking, "ppo": ppo, "grpo": grpo},
             metrics[0],
         )
-    return found
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +54,15 @@ def runs(tmp_path_factory):
 
 
 def largest_difference(a, b):
-    """Over all parameters: largest difference of a tensor's entries, relative to its largest entry."""
+    """Over all parameters: largest difference of a tensor's entries, relative to its largest
+    entry."""
     assert a.keys() == b.keys()
     return max(float(np.abs(a[n] - b[n]).max() / np.abs(b[n]).max()) for n in a)
 
 
 @pytest.mark.parametrize("task", ["language", "ranking", "ppo", "grpo"])
 @pytest.mark.parametrize("variant", [(1, *v) for v in VARIANTS[1:]] + [(2, *v) for v in SHARDED])
-def test_two_updates_are_the_same_for_any_ranks_zero_stage_micro_batches_and_packing(runs, variant, task):
+def test_updates_do_not_depend_on_sharding_micro_batches_packing(runs, variant, task):
     reference = runs[1, *VARIANTS[0]][0]
     assert largest_difference(runs[variant][0][task], reference[task]) < 1e-6
 
@@ -70,7 +72,7 @@ def test_the_measure_sees_another_update(runs):
     assert largest_difference(tasks["grpo"], {n: tasks["ppo"][n] for n in tasks["grpo"]}) > 1e-4
 
 
-def test_the_first_minibatch_has_ratio_one_and_packing_leaves_little_padding(runs):
+def test_the_first_minibatch_has_ratio_one_and_little_padding(runs):
     for (_, _, _, packing), (_, metrics) in runs.items():
         assert metrics["val/first_ratio_error"] < 1e-5
         assert metrics["batch/padding"] < (0.25 if packing else 0.5)

@@ -1,4 +1,5 @@
-"""Models of the user's: other architectures, adapters, checkpointed activations, and what of ZeRO lies on the CPU."""
+"""Models of the user's: other architectures, adapters, checkpointed activations, and what of ZeRO
+lies on the CPU."""
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def plain(folder):
         (2, 3, {"offload_optimizer": True, "offload_parameters": True}),
     ],
 )
-def test_what_lies_on_the_cpu_gets_the_same_update(folder, plain, ranks, stage, options):
+def test_offloading_to_the_cpu_gives_the_same_update(folder, plain, ranks, stage, options):
     offloaded = fixtures.run_ranks(both, folder, learner(ranks, stage, **options))
     for a, b in zip(plain, offloaded, strict=True):
         assert largest_difference(a, b) < 5e-6
@@ -63,7 +64,7 @@ def counted(actor, folder):
     return updates, len(runs)
 
 
-def test_checkpointed_activations_run_layers_twice_and_change_nothing(folder, plain):
+def test_gradient_checkpointing_runs_layers_twice_only(folder, plain):
     _, once = fixtures.run_ranks(counted, folder, learner())
     checkpointed = fixtures.MODEL.model_copy(update={"gradient_checkpointing": True})
     updates, runs = fixtures.run_ranks(counted, folder, learner(2, 2), model=checkpointed)
@@ -77,7 +78,8 @@ def lora(folder, **options):
 
 
 def adapted(actor, folder):
-    """PPO with adapters in policy and critic; merged weights, a restored state, and the exported folder's size of state."""
+    """PPO with adapters in policy and critic; merged weights, a restored state, and the exported
+    folder's size of state."""
     scratch = folder / f"lora-{actor.config.ranks}"
     _, before = fixtures.ppo(actor, folder, iterations=0)
     fixtures.ppo(actor, folder, iterations=1)
@@ -97,7 +99,7 @@ def trained_adapters(folder):
     return fixtures.run_ranks(adapted, folder, learner(), model=lora(folder))
 
 
-def test_only_linear_layers_and_the_scalar_head_change_and_a_restored_state_goes_on(folder, trained_adapters):
+def test_lora_changes_linear_layers_and_the_scalar_head_alone(folder, trained_adapters):
     before, after, resumed, _ = trained_adapters
     start = dict(load_policy(folder / "policy").named_parameters())
     assert {n.removeprefix("policy.") for n in before if n.startswith("policy.")} == start.keys()
@@ -117,7 +119,7 @@ def test_the_exported_folder_is_the_plain_merged_model(folder, trained_adapters)
     assert np.abs(logprobs.numpy() - trained_adapters[3]).max() < 1e-5
 
 
-def test_the_learner_state_holds_adapters_and_not_the_weights_under_them(folder, trained_adapters):
+def test_the_learner_state_holds_adapters_and_no_base_weights(folder, trained_adapters):
     state = torch.load(
         folder / "lora-1" / "policy" / "state" / "mp_rank_00_model_states.pt", weights_only=False
     )
@@ -128,7 +130,7 @@ def test_the_learner_state_holds_adapters_and_not_the_weights_under_them(folder,
     assert plain <= {"model.lm_head.weight"}  # the tied head, which DeepSpeed takes for a buffer
 
 
-def test_adapters_train_the_same_on_more_ranks_and_any_zero_stage(folder, trained_adapters):
+def test_adapters_train_the_same_on_two_ranks_with_zero_3(folder, trained_adapters):
     _, after, resumed, _ = fixtures.run_ranks(adapted, folder, learner(2, 3), model=lora(folder))
     assert largest_difference(trained_adapters[1], after) < 5e-6
     assert largest_difference(after, resumed) < 1e-6
@@ -166,7 +168,7 @@ def fine_tuned(actor, folder, name):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_model_of_another_architecture_goes_through_sft_and_ppo(folder, name):
+def test_other_architectures_go_through_sft_and_ppo(folder, name):
     tokenizer = train_tokenizer(fixtures.TEXTS, 320)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(ARCHITECTURES[name]).save_pretrained(folder / name)
@@ -175,8 +177,8 @@ def test_a_model_of_another_architecture_goes_through_sft_and_ppo(folder, name):
     AutoModelForSequenceClassification.from_config(scalar).save_pretrained(folder / f"{name}-reward")
     rows = [DemonstrationRecord.parse({"prompt": f"n{i}?", "response": f"It is {i}."}) for i in range(24)]
     located = [SourceRow("here", row) for row in rows]
-    given = DatasetReader("demonstrations", fixtures.DATA, 0)
-    encode_demonstrations(located, load_tokenizer(folder / name), 64, given).save(
+    reader = DatasetReader("demonstrations", fixtures.DATA, 0)
+    encode_demonstrations(located, load_tokenizer(folder / name), 64, reader).save(
         folder / "demonstrations.npz"
     )
     model = ModelConfig(path=str(folder / name), context=64, attention="eager")
@@ -185,21 +187,21 @@ def test_a_model_of_another_architecture_goes_through_sft_and_ppo(folder, name):
     assert metrics["val/first_ratio_error"] < 1e-5
 
 
-def test_the_config_gives_a_tokenizer_the_template_and_tokens_that_it_lacks(folder, tmp_path):
+def test_the_config_adds_missing_chat_template_and_tokens(folder, tmp_path):
     bare = train_tokenizer(fixtures.TEXTS, 320)
     bare.chat_template = bare.pad_token = None
     bare.save_pretrained(tmp_path / "bare")
     with pytest.raises(UserError, match=r"set model.chat_template to a Jinja file"):
         load_tokenizer(tmp_path / "bare")
     (tmp_path / "chat.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    given = ModelConfig(
+    config = ModelConfig(
         path=str(tmp_path / "bare"), chat_template=str(tmp_path / "chat.jinja"), pad_token="<|endoftext|>"
     )
-    tokenizer = load_tokenizer(tmp_path / "bare", given)
+    tokenizer = load_tokenizer(tmp_path / "bare", config)
     assert tokenizer.pad_token_id == tokenizer.convert_tokens_to_ids("<|endoftext|>")
     assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == "x"
     with pytest.raises(UserError, match=r"model.end_token=<nope>: the tokenizer of .* has no such token"):
-        load_tokenizer(tmp_path / "bare", given.model_copy(update={"end_token": "<nope>"}))
+        load_tokenizer(tmp_path / "bare", config.model_copy(update={"end_token": "<nope>"}))
 
 
 def test_a_scalar_model_of_several_outputs_is_refused(folder, tmp_path):

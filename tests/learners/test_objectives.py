@@ -9,18 +9,18 @@ import torch
 from learners import objectives
 
 
-def test_whitening_without_mean_shift_matches_the_published_values():
+def test_whitening_without_mean_shift_has_the_published_values():
     # "The N implementation details of RLHF with PPO", detail 18.
     x = torch.tensor([[1.2, 1.3, 1.4], [1.5, 1.6, 1.7], [1.8, 1.9, 2.0]])
     expected = torch.tensor([[0.0508, 0.4381, 0.8254], [1.2127, 1.6, 1.9873], [2.3746, 2.7619, 3.1492]])
-    found = objectives.masked_whiten(x, torch.ones_like(x), shift_mean=False)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    result = objectives.masked_whiten(x, torch.ones_like(x), shift_mean=False)
+    torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
 
 
 def test_whitening_ignores_masked_positions():
     x, mask = torch.tensor([[1.0, 3.0, 99.0]]), torch.tensor([[1.0, 1.0, 0.0]])
-    found = objectives.masked_whiten(x, mask)
-    torch.testing.assert_close(found[0, :2], torch.tensor([-1.0, 1.0]))
+    result = objectives.masked_whiten(x, mask)
+    torch.testing.assert_close(result[0, :2], torch.tensor([-1.0, 1.0]))
 
 
 def test_gae_equals_a_hand_computation():
@@ -41,8 +41,8 @@ def test_gae_equals_the_sum_of_discounted_errors():
     expected = torch.stack(
         [sum((gamma * lam) ** k * errors[:, t + k] for k in range(7 - t)) for t in range(7)], 1
     )
-    found, returns = objectives.gae(rewards, values, torch.ones(3, 7, dtype=torch.float64), gamma, lam)
-    torch.testing.assert_close(found, expected)
+    result, returns = objectives.gae(rewards, values, torch.ones(3, 7, dtype=torch.float64), gamma, lam)
+    torch.testing.assert_close(result, expected)
     torch.testing.assert_close(returns, expected + values)
 
 
@@ -63,14 +63,14 @@ def test_gae_bootstraps_a_truncated_response():
     torch.testing.assert_close(advantages, torch.tensor([[0.9 * 2.0 - 0.5]]))
 
 
-def test_gae_is_that_of_rllib_where_responses_end_and_where_they_are_cut():
+def test_gae_equals_rllib_for_ended_and_truncated_responses():
     from ray.rllib.utils.postprocessing.value_predictions import compute_value_targets
 
     rng, lengths = np.random.default_rng(0), [1, 4, 9, 9]
     rewards, values, after = rng.normal(size=(4, 9)), rng.normal(size=(4, 9)), np.array([0.0, 0.0, 0.0, 1.5])
     mask = np.arange(9) < np.array(lengths)[:, None]
-    given = [torch.tensor(x) for x in (rewards * mask, values, mask * 1.0)]
-    _, returns = objectives.gae(*given, gamma=0.9, lam=0.8, bootstrap_B=torch.tensor(after))
+    inputs = [torch.tensor(x) for x in (rewards * mask, values, mask * 1.0)]
+    _, returns = objectives.gae(*inputs, gamma=0.9, lam=0.8, bootstrap_B=torch.tensor(after))
     for b, length in enumerate(lengths):  # one step more, whose value is that after a cut
         last, cut = np.arange(length + 1) == length - 1, after[b] != 0
         row = np.append(values[b, :length], after[b]), np.append(rewards[b, :length], 0.0)
@@ -90,15 +90,15 @@ def test_gae_padding_does_not_change_a_row():
     ("estimator", "expected"), [("k1", 0.5), ("k2", 0.125), ("k3", math.exp(-0.5) - 0.5)]
 )
 def test_kl_estimators(estimator, expected):
-    found = objectives.kl_estimate(torch.tensor(-1.0), torch.tensor(-1.5), estimator)
-    torch.testing.assert_close(found, torch.tensor(expected))
+    result = objectives.kl_estimate(torch.tensor(-1.0), torch.tensor(-1.5), estimator)
+    torch.testing.assert_close(result, torch.tensor(expected))
 
 
-def test_score_lands_on_the_last_response_token_and_kl_on_every_one():
+def test_the_score_is_on_the_last_token_and_the_kl_on_each():
     logprobs, reference = torch.tensor([[-1.0, -1.0, 0.0]]), torch.tensor([[-1.5, -2.0, 0.0]])
     mask = torch.tensor([[1.0, 1.0, 0.0]])
-    found = objectives.token_rewards(torch.tensor([3.0]), logprobs, reference, mask, kl_coef=0.1)
-    torch.testing.assert_close(found, torch.tensor([[-0.05, 3.0 - 0.1, 0.0]]))
+    result = objectives.token_rewards(torch.tensor([3.0]), logprobs, reference, mask, kl_coef=0.1)
+    torch.testing.assert_close(result, torch.tensor([[-0.05, 3.0 - 0.1, 0.0]]))
 
 
 def test_policy_loss_clips_only_where_it_hurts():
@@ -117,7 +117,7 @@ def test_clip_higher_lets_the_ratio_rise_further():
     torch.testing.assert_close(loss, torch.tensor(-1.25))
 
 
-def test_dual_clip_bounds_the_loss_of_a_bad_token_that_became_likely():
+def test_dual_clip_bounds_the_loss_of_a_bad_likely_token():
     ratio, advantages = torch.tensor([[10.0, 10.0, 2.0]]), torch.tensor([[-1.0, 1.0, -1.0]])
     loss, _ = objectives.policy_loss(
         ratio.log(), torch.zeros(1, 3), advantages, torch.ones(1, 3), 0.2, 0.2, dual_clip=3.0
@@ -142,7 +142,7 @@ def test_aggregations(aggregation, expected):
 
 @pytest.mark.parametrize("aggregation", AGGREGATED)
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
-def test_gradients_add_up_over_micro_batches_given_the_global_size(aggregation, ratio):
+def test_gradients_add_up_over_micro_batches_by_global_size(aggregation, ratio):
     torch.manual_seed(0)
     new, old, advantages, weights = torch.randn(4, 6, 5)
     mask = (torch.rand(6, 5) > 0.3).float()
@@ -170,7 +170,7 @@ def test_gradients_add_up_over_micro_batches_given_the_global_size(aggregation, 
     torch.testing.assert_close(torch.cat(parts), gradient(slice(0, 6)))
 
 
-def test_the_sequence_ratio_is_the_geometric_mean_and_shares_its_gradient_evenly():
+def test_the_sequence_ratio_is_the_geometric_mean():
     logprobs = torch.tensor([[0.2, 0.1, 9.0]]).requires_grad_()
     mask, advantages = torch.tensor([[1.0, 1.0, 0.0]]), torch.ones(1, 3)
     loss, _ = objectives.policy_loss(
@@ -209,25 +209,25 @@ RATIOS = torch.tensor([[0.25, 1.0, 4.0]])  # learner over engine, token by token
     ],
 )
 def test_importance_weights(correction, expected):
-    found = objectives.importance_weights(
+    result = objectives.importance_weights(
         RATIOS.log(), torch.zeros(1, 3), torch.ones(1, 3), correction, 0.5, 2.0
     )
-    torch.testing.assert_close(found, torch.tensor([expected]))
+    torch.testing.assert_close(result, torch.tensor([expected]))
 
 
 def test_the_sequence_weight_is_truncated_and_blind_to_padding():
     mask = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
     ratios = RATIOS.repeat(2, 1)
-    found = objectives.importance_weights(ratios.log(), torch.zeros(2, 3), mask, "sequence", 0.5, 2.0)
-    torch.testing.assert_close(found[0, 1:], torch.tensor([2.0, 2.0]))
-    torch.testing.assert_close(found[1, 0], torch.tensor(0.25))
+    result = objectives.importance_weights(ratios.log(), torch.zeros(2, 3), mask, "sequence", 0.5, 2.0)
+    torch.testing.assert_close(result[0, 1:], torch.tensor([2.0, 2.0]))
+    torch.testing.assert_close(result[1, 0], torch.tensor(0.25))
 
 
 def test_no_correction_has_no_weights():
     assert objectives.importance_weights(RATIOS.log(), torch.zeros(1, 3), torch.ones(1, 3), "none") is None
 
 
-def test_decoupled_ppo_is_ppo_on_the_behaviour_policy_while_nothing_is_clipped():
+def test_decoupled_ppo_without_clipping_is_ppo_on_behaviour():
     # Hilton et al. 2021: (proximal / behaviour) * (new / proximal) * A = (new / behaviour) * A
     behaviour, proximal, new = (
         torch.tensor([[-1.0, -2.0]]),
@@ -240,26 +240,26 @@ def test_decoupled_ppo_is_ppo_on_the_behaviour_policy_while_nothing_is_clipped()
     torch.testing.assert_close(loss, -((new - behaviour).exp() * advantages).mean())
 
 
-def test_the_log_linear_proximal_policy_lies_between_engine_and_learner_by_the_age_of_a_token():
+def test_the_log_linear_proximal_policy_interpolates_by_age():
     behaviour, new = torch.full((1, 3), -2.0), torch.full((1, 3), -1.0, requires_grad=True)
-    found = objectives.log_linear_proximal(new, behaviour, torch.tensor([[0.0, 1.0, 3.0]]))
-    torch.testing.assert_close(found, torch.tensor([[-2.0, -1.5, -1.25]]))  # a = 0, 1/2, 3/4
-    assert not found.requires_grad
+    result = objectives.log_linear_proximal(new, behaviour, torch.tensor([[0.0, 1.0, 3.0]]))
+    torch.testing.assert_close(result, torch.tensor([[-2.0, -1.5, -1.25]]))  # a = 0, 1/2, 3/4
+    assert not result.requires_grad
 
 
 def test_the_mismatch_of_engine_and_learner():
     mask = torch.tensor([[1.0, 1.0, 0.0]])
     weights = torch.tensor([[0.25, 0.0, 9.0]])
-    found = objectives.mismatch(torch.tensor([[0.25, 4.0, 9.0]]).log(), torch.zeros(1, 3), mask, weights)
-    assert found["mean"] == pytest.approx(math.log(4))
-    assert found["max"] == pytest.approx(math.log(4))
-    assert found["kl"] == pytest.approx((0.25 - 1 + math.log(4) + 4 - 1 - math.log(4)) / 2)
-    assert (found["ratio_min"], found["ratio_max"]) == (pytest.approx(0.25), pytest.approx(4))
-    assert found["effective"] == pytest.approx(4.25**2 / (2 * (0.0625 + 16)))
-    assert found["weight"] == pytest.approx(0.125)
+    result = objectives.mismatch(torch.tensor([[0.25, 4.0, 9.0]]).log(), torch.zeros(1, 3), mask, weights)
+    assert result["mean"] == pytest.approx(math.log(4))
+    assert result["max"] == pytest.approx(math.log(4))
+    assert result["kl"] == pytest.approx((0.25 - 1 + math.log(4) + 4 - 1 - math.log(4)) / 2)
+    assert (result["ratio_min"], result["ratio_max"]) == (pytest.approx(0.25), pytest.approx(4))
+    assert result["effective"] == pytest.approx(4.25**2 / (2 * (0.0625 + 16)))
+    assert result["weight"] == pytest.approx(0.125)
 
 
-def test_policy_loss_of_equal_policies_is_minus_the_mean_advantage():
+def test_policy_loss_at_ratio_one_is_minus_the_mean_advantage():
     logprobs, advantages = torch.tensor([[-0.3, -2.0]]), torch.tensor([[2.0, 4.0]])
     loss, metrics = objectives.policy_loss(logprobs, logprobs, advantages, torch.ones(1, 2), 0.2, 0.2)
     torch.testing.assert_close(loss, torch.tensor(-3.0))
@@ -314,9 +314,9 @@ def test_ranking_loss_drops_ties_and_is_zero_when_all_tie():
 
 
 def test_a_margin_asks_for_more_between_ranks_further_apart():
-    found = objectives.ranking_loss(torch.tensor([2.0, 1.0, 0.0]), [1, 2, 4], margin=0.5)
+    result = objectives.ranking_loss(torch.tensor([2.0, 1.0, 0.0]), [1, 2, 4], margin=0.5)
     gaps = torch.tensor([1 - 0.5 * 1, 2 - 0.5 * 3, 1 - 0.5 * 2])
-    torch.testing.assert_close(found, -torch.nn.functional.logsigmoid(gaps).mean())
+    torch.testing.assert_close(result, -torch.nn.functional.logsigmoid(gaps).mean())
 
 
 def test_ranking_loss_is_finite_at_huge_gaps():
@@ -325,7 +325,7 @@ def test_ranking_loss_is_finite_at_huge_gaps():
 
 def test_token_logprobs_divide_logits_by_the_temperature():
     logits = torch.tensor([[1.0, 2.0, 3.0]])
-    found, entropy = objectives.token_logprobs(logits, torch.tensor([2]), temperature=0.5, with_entropy=True)
+    result, entropy = objectives.token_logprobs(logits, torch.tensor([2]), temperature=0.5, with_entropy=True)
     p = torch.softmax(logits / 0.5, -1)[0]
-    torch.testing.assert_close(found, p[2:].log())
+    torch.testing.assert_close(result, p[2:].log())
     torch.testing.assert_close(entropy, -(p * p.log()).sum()[None])

@@ -1,10 +1,12 @@
-"""What the tasks of a learner must do beyond being the same on any number of ranks: learn, resume, average, mix."""
+"""What learner tasks do beyond being the same on any number of ranks: learn, resume, PTX, EMA,
+metrics of an update."""
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
+from actors.learner import LearnerActor
 from common.errors import DiskFullError
 from learners.config import LearnerConfig
 from learners.data.datasets import RankingData, TokenData
@@ -26,7 +28,8 @@ def folder(tmp_path_factory):
 
 
 def whole_and_resumed(actor, folder):
-    """Weights after four iterations in one go, and after two, a save, a fresh task, a load and two more."""
+    """Weights after four iterations in one go, and after two, a save, a fresh task, a load and
+    two more."""
     scratch = folder / "resume"
     _, whole = fixtures.ppo(actor, folder, iterations=4, ema=0.9)
     fixtures.ppo(actor, folder, iterations=2, ema=0.9)
@@ -50,11 +53,15 @@ def ptx_and_average(actor, folder):
     metrics, mixed = fixtures.ppo(actor, folder, iterations=1, ptx_coef=5.0, ptx_tokens=64, ema=0.5)
     actor.export(folder / "last")
     actor.export(folder / "averaged", use_ema=True)
-    return plain, mixed, metrics
+    corpus = TokenData.load(folder / "tokens.npz")
+    validation = [corpus.sequence(s) for s in np.flatnonzero(corpus.is_validation_S)]
+    validation_loss = -np.concatenate(actor.probe_logprobs(validation)).mean()
+    return plain, mixed, metrics, (actor.pretrain_loss(), validation_loss)
 
 
-def test_pretraining_mix_and_average_have_an_effect_on_the_policy(folder):
-    plain, mixed, metrics = fixtures.run_ranks(ptx_and_average, folder, ONE)
+def test_ptx_and_ema_change_the_policy_alone(folder):
+    plain, mixed, metrics, losses = fixtures.run_ranks(ptx_and_average, folder, ONE)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # on validation sequences alone
     assert 0 < metrics[0]["loss/ptx"] < 10
     policy = [n for n in plain if n.startswith("policy.")]
     critic = [n for n in plain if n.startswith("critic.")]
@@ -66,17 +73,19 @@ def test_pretraining_mix_and_average_have_an_effect_on_the_policy(folder):
 
 
 def proximal(actor, folder):
-    """Weights and metrics of one iteration for each proximal policy, over tokens of the present version and older ones."""
-    found = {}
+    """Weights and metrics of one iteration for each proximal policy, over tokens of the present
+    version and older ones."""
+    results = {}
     for name, version in (("behaviour", 0), ("log_linear", 0), ("log_linear", 3)):
         fixtures.ppo(actor, folder, iterations=0, proximal=name)
         metrics = fixtures.ppo_update(actor, version, fixtures.make_batch(), kl_coef=0.0)
-        found[name, version] = metrics, fixtures.weights(actor)
-    return found, bootstrap_values(actor, folder)
+        results[name, version] = metrics, fixtures.weights(actor)
+    return results, bootstrap_values(actor, folder)
 
 
 def bootstrap_values(actor, folder):
-    """(value after each response by the task, the critic's last scalar of each sequence run alone)."""
+    """(value after each response by the task, the critic's last scalar of each sequence run
+    alone)."""
     fixtures.ppo(actor, folder, iterations=0, bootstrap_truncated=True)
     part = fixtures.make_batch()
     experience = Experience.from_parts([part], actor.task.config)
@@ -89,29 +98,79 @@ def bootstrap_values(actor, folder):
     return experience.bootstrap_values_B.numpy(), torch.stack(alone).numpy()
 
 
-def test_the_log_linear_proximal_policy_of_fresh_tokens_is_the_engines(folder):
-    found, (bootstrap_B, alone_B) = fixtures.run_ranks(proximal, folder, TWO)
+def test_log_linear_proximal_of_fresh_tokens_is_the_engines(folder):
+    results, (bootstrap_B, alone_B) = fixtures.run_ranks(proximal, folder, TWO)
     assert np.abs(bootstrap_B - alone_B).max() < 1e-5
     assert np.abs(bootstrap_B).min() > 0
-    (behaviour, first), (linear, second), (_, older) = found.values()
+    (behaviour, first), (linear, second), (_, older) = results.values()
     assert all(np.array_equal(first[name], second[name]) for name in first if name.startswith("policy."))
     assert any(np.abs(first[name] - older[name]).max() > 1e-6 for name in first)
     assert abs(behaviour["objective/entropy"] - linear["objective/entropy"]) < 0.01  # seen in the first epoch
     assert 0 < linear["mismatch/mean"] < 100
 
 
+def metrics_of_one_step(actor, folder):
+    """Metrics of updates of one step, and what they are made of: by token, before the step."""
+    results = []
+    part = fixtures.make_batch()
+    one_step = {"epochs": 1, "minibatches": 1, "temperature": 0.7, "missing_eos_penalty": 0.0}
+    for changes in (
+        {"proximal": "behaviour", "gamma": 1.0, "lam": 1.0},
+        {"advantage": "grpo", "responses": 2, "prompts": 6, "kl_in": "loss", "kl_estimator": "k3"},
+    ):
+        fixtures.ppo(actor, folder, iterations=0, **one_step, **changes)
+        experience = Experience.from_parts([part], actor.task.config)
+        actor.task.compute_token_stats(experience)
+        mask_BT = experience.response_mask_BT
+        tensors = {
+            "old": experience.old_logprobs_BT[mask_BT],
+            "behaviour": experience.behaviour_logprobs_BT[mask_BT],
+            "reference": experience.ref_logprobs_BT[mask_BT],
+            "values": experience.values_BT[mask_BT],
+            "scores": experience.scores_B[:, None].expand(mask_BT.shape)[mask_BT],
+        }
+        by_token = {name: tensor.double().numpy() for name, tensor in tensors.items()}
+        results.append((fixtures.ppo_update(actor, 0, part, kl_coef=0.25), by_token))
+    return results
+
+
+def test_metrics_of_an_update_equal_a_computation_by_token(folder):
+    (ppo, tokens), (grpo, grpo_tokens) = fixtures.run_ranks(metrics_of_one_step, folder, TWO)
+    # Ratios to the engine's policy, before the only step.
+    ratio = np.exp(tokens["old"] - tokens["behaviour"])
+    assert ppo["val/ratio"] == pytest.approx(ratio.mean(), rel=1e-4)
+    assert ppo["val/ratio_var"] == pytest.approx(ratio.var(), rel=1e-3)
+    assert ppo["val/ratio_var"] > 0.1
+    # With gamma and lambda of 1 the return of a token is the sum of the rewards from it on.
+    penalty = 0.25 * (tokens["old"] - tokens["reference"])
+    lengths = fixtures.make_batch().samples.response_lengths_B
+    returns = []
+    for rewards in np.split(penalty, np.cumsum(lengths)[:-1]):
+        returns.append(-np.cumsum(rewards[::-1])[::-1])
+    expected = np.concatenate(returns) + tokens["scores"]
+    error = ((tokens["values"] - expected) ** 2).mean() ** 0.5
+    assert ppo["val/error"] == pytest.approx(error, rel=1e-4)
+    assert "loss/kl" not in ppo
+    # k3 of the KL to the reference (Schulman): exp(-d) - 1 + d
+    distance = grpo_tokens["old"] - grpo_tokens["reference"]
+    k3 = np.exp(-distance) - 1 + distance
+    assert grpo["loss/kl"] == pytest.approx(0.25 * k3.mean(), rel=1e-4)
+    assert "val/error" not in grpo
+
+
 def short_batches(actor, folder):
-    """Metrics of iterations over 11, 2 and 1 responses where the config speaks of 12 in 3 minibatches."""
-    found = []
+    """Metrics of iterations over 11, 2 and 1 responses where the config speaks of 12 in 3
+    minibatches."""
+    results = []
     for advantage in ("gae", "grpo"):
         fixtures.ppo(actor, folder, iterations=0, advantage=advantage, responses=2, prompts=6)
         for size in (11, 2, 1):
-            found.append(fixtures.ppo_update(actor, 0, fixtures.make_batch(size, responses=2)))
+            results.append(fixtures.ppo_update(actor, 0, fixtures.make_batch(size, responses=2)))
         assert (actor.task.models.critic is None) == (advantage == "grpo")
-    return found
+    return results
 
 
-def test_minibatches_are_cut_from_whatever_number_of_responses_arrives(folder):
+def test_minibatches_are_cut_from_any_number_of_responses(folder):
     for metrics in fixtures.run_ranks(short_batches, folder, TWO):
         assert all(np.isfinite(value) for value in metrics.values()), metrics
 
@@ -151,7 +210,7 @@ def ranking(actor, folder):
     return after, losses, actor.center_rewards(folder / "demos.npz")
 
 
-def test_the_reward_model_learns_an_order_and_scores_demonstrations_zero(folder):
+def test_the_reward_model_learns_an_order_and_is_centered(folder):
     after, losses, centered = fixtures.run_ranks(ranking, folder, TWO)
     assert after["accuracy/truth"] > 0.95
     assert after["pairs"] == 12 * 5  # four responses, one tie
@@ -192,3 +251,8 @@ def test_a_checkpoint_on_a_full_disk_is_a_disk_full_error(folder):
     for message in messages:
         assert "could not be written" in message
         assert "MiB left" in message
+
+
+def test_a_call_for_another_task_is_an_error():
+    with pytest.raises(RuntimeError, match="this call needs a PPOTask"):
+        LearnerActor(0, ONE, fixtures.MODEL).pretrain_loss()
