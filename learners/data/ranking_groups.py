@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from learners.data.conversations import as_messages
 from learners.data.datasets import RankingData
 from learners.data.encoding import hold_out
 from learners.data.records import RankingRecord
@@ -54,19 +55,19 @@ def encode_rankings(
         sequences = _encode_responses(source_row, tokenizer, context, reader)
         if sequences is None:
             continue
-        # Prompts that differ only in case and white space are one: else the model would be
-        # validated on what it was trained on.
-        prompt = record.split_text
+        prompt = str(as_messages(record.prompt))
         group = open_group.get(prompt)
         if group is None or not group.has_room_for(sequences):
-            group = open_group[prompt] = _Group(prompt)
+            group = open_group[prompt] = _Group(record.split_text)
             groups.append(group)
         scores = _oracle_scores(record, oracle_score)
         group.add_ranking(sequences, scores, record.ranks)
-        prompts.append(prompt)
-        owners.append(reader.split_value(record) or prompt)
+        # Prompts that differ only in case and white space are different groups, but go together:
+        # else the model would be validated on what it was trained on.
+        prompts.append(record.split_text)
+        owners.append(reader.split_value(record) or record.split_text)
     position_of = linked_positions(prompts, owners)
-    position_G = np.array([position_of[group.prompt] for group in groups], dtype=np.float64)
+    position_G = np.array([position_of[group.split_text] for group in groups], dtype=np.float64)
     is_validation_G = hold_out(position_G, validation_share, "prompts with rankings", reader)
     return _as_arrays(groups, position_G, is_validation_G)
 
@@ -74,8 +75,9 @@ def encode_rankings(
 class _Group:
     """Different sequences (prompt and response) of one prompt, and rankings of them."""
 
-    def __init__(self, prompt: str) -> None:
-        self.prompt = prompt
+    def __init__(self, split_text: str) -> None:
+        self.split_text = split_text
+        """What `learners.data.split` decides by."""
         self.index: dict[TokenIds, int] = {}
         """Sequences, and the index of each in the group."""
         self.oracle_scores: list[float | None] = []

@@ -76,10 +76,11 @@ class DatasetReader:
         return rows
 
     def split_value(self, record: Record) -> str | None:
-        """The record's value of `data.split_key`; None without that setting or that key."""
+        """The record's value of `data.split_key`; None without that setting or without a value."""
         key = self.config.split_key
         value = record.value_of(key) if key else None
-        if value is None:
+        # An empty cell of a CSV file is no user whom all such rows would belong to.
+        if value is None or value == "":
             return None
         return str(value)
 

@@ -202,6 +202,33 @@ def held_out_prompts(data, tokenizer):
     return {tokenizer.decode(tokens).split("<|end|>")[0] for tokens in held}
 
 
+def test_prompts_that_differ_in_case_are_two_groups_of_one_side(tokenizer):
+    prompts = ["Why?", "WHY? ", *(f"q{i}" for i in range(6))]
+    rows = [{"prompt": p, "chosen": "a", "rejected": "b"} for p in prompts]
+    data, _ = rankings(tokenizer, rows)
+    assert len(data.groups) - 1 == 8
+    assert data.split_position_G[0] == data.split_position_G[1]
+    assert len(set(data.split_position_G.tolist())) == 7
+
+
+def test_an_empty_split_value_is_none(tokenizer):
+    rows = [{"prompt": p, "chosen": "a", "rejected": "b", "user": ""} for p in "pqr"]
+    data, _ = rankings(tokenizer, rows, split_key="user")
+    assert len(set(data.split_position_G.tolist())) == 3
+
+
+def test_fewer_than_two_prompts_to_divide_are_refused(tokenizer):
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b", "user": "u"}
+    with pytest.raises(UserError, match=r"at least two prompts with rankings are needed.* there is 1 "):
+        rankings(tokenizer, [pair, pair])
+    with pytest.raises(UserError, match=r"at least two prompts with rankings of different user"):
+        rankings(tokenizer, [pair, {**pair, "prompt": "q"}], split_key="user")
+    with pytest.raises(UserError, match=r"there is 0 \(2 too long"):
+        rankings(tokenizer, [{**pair, "chosen": "long " * 99}] * 2, overlong="drop")
+    with pytest.raises(UserError, match=r"at least two demonstrations are needed.* there is 1 "):
+        demonstrations(tokenizer, [talk("a", "b"), talk("A", "c")])
+
+
 def test_more_rankings_never_move_a_prompt_to_training(tokenizer):
     rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", "user": f"u{i // 2}"} for i in range(200)]
     for config in ({}, {"split_key": "user"}):
