@@ -1,3 +1,5 @@
+"""Micro-batches and rows: every sequence once, within the budget, balanced over ranks, little padded."""
+
 import numpy as np
 import pytest
 import torch
@@ -16,9 +18,7 @@ def padded_size(lengths, micro, packing):
 
 
 @given(st.lists(st.integers(1, 60), max_size=80), st.integers(1, 5), st.integers(60, 400), st.booleans())
-def test_every_sequence_is_in_one_micro_batch_within_the_budget_and_ranks_have_equally_many(
-    lengths, ranks, budget, packing
-):
+def test_micro_batches_hold_every_sequence_once_within_the_budget(lengths, ranks, budget, packing):
     plan = plan_micro_batches(lengths, ranks, budget, packing)
     assert sorted(i for rank in plan for micro in rank for i in micro) == list(range(len(lengths)))
     assert len({len(rank) for rank in plan}) == 1
@@ -41,7 +41,7 @@ def test_little_is_padded(packing, waste):
     assert 1 - lengths.sum() / padded < waste
 
 
-def test_packed_rows_hold_every_sequence_whole_with_its_own_positions_and_marks():
+def test_packed_rows_keep_sequences_whole_with_their_positions():
     sequences = [np.arange(n) + 10 * n for n in (3, 1, 4, 2, 2)]
     rows = pack(sequences, [s == s[-1] for s in sequences], pad_token=-1, packing=True)
     real = rows.tokens_RT >= 0
@@ -82,7 +82,7 @@ def samples(prompts, responses):
     )
 
 
-def test_samples_can_be_taken_apart_and_joined():
+def test_samples_can_be_selected_and_concatenated():
     whole = samples([[1, 2], [3]], [[4], [5, 6, 7]])
     assert whole.response(1).tolist() == [5, 6, 7]
     assert whole.response_mask_N.tolist() == [False, False, True, False, True, True, True]

@@ -33,14 +33,14 @@ SEQUENCES = [np.random.default_rng(n).integers(8, 300, n).astype(np.int32) for n
 LEARNED = [np.arange(len(s)) >= 2 for s in SEQUENCES]
 
 
-def laid_out(packing):
+def packed_batch(packing):
     return pack(SEQUENCES, LEARNED, 0, packing)
 
 
 @torch.no_grad()
-def by_sequence(rows, flat):
-    parts = flat.split([int(LEARNED[i].sum()) for i in rows.order])
-    return dict(zip(rows.order, parts, strict=True))
+def by_sequence(batch, flat):
+    parts = flat.split([int(LEARNED[i].sum()) for i in batch.order])
+    return dict(zip(batch.order, parts, strict=True))
 
 
 def test_packed_logprobs_and_scalars_are_those_of_padded_rows(folder):
@@ -48,19 +48,19 @@ def test_packed_logprobs_and_scalars_are_those_of_padded_rows(folder):
         PolicyModule(load_policy(folder / "policy")),
         ScalarModule(load_scalar(folder / "reward")),
     )
-    found = []
+    outputs = []
     for packing in (False, True):
-        rows = laid_out(packing)
-        assert (rows.positions_RT is not None) == packing
-        logprobs, _ = policy(rows.tokens_RT, rows.target_mask_RT, rows.positions_RT)
-        values = scalar(rows.tokens_RT, rows.positions_RT)[rows.target_mask_RT]
-        found.append((by_sequence(rows, logprobs), by_sequence(rows, values)))
-    for padded, packed in zip(*found, strict=True):
+        batch = packed_batch(packing)
+        assert (batch.positions_RT is not None) == packing
+        logprobs, _ = policy(batch.tokens_RT, batch.target_mask_RT, batch.positions_RT)
+        values = scalar(batch.tokens_RT, batch.positions_RT)[batch.target_mask_RT]
+        outputs.append((by_sequence(batch, logprobs), by_sequence(batch, values)))
+    for padded, packed in zip(*outputs, strict=True):
         for i in range(len(SEQUENCES)):
             torch.testing.assert_close(packed[i], padded[i], rtol=1e-5, atol=2e-6)
 
 
-def test_left_padding_with_position_ids_gives_the_logprobs_of_right_padding(folder):
+def test_left_padding_gives_the_logprobs_of_right_padding(folder):
     model, tokens = load_policy(folder / "policy"), torch.from_numpy(SEQUENCES[0].astype(np.int64))[None]
     mask = torch.tensor([[0, 0, 0] + [1] * 9])
     padded = torch.nn.functional.pad(tokens, (3, 0))
@@ -70,7 +70,7 @@ def test_left_padding_with_position_ids_gives_the_logprobs_of_right_padding(fold
     torch.testing.assert_close(left[:, 3:], plain, rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_that_lets_packed_sequences_see_each_other_is_refused():
+def test_a_model_without_packing_isolation_is_refused():
     model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=32, n_layer=1, n_head=2)).eval()
     check_packing_isolation(model)
     forward = model.transformer.forward
