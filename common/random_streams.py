@@ -41,6 +41,7 @@ class Stream(IntEnum):
     POLICY_INIT = 13
     SCALAR_HEAD_INIT = 14
     LORA_INIT = 15
+    """counters: 0 for the policy, 1 for a scalar model"""
     EVALUATION_SEEDS = 16
     CORPUS_SPLIT = 17
     ENGINES = 18
