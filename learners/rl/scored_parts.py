@@ -33,8 +33,12 @@ class ScoredPart:
 def flatten_parts(parts: Sequence[ScoredPart]) -> list[Any]:
     """The arguments of a call for these parts; `unflatten_parts` on the other side gives them
     back."""
-    return [value for part in parts for value in (part.samples, part.scores_B, part.ref_logprobs_N)]
+    values = []
+    for part in parts:
+        values += [part.samples, part.scores_B, part.ref_logprobs_N]
+    return values
 
 
 def unflatten_parts(values: Sequence[Any]) -> list[ScoredPart]:
+    """The parts whose fields came as the arguments of a call."""
     return [ScoredPart(*values[i : i + 3]) for i in range(0, len(values), 3)]
