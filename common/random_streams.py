@@ -23,7 +23,7 @@ class Stream(IntEnum):
     PROMPT_ORDER = 2
     """counters: epoch over the prompts of PPO"""
     SAMPLE_SEEDS = 3
-    """counters: round of PPO prompts; one seed for each response"""
+    """counters: index of the group; one seed for each response"""
     PPO_MINIBATCHES = 4
     """counters: iteration, epoch"""
     PTX_SEQUENCES = 5
@@ -43,6 +43,7 @@ class Stream(IntEnum):
     LORA_INIT = 15
     """counters: 0 for the policy, 1 for a scalar model"""
     EVALUATION_SEEDS = 16
+    """counters: index of the held-out prompt; one seed for each response"""
     CORPUS_SPLIT = 17
     ENGINES = 18
     """counters: index of the rollout actor; for requests without a seed of their own"""

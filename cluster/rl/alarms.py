@@ -1,7 +1,8 @@
 """Alarms of the PPO stage: signs that the policy moves to where its reward means little.
 
-`cluster.stages.ppo` passes each iteration's metrics to `Alarms.check` and the alarms that fire to `emit`, which writes them
-to the run, to W&B and to the terminal with their evidence, and stops the run if `alarms.stop` names one.
+`cluster.stages.ppo` passes each iteration's metrics to `Alarms.check` and the alarms that fire to
+`emit`, which writes them to the run, to W&B and to the terminal with their evidence, and stops
+the run if `alarms.stop` names one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Alarm(NamedTuple):
 
 
 class Alarms:
-    """An alarm fires once when its condition begins to hold, and again only after the condition was absent."""
+    """An alarm fires once when its condition begins to hold, and again only after the condition
+    was absent."""
 
     def __init__(self, config: AlarmsConfig, earlier: Iterable[Metrics] = ()) -> None:
         """`earlier` are the metrics of all iterations before a restart: they restore the state."""
@@ -37,6 +39,7 @@ class Alarms:
 
     def check(self, metrics: Metrics) -> list[Alarm]:
         """The alarms that fire on one iteration's metrics (with its "step")."""
+        # Entropy and length depend on the task: only their change since the start means something.
         if self._first is None:
             self._first = metrics
         conditions = self._conditions(metrics, self._first)
@@ -56,28 +59,31 @@ class Alarms:
         alarms = []
         kl = metrics["objective/kl"]
         if kl > config.kl:
-            evidence = f"mean KL to the SFT policy {kl:.2f} nats {at}, over alarms.kl={config.kl:g}"
+            limit = f"over alarms.kl={config.kl:g}"
+            evidence = f"mean KL to the SFT policy {kl:.2f} nats {at}, {limit}"
             alarms.append(Alarm("kl", evidence))
         entropy, entropy_first = metrics["objective/entropy"], first["objective/entropy"]
         if entropy < config.entropy * entropy_first:
+            then = f"{entropy_first:.3f} in the first iteration"
             limit = f"under alarms.entropy={config.entropy:g} of it"
-            evidence = f"entropy {entropy:.4f} nats a token {at}, {entropy_first:.3f} in the first iteration, {limit}"
+            evidence = f"entropy {entropy:.4f} nats a token {at}, {then}, {limit}"
             alarms.append(Alarm("entropy", evidence))
         ended = metrics["response/ended"]
         if ended < config.ended:
-            evidence = f"{ended:.1%} of the responses end by themselves {at}, under {config.ended:.0%}"
+            limit = f"under {config.ended:.0%}"
+            evidence = f"{ended:.1%} of the responses end by themselves {at}, {limit}"
             alarms.append(Alarm("ended", evidence))
         length, length_first = metrics["response/length"], first["response/length"]
         if length > config.length * length_first:
+            then = f"{length_first:.1f} in the first iteration"
             limit = f"over alarms.length={config.length:g} times that"
-            evidence = (
-                f"responses of {length:.1f} tokens {at}, {length_first:.1f} in the first iteration, {limit}"
-            )
+            evidence = f"responses of {length:.1f} tokens {at}, {then}, {limit}"
             alarms.append(Alarm("length", evidence))
         return alarms
 
     def _overoptimization(self, metrics: Metrics) -> list[Alarm]:
-        """Gao et al. 2022 (arXiv:2210.10760): the proxy reward goes on rising after the gold score has turned."""
+        """Gao et al. 2022 (arXiv:2210.10760): the proxy reward goes on rising after the gold
+        score has turned."""
         best = max(self._evaluations, key=lambda evaluation: evaluation["eval/score"])
         error = (metrics["eval/score_error"] ** 2 + best["eval/score_error"] ** 2) ** 0.5
         fall = best["eval/score"] - metrics["eval/score"]
@@ -85,20 +91,23 @@ class Alarms:
         reward_rises = metrics["eval/reward"] > best["eval/reward"]
         if not (score_falls and reward_rises):
             return []
-        evidence = (
-            f"the judge's score fell from {best['eval/score']:.3f} at iteration {best['step']:g} to "
-            f"{metrics['eval/score']:.3f} at {metrics['step']:g} ({fall / max(error, 1e-12):.1f} standard errors) while "
-            f"the reward rose from {best['eval/reward']:.3f} to {metrics['eval/reward']:.3f} and the KL from "
-            f"{best['eval/kl']:.2f} to {metrics['eval/kl']:.2f} nats"
-        )
+        # An evaluation of one prompt has error 0.
+        errors = fall / max(error, 1e-12)
+        score = f"from {best['eval/score']:.3f} at iteration {best['step']:g} to "
+        score += f"{metrics['eval/score']:.3f} at {metrics['step']:g} ({errors:.1f} standard errors)"
+        reward = f"from {best['eval/reward']:.3f} to {metrics['eval/reward']:.3f}"
+        kl = f"from {best['eval/kl']:.2f} to {metrics['eval/kl']:.2f} nats"
+        evidence = f"the judge's score fell {score} while the reward rose {reward} and the KL {kl}"
         return [Alarm("overoptimization", evidence)]
 
 
 def emit(fired: Sequence[Alarm], step: int, config: AlarmsConfig, monitor: Monitor, bar: Bar) -> None:
-    """Writes alarms to the run, W&B and the terminal. Raises RunStoppedError for one that `alarms.stop` names."""
+    """Writes alarms to the run, W&B and the terminal. Raises RunStoppedError for one that
+    `alarms.stop` names."""
     for name, evidence in fired:
         monitor.alarm(step, name, evidence)
         bar.print_line(f"alarm {name}: {evidence}")
+    # All are written before one stops the run: the others may be what explains it.
     for name, evidence in fired:
         if name in config.stop:
             raise RunStoppedError(

@@ -1,13 +1,14 @@
-"""Responses of the engines' present policy to held-out prompts, with rewards and the judge's measures.
+"""Responses of a policy to held-out prompts, with rewards and the judge's measures.
 
-Used by the stages ppo (every few iterations, and the best-of-N baseline) and evaluate. Waits for rollout and scoring
-actors. Here P is the number of prompts, J the number of responses to each, C the number of reward sources.
+Used by the stages ppo (every few iterations, and the best-of-N baseline) and evaluate. Waits for
+rollout and scoring actors. Here P is the number of prompts, J the number of responses to each, C
+the number of reward sources.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ from learners.models import load_tokenizer
 from learners.rl.estimates import best_of_n, best_of_n_kl, pass_at_k
 
 Answer = dict[str, Any]
-"""One response: text, ended, reward (of each source too if there are several), and the judge's measures."""
+"""One response: text, ended, reward (of each source too if there are several), and the judge's
+measures."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class EvaluationPrompts:
     tokens: list[list[int]]
 
     def select(self, indices: Sequence[int]) -> EvaluationPrompts:
-        return EvaluationPrompts([self.rows[i] for i in indices], [self.tokens[i] for i in indices])
+        rows = [self.rows[index] for index in indices]
+        return EvaluationPrompts(rows, [self.tokens[index] for index in indices])
 
     def sample(self, count: int, seed: int) -> EvaluationPrompts:
         """`count` prompts (or all if there are fewer), the same for the same seed."""
@@ -52,20 +55,23 @@ class JudgedResponses:
 
 
 def respond(context: Context, prompts: EvaluationPrompts, temperature: float, count: int) -> JudgedResponses:
-    """Samples `count` responses to each prompt with the weights that the engines hold, and has them scored and judged."""
+    """Samples `count` responses to each prompt with the weights that the engines hold, and has
+    them scored and judged."""
     policy = context.run.model("sft")
     tokenizer = load_tokenizer(policy)
     rollouts = context.fleets.rollouts(policy)
     scorers = context.fleets.scorers(policy, context.run.reward_model())
+    # The same seeds in every evaluation: differences between policies are then less noisy.
     seeds: list[int] = []
     for index in range(len(prompts.rows)):
         rng = generator(context.config.seed, Stream.EVALUATION_SEEDS, index)
         seeds += rng.integers(0, 2**31, size=count).tolist()
-    decoding = context.decoding("evaluate", temperature)
+    decoding, end = context.decoding("evaluate", temperature), end_token(tokenizer)
     prompt_ids = range(len(prompts.rows))
-    refs = rollouts.generate(prompts.tokens, prompt_ids, decoding, end_token(tokenizer), count, seeds)
-    # References are scored as soon as they exist; the driver reads the samples meanwhile. Temperature 1: log-probabilities
-    # of the reference policy are compared with those of the policy itself.
+    refs = rollouts.generate(prompts.tokens, prompt_ids, decoding, end, count, seeds)
+    # References are scored as soon as they exist; the driver reads the samples meanwhile.
+    # Temperature 1: log-probabilities of the reference policy are compared with those of the
+    # policy itself.
     rows = dict(enumerate(prompts.rows))
     scored = [scorers.submit_score(index, ref, 1.0, rows) for index, ref in enumerate(refs)]
     samples = Samples.concat(rollouts.wait(refs, "generate"))
@@ -89,8 +95,9 @@ def respond(context: Context, prompts: EvaluationPrompts, temperature: float, co
 
 
 def reward_columns(raw_CB: np.ndarray, config: RewardsConfig) -> dict[str, np.ndarray]:
-    """By name, for each response: the weighted sum of the raw scores and, if there are several sources, each of them. Neither
-    clipped nor normalized, so that evaluations of different iterations compare."""
+    """By name, for each response: the weighted sum of the raw scores and, if there are several
+    sources, each of them. Neither clipped nor normalized, so that evaluations of different
+    iterations compare."""
     weights_C = np.array([source.weight for source in config.sources])
     columns = {"reward": weights_C @ raw_CB}
     if len(config.sources) > 1:
@@ -108,8 +115,8 @@ def finite_or_none(value: float) -> float | None:
 def judge_policy(
     context: Context, prompts: EvaluationPrompts, temperature: float
 ) -> tuple[dict[str, float], list[Answer]]:
-    """(rates and means, first answer to each prompt) of the policy that the engines hold. Raises UserError if
-    evaluate.pass_metric is not a measure of the judge."""
+    """(rates and means, first answer to each prompt) of the policy that the engines hold. Raises
+    UserError if evaluate.pass_metric is not a measure of the judge."""
     config = context.config.evaluate
     count = 1  # greedy responses to one prompt are all equal
     if temperature:
@@ -121,7 +128,8 @@ def judge_policy(
     rates["length"] = float(samples.response_lengths_B.mean())
     rates["count"] = float(samples.size)
     if temperature == 1.0:
-        # The engine's log-probabilities are of the distribution sampled from, the reference's of temperature 1.
+        # The engine's log-probabilities are of the distribution sampled from, the reference's of
+        # temperature 1.
         log_ratio_N = samples.logprobs_N - responses.ref_logprobs_N
         rates["kl"] = float(log_ratio_N[samples.response_mask_N].sum() / samples.size)
     if "score" in columns:
@@ -129,16 +137,16 @@ def judge_policy(
     if count > 1 and config.judge:
         if config.pass_metric not in columns:
             raise UserError(
-                f"evaluate.pass_metric={config.pass_metric}: not a measure of {config.judge}, which gives "
-                f"{', '.join(columns)}"
+                f"evaluate.pass_metric={config.pass_metric}: not a measure of {config.judge}, "
+                f"which gives {', '.join(columns)}"
             )
         rates |= pass_rates(columns[config.pass_metric])
     return rates, responses.answers[::count]
 
 
 def answer_columns(answers: Sequence[Answer], count: int) -> dict[str, np.ndarray]:
-    """By name: rewards and the judge's measures as float64 (P, J) arrays, nan for an answer without the measure. Measures
-    that no answer has are left out."""
+    """By name: rewards and the judge's measures as float64 (P, J) arrays, nan for an answer
+    without the measure. Measures that no answer has are left out."""
     columns = {}
     for name in answers[0]:
         if name == "text":
@@ -157,21 +165,22 @@ def standard_error(means_P: np.ndarray) -> float:
 
 
 def pass_rates(measure_PJ: np.ndarray) -> dict[str, float]:
-    """pass@k for k = 1, 2, 4, ... and J, and mean@J. A response passes if its measure is at least 1. Prompts with a response
-    that has no measure (nan) are left out."""
+    """pass@k for k = 1, 2, 4, ... and J, and mean@J. A response passes if its measure is at least
+    1. Prompts with a response that has no measure (nan) are left out."""
     count = measure_PJ.shape[1]
     complete_P = ~np.isnan(measure_PJ).any(axis=1)
     passed_P = (measure_PJ[complete_P] >= 1).sum(axis=1)
     rates = {}
     for k in sorted({*powers_of_two(count), count}):
-        rates[f"pass@{k}"] = float(np.mean([pass_at_k(int(passed), count, k) for passed in passed_P]))
+        estimates_P = [pass_at_k(int(passed), count, k) for passed in passed_P]
+        rates[f"pass@{k}"] = float(np.mean(estimates_P))
     rates[f"mean@{count}"] = rates["pass@1"]
     return rates
 
 
-def best_of_n_baseline(context: Context, prompts: EvaluationPrompts, count: int) -> list[Mapping[str, float]]:
-    """Best of n = 1, 2, 4, ... up to `count` samples by the reward, with the weights that the engines hold: n, the analytic
-    KL, and the mean reward and measures of the chosen response."""
+def best_of_n_baseline(context: Context, prompts: EvaluationPrompts, count: int) -> list[dict[str, float]]:
+    """Best of n = 1, 2, 4, ... up to `count` samples by the reward, with the weights that the
+    engines hold: n, the analytic KL, and the mean reward and measures of the chosen response."""
     answers = respond(context, prompts, 1.0, count).answers
     columns = answer_columns(answers, count)
     baseline = []

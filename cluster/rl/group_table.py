@@ -1,12 +1,12 @@
-"""Where each group of a PPO run is: the bookkeeping of `cluster.rl.rollout_scheduler`, without Ray.
+"""The state of each group of a PPO run: the bookkeeping of `RolloutScheduler`, without Ray.
 
               assign                finish                 hand_over
     QUEUED ────────────► IN_FLIGHT ─────────► FINISHED ─────────────► BATCHED
        ▲                     │
        └────── requeue ──────┘   stale, or its engine leaves the fleet
 
-Groups that are IN_FLIGHT or FINISHED are outstanding. The table holds no more than these and the requeued ones; what was
-never assigned is QUEUED, and all others are BATCHED.
+Groups that are IN_FLIGHT or FINISHED are outstanding. The table holds no more than these and the
+requeued ones; what was never assigned is QUEUED, and all others are BATCHED.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class EngineQueue:
 
 
 class GroupTable:
-    """Groups of a prompt stream, which engine has which, and what is next. `state` continues from a checkpoint."""
+    """Groups of a prompt stream, which engine has which, and what is next. `state` continues from
+    a checkpoint."""
 
     def __init__(self, prompts: PromptStream, max_tokens: int, state: dict[str, Any] | None = None) -> None:
         """`max_tokens` is the longest response."""
@@ -65,8 +66,10 @@ class GroupTable:
 
     @property
     def state(self) -> dict[str, Any]:
-        """For a checkpoint. Outstanding groups are lost with the process, so they count as requeued."""
-        return {"next_index": self._next_index, "requeued": sorted([*self._requeued, *self._outstanding])}
+        """For a checkpoint. Outstanding groups are lost with the process, so they count as
+        requeued."""
+        requeued = sorted([*self._requeued, *self._outstanding])
+        return {"next_index": self._next_index, "requeued": requeued}
 
     @property
     def num_outstanding(self) -> int:
@@ -92,14 +95,17 @@ class GroupTable:
         return list(self._queue(engine).costs)
 
     def cost(self, group: PromptGroup) -> int:
-        """The most tokens that a group can take. The length of its responses is not known before they are sampled."""
+        """The most tokens that a group can take. The length of its responses is not known before
+        they are sampled."""
         return (len(group.tokens) + self.max_tokens) * len(group.seeds)
 
     def assign(self, count: int, engines: int) -> None:
-        """Gives `count` queued groups to engines 0 to `engines` - 1: each to the one with the fewest tokens in flight, the
-        first of them if several have as few. Requeued groups come first."""
+        """Gives `count` queued groups to engines 0 to `engines` - 1: each to the one with the
+        fewest tokens in flight, the first of them if several have as few. Requeued groups come
+        first."""
         if count <= 0:
             return
+        # A heap, since there may be hundreds of engines and thousands of groups.
         loads = [(self._queue(engine).tokens, engine) for engine in range(engines)]
         heapify(loads)
         for _ in range(count):
@@ -107,6 +113,7 @@ class GroupTable:
             cost = self.cost(group)
             tokens, engine = loads[0]
             heapreplace(loads, (tokens + cost, engine))
+            # In flight from now on, though the engine may be busy and hear of it later: its load counts.
             self._outstanding[group.index] = OutstandingGroup(group, GroupState.IN_FLIGHT)
             queue = self._queue(engine)
             queue.costs[group.index] = cost
@@ -143,12 +150,14 @@ class GroupTable:
         for index in sorted(indices):
             outstanding = self._outstanding.pop(index)
             if outstanding.state is not GroupState.FINISHED:
-                raise ValueError(f"group {index} is in a batch, but its state is {outstanding.state.name}")
+                state = outstanding.state.name
+                raise ValueError(f"group {index} is in a batch, but its state is {state}")
             groups.append(outstanding.group)
         return groups
 
     def rows_of(self, indices: Iterable[int]) -> dict[int, dict[str, Any]]:
-        """Rows of the prompt file for outstanding groups, by prompt id: what functions of the user score with."""
+        """Rows of the prompt file for outstanding groups, by prompt id: what functions of the
+        user score with."""
         rows = {}
         for index in indices:
             prompt_id = self._outstanding[index].group.prompt_id
@@ -159,6 +168,7 @@ class GroupTable:
         return self._queues.setdefault(engine, EngineQueue())
 
     def _next(self) -> int:
+        # Requeued groups were meant for an earlier batch than any new one.
         if self._requeued:
             return self._requeued.pop(0)
         self._next_index += 1

@@ -1,6 +1,7 @@
 """Where the time of a PPO iteration goes: timings, throughput, idle shares and FLOP utilization.
 
-`IterationTimer` measures in the driver; the functions below it are pure and turn what it measured into metrics.
+`IterationTimer` measures in the driver; the functions below it are pure and turn what it measured
+into metrics.
 
     next_batch                learn                          scale   push
     ├ generation ┬ scoring ┤  ├ learning (rank 0) ┬ ... ┤    ├ ...┤  ├ sync ┬ probe ┤
@@ -39,10 +40,12 @@ class IterationTimes:
 
 
 class IterationTimer:
-    """Runs from its creation. `batch_ready` and `updated` note the times of the two long steps, `stop` ends it."""
+    """Runs from its creation. `batch_ready` and `updated` note the times of the two long steps,
+    `stop` ends it."""
 
     def __init__(self, fleets: Mapping[str, Fleet]) -> None:
         self._fleets = fleets
+        # Before the clock starts, since the question itself waits for an answer of every actor.
         self._busy = busy_seconds(fleets)
         self._started = time.perf_counter()
         self.batch_s = self.update_s = self.total_s = 0.0
@@ -79,7 +82,8 @@ def busy_seconds(fleets: Mapping[str, Fleet]) -> BusySeconds:
 
 
 def time_metrics(times: IterationTimes) -> dict[str, float]:
-    """Overhead is what none of the actors' phases accounts for: calls, arguments, and the driver itself."""
+    """Overhead is what none of the actors' phases accounts for: calls, arguments, and the driver
+    itself."""
     overhead_s = times.total_s - times.batch_s - times.learning_s - times.sync_s - times.probe_s
     return {
         "time/iteration": times.total_s,
@@ -93,9 +97,11 @@ def time_metrics(times: IterationTimes) -> dict[str, float]:
 def throughput_metrics(
     times: IterationTimes, update: Mapping[str, float], epochs: int, staleness: int
 ) -> dict[str, float]:
-    """`update` are the learners' metrics: tokens and responses of the batch, and the mean response length in tokens."""
+    """`update` are the learners' metrics: tokens and responses of the batch, and the mean
+    response length in tokens."""
     responses = update["objective/responses"]
-    # Engines that run ahead work during the whole iteration; the driver waits for them a shorter time than that.
+    # Engines that run ahead work during the whole iteration; the driver waits for them a shorter
+    # time than that.
     generating_s = times.generation_s
     if staleness:
         generating_s = times.total_s
@@ -107,7 +113,8 @@ def throughput_metrics(
 
 
 def idle_shares(before: BusySeconds, after: BusySeconds, total_s: float) -> dict[str, float]:
-    """Share of `total_s` that the actors of each fleet were in no call; mean over those that were there at both times."""
+    """Share of `total_s` that the actors of each fleet were in no call; mean over those that were
+    there at both times."""
     shares = {}
     for name, busy in before.items():
         pairs = zip(busy, after[name], strict=False)  # the fleet may have grown or shrunk
@@ -119,8 +126,9 @@ def idle_shares(before: BusySeconds, after: BusySeconds, total_s: float) -> dict
 def flop_utilization(
     tokens_per_second: float, flops: tuple[float, float | None], ranks: int
 ) -> dict[str, float]:
-    """Model FLOP utilization (perf/mfu): FLOP/s that the model's training needs, as a share of the peak of all ranks. `flops`
-    is (FLOPs per token, peak FLOP/s of a rank), see `LearnerFleet.flops_per_token`; without a peak there is no metric."""
+    """Model FLOP utilization (perf/mfu): FLOP/s that the model's training needs, as a share of
+    the peak of all ranks. `flops` is (FLOPs per token, peak FLOP/s of a rank), see
+    `LearnerFleet.flops_per_token`; without a peak there is no metric."""
     flops_per_token, peak = flops
     if not peak:
         return {}

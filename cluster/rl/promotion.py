@@ -1,4 +1,4 @@
-"""Promotion while PPO trains: with `ppo.promote_every: N` the endpoint serves a new policy every N iterations."""
+"""Promotion while PPO trains: every `ppo.promote_every` iterations the endpoint gets the policy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from serve import promotion
 
 
 def promote_from_training(context: Context, step: int) -> dict[str, float]:
-    """Exports the policy of an iteration, stores it as a version and promotes it at the endpoint that serves this run. Does
-    nothing in the iterations between. Returns metrics.
+    """Exports the policy of an iteration, stores it as a version and promotes it at the endpoint
+    that serves this run. Does nothing in the iterations between. Returns metrics.
 
     Training goes on if the endpoint refuses the version or cannot be reached; a warning says why.
     """
@@ -22,11 +22,13 @@ def promote_from_training(context: Context, step: int) -> dict[str, float]:
     if not every or step % every:
         return {}
     started = time.perf_counter()
+    # With the moving average, as the model that the stage ends with.
     folder = context.run.paths.ppo_export
     context.fleets.learners().export(folder, use_ema=True)
     version = context.run.store_version("ppo", step, folder)
+    reason = f"every {every} iterations"
     try:
-        row = promotion.promote(context.run.root, version, f"every {every} iterations", who="hero run")
+        row = promotion.promote(context.run.root, version, reason, who="hero run")
         outcome = row["outcome"]
         if "reason" in row:
             outcome += f": {row['reason']}"
@@ -34,4 +36,5 @@ def promote_from_training(context: Context, step: int) -> dict[str, float]:
         outcome = str(error)
     if outcome != "promoted":
         logging.warning("%s is not served: %s", version, outcome)
-    return {"serve/promoted": float(outcome == "promoted"), "time/promotion": time.perf_counter() - started}
+    seconds = time.perf_counter() - started
+    return {"serve/promoted": float(outcome == "promoted"), "time/promotion": seconds}

@@ -3,9 +3,10 @@
     epoch   0 (a permutation of all prompts)    1 (another permutation)     ...
     index   0, 1, ..., len(rows) - 1            len(rows), ...              ...
 
-The stream depends on the seed of the run alone. It knows neither batches nor progress, so a run that starts again from a
-checkpoint, drops groups or changes its batch size asks for the same groups under the same indices. Used by
-`cluster.rl.rollout_scheduler` and `bench/iteration.py`; needs no Ray.
+The stream depends on the seed of the run alone. It knows neither batches nor progress, so a run
+that starts again from a checkpoint, drops groups or changes its batch size asks for the same
+groups under the same indices. Used by `cluster.rl.rollout_scheduler` and `bench/iteration.py`;
+needs no Ray.
 """
 
 from __future__ import annotations
@@ -21,12 +22,18 @@ from learners.rl.config import PPOConfig
 
 
 class PromptStream:
-    """`stream[index]` is the group at this index of an endless sequence. Every epoch has each prompt exactly once."""
+    """`stream[index]` is the group at this index of an endless sequence. Every epoch has each
+    prompt exactly once."""
 
     def __init__(
-        self, rows: Sequence[dict[str, Any]], tokens: Sequence[list[int]], config: PPOConfig, seed: int
+        self,
+        rows: Sequence[dict[str, Any]],
+        tokens: Sequence[list[int]],
+        config: PPOConfig,
+        seed: int,
     ) -> None:
-        """`rows` and `tokens` have one entry for each prompt; a group gets `config.responses` seeds."""
+        """`rows` and `tokens` have one entry for each prompt; a group gets `config.responses`
+        seeds."""
         self.rows = rows
         self._tokens = tokens
         self._responses = config.responses

@@ -1,11 +1,12 @@
 """From the raw scores of several sources to one reward for each response.
 
     samples ─► scoring actors ─► raw scores ─► clip ─► normalize ─► weighted sum ─► learners
-                             └─► reference log-probabilities, which go to the learners without passing the driver
+                             └─► reference log-probabilities ─► learners (not through the driver)
 
-Called by `cluster.rl.rollout_scheduler`: `submit` when samples arrive, `finish` when a batch is complete. `finish` waits
-for the scoring actors. A response without a finite score from every source goes to quarantine.jsonl, with the reason,
-and not to the learners. Here C is the number of sources and B the number of responses.
+Called by `cluster.rl.rollout_scheduler`: `submit` when samples arrive, `finish` when a batch is
+complete. `finish` waits for the scoring actors. A response without a finite score from every
+source goes to quarantine.jsonl, with the reason, and not to the learners. Here C is the number of
+sources and B the number of responses.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from actors.scoring import Scores
 from cluster.fleets.scoring_fleet import ScoringFleet
 from common.errors import RunStoppedError
 from learners.rl.scored_parts import ScoredPart
+
+Rows = dict[int, dict[str, Any]]
+"""Rows of the prompt file by prompt id."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class RunningMoments:
 
 
 class RewardAggregator:
-    """Combines scores with running statistics of each source, which `state` continues from a checkpoint."""
+    """Combines scores with running statistics of each source, which `state` continues from a
+    checkpoint."""
 
     def __init__(
         self,
@@ -87,23 +92,25 @@ class RewardAggregator:
         }
 
     def score(
-        self, refs: Sequence[ray.ObjectRef], rows: dict[int, dict[str, Any]], temperature: float, step: int
+        self, refs: Sequence[ray.ObjectRef], rows: Rows, temperature: float, step: int
     ) -> tuple[list[ScoredPart], dict[str, float]]:
         """`submit` for each reference of samples, then `finish`."""
-        parts = [self.submit(index, samples, rows, temperature) for index, samples in enumerate(refs)]
+        parts = []
+        for index, samples in enumerate(refs):
+            parts.append(self.submit(index, samples, rows, temperature))
         return self.finish(parts, step)
 
-    def submit(
-        self, index: int, samples: ray.ObjectRef, rows: dict[int, dict[str, Any]], temperature: float
-    ) -> PendingPart:
-        """Has a scoring actor score samples as soon as they exist. `rows` are rows of the prompt file by prompt id."""
+    def submit(self, index: int, samples: ray.ObjectRef, rows: Rows, temperature: float) -> PendingPart:
+        """Has a scoring actor score samples as soon as they exist. `rows` are rows of the prompt
+        file by prompt id."""
         if all(source.kind == "model" for source in self.config.sources):
             rows = {}  # the reward model reads tokens only
         scores, ref_logprobs_N = self.scorers.submit_score(index, samples, temperature, rows)
         return PendingPart(index, samples, scores, ref_logprobs_N)
 
     def finish(self, parts: Sequence[PendingPart], step: int) -> tuple[list[ScoredPart], dict[str, float]]:
-        """(scored parts, metrics) of a batch, in the order of `parts`. Samples and ref_logprobs_N stay references.
+        """(scored parts, metrics) of a batch, in the order of `parts`. Samples and ref_logprobs_N
+        stay references.
 
         Raises RunStoppedError if more responses than rewards.quarantine_share have no reward.
         """
@@ -111,9 +118,10 @@ class RewardAggregator:
         results: list[Scores] = self.scorers.wait(references, "score")
         kept = [np.isfinite(scores.raw_CB).all(axis=0) for scores in results]
         self._record_quarantine(results, kept, step)
-        raw_CB = np.concatenate(
-            [scores.raw_CB[:, kept_B] for scores, kept_B in zip(results, kept, strict=True)], axis=1
-        )
+        raw_parts = []
+        for scores, kept_B in zip(results, kept, strict=True):
+            raw_parts.append(scores.raw_CB[:, kept_B])
+        raw_CB = np.concatenate(raw_parts, axis=1)
         reward_B, metrics = self._combine(raw_CB.astype(np.float64))
         metrics["rewards/quarantined"] = float(self._num_quarantined)
         ends = np.cumsum([int(kept_B.sum()) for kept_B in kept])
@@ -121,6 +129,7 @@ class RewardAggregator:
         scored = []
         for part, kept_B, scores_B in zip(parts, kept, shares, strict=True):
             samples, ref_logprobs_N = part.samples, part.ref_logprobs_N
+            # The samples are in the object store; a scoring actor cuts them without the driver.
             if not kept_B.all():
                 chosen = np.flatnonzero(kept_B).tolist()
                 samples, ref_logprobs_N = self.scorers.submit_select(
@@ -143,11 +152,14 @@ class RewardAggregator:
         return reward_B, metrics
 
     def _record_quarantine(self, results: Sequence[Scores], kept: Sequence[np.ndarray], step: int) -> None:
-        """Writes the responses without a reward down, counts them, and stops the run if they are too many."""
+        """Writes the responses without a reward down, counts them, and stops the run if they are
+        too many."""
         failures = [failure for scores in results for failure in scores.failures]
         with open(self.quarantine, "a", encoding="utf-8") as file:
             for failure in failures:
                 file.write(json.dumps({"step": step, **failure}, default=str) + "\n")
+        # A batch that lost everything stops the run too, however few that is of all so far:
+        # there is nothing to learn from.
         kept_B = np.concatenate(kept)
         self._num_responses += len(kept_B)
         self._num_quarantined += int((~kept_B).sum())
@@ -156,8 +168,8 @@ class RewardAggregator:
             last = failures[-1]
             raise RunStoppedError(
                 f"{self._num_quarantined} of {self._num_responses} responses have no reward, over "
-                f"rewards.quarantine_share={share}; the last: {last['source']}: {last['reason']}; all are in "
-                f"{self.quarantine}"
+                f"rewards.quarantine_share={share}; the last: {last['source']}: "
+                f"{last['reason']}; all are in {self.quarantine}"
             )
 
 

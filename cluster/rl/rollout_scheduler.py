@@ -1,26 +1,28 @@
 """Keeps rollout and scoring actors busy and gathers their results into batches for the learners.
 
-    PromptStream ─► rollout actors ──samples──► scoring actors ─► open batches ─► next_batch ─► learners
-                     (run_groups)   references   (score)
+    PromptStream ─► rollout actors ─samples─► scoring actors ─► open batches ─► next_batch
+                     (run_groups)               (score)
 
-The driver moves references only; samples stay in the object store. Each group has a state (`cluster.rl.group_table`):
+The driver moves references only; samples stay in the object store. Each group has a state
+(`cluster.rl.group_table`):
 
     QUEUED ─► IN_FLIGHT ─► FINISHED ─► BATCHED        dropped as stale: IN_FLIGHT ─► QUEUED
 
-    call                waits for                              unblocked by
-    next_batch          the first open batch to be full        an engine's call that returns finished groups
-    wait_while_rolling  calls to another fleet (the learners)  the last of them; engines and scorers are served meanwhile
-    poll                any call, at most WATCH_S              any call that ends
+    call                waits for                       unblocked by
+    next_batch          a full first open batch         an engine that returns finished groups
+    wait_while_rolling  calls to the learners           the last of them; engines get work meanwhile
+    poll                any call, at most WATCH_S       any call that ends
 
-Capacity. With staleness S at most (S + 1 - learning) x batch groups are outstanding, that is IN_FLIGHT or FINISHED, where
-`learning` is 1 while the learners work on a batch and 0 otherwise (Fu et al. 2025, AReaL, eq. 3), and never more than the
-run still needs. With S = 0 nothing runs while the learners work: the synchronous algorithm. A group that was begun under
-weights older than `version - S`, where `version` is what its batch is for, is dropped and queued again, so no token that
-is learned from is ever more than S versions old.
+Capacity. With staleness S at most (S + 1 - learning) x batch groups are outstanding, that is
+IN_FLIGHT or FINISHED, where `learning` is 1 while the learners work on a batch and 0 otherwise
+(Fu et al. 2025, AReaL, eq. 3), and never more than the run still needs. With S = 0 nothing runs
+while the learners work: the synchronous algorithm. A group that was begun under weights older
+than `version - S`, where `version` is what its batch is for, is dropped and queued again, so no
+token that is learned from is ever more than S versions old.
 
 Example. S = 1, batch = 2, engines whose groups finish in any order:
 
-    next_batch(0)       capacity 4   0 1 2 3 in flight under weights 0; 0 and 2 finish and are the batch
+    next_batch(0)       capacity 4   0 1 2 3 in flight under weights 0; 0 2 finish: the batch
     wait_while_rolling  capacity 2   1 3 are outstanding, so nothing is added; 3 finishes
     weights 1                        1 goes on, its next tokens are of version 1
     next_batch(1)       capacity 4   4 5 in flight under weights 1; 4 finishes, the batch is 3 4
@@ -94,7 +96,8 @@ class RolloutBatch:
 
 
 class RolloutScheduler:
-    """Groups of a prompt stream, sampled, scored and batched. `state` continues from a checkpoint."""
+    """Groups of a prompt stream, sampled, scored and batched. `state` continues from a
+    checkpoint."""
 
     def __init__(
         self,
@@ -124,12 +127,14 @@ class RolloutScheduler:
 
     @property
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: whoever continues from it samples again whatever no learner has had."""
+        """For a checkpoint: whoever continues from it samples again whatever no learner has
+        had."""
         return {**self.table.state, "num_stale": self.num_stale}
 
     def next_batch(self, version: int) -> RolloutBatch:
-        """The next batch to learn from, scored. `version` is the policy version of learners and engines now. Also called
-        again for the same version, for further samples (`cluster.rl.dynamic_sampling`)."""
+        """The next batch to learn from, scored. `version` is the policy version of learners and
+        engines now. Also called again for the same version, for further samples
+        (`cluster.rl.dynamic_sampling`)."""
         self._target_version = self._engine_version = version
         started = time.perf_counter()
         while not self._open_batches or len(self._open_batches[0].finished) < self.config.prompts:
@@ -139,18 +144,22 @@ class RolloutScheduler:
         # From here on the learners work on this batch, and engines sample for the next version.
         self._target_version = version + 1
         queue_s = time.monotonic() - sum(batch.finished_at) / len(batch.finished_at)
-        # By engine, and for each in the order of its calls, which does not depend on timing with staleness 0.
-        parts, metrics = self.rewards.finish(sorted(batch.parts, key=lambda part: part.index), version + 1)
+        # By engine, and for each in the order of its calls: with staleness 0 this does not depend
+        # on timing, and neither do the sums of the learners.
+        pending = sorted(batch.parts, key=lambda part: part.index)
+        parts, metrics = self.rewards.finish(pending, step=version + 1)
         groups = self.table.hand_over(batch.finished)
+        num_sampled = self.table.num_assigned + self.num_stale
         metrics |= {
             "flow/queue_seconds": queue_s,
             "flow/dropped": float(self.num_stale),
-            "flow/dropped_share": self.num_stale / max(1, self.table.num_assigned + self.num_stale),
+            "flow/dropped_share": self.num_stale / max(1, num_sampled),
         }
         return RolloutBatch(parts, [group.prompt_id for group in groups], metrics, generation_s)
 
     def wait_while_rolling(self, fleet: Fleet, refs: Sequence[ray.ObjectRef], doing: str) -> list[Any]:
-        """Results of one call to each actor of another fleet, in their order; rollouts and scoring go on meanwhile."""
+        """Results of one call to each actor of another fleet, in their order; rollouts and
+        scoring go on meanwhile."""
         index_of = {ref: index for index, ref in enumerate(refs)}
         pending = list(refs)
         results: dict[ray.ObjectRef, Any] = {}
@@ -158,11 +167,14 @@ class RolloutScheduler:
             for ref in self.poll(pending):
                 results[ref] = fleet.result(ref, index_of[ref], doing)
                 pending.remove(ref)
+            # `poll` watches engines only.
             fleet.watch([index_of[ref] for ref in pending], doing)
         return [results[ref] for ref in refs]
 
     def requeue_engines(self, first: int) -> None:
-        """Queues again what the engines from number `first` on work on, since they are about to leave the fleet."""
+        """Queues again what the engines from number `first` on work on, since they are about to
+        leave the fleet."""
+        # What these calls still return is ignored: other engines sample the groups from the start.
         self.table.requeue_engines(first)
         for ref, call in list(self._pending_calls.items()):
             if call.engine >= first:
@@ -170,10 +182,11 @@ class RolloutScheduler:
                 call.batch.reserved -= call.max_groups
 
     def poll(self, others: Sequence[ray.ObjectRef]) -> list[ray.ObjectRef]:
-        """Gives every idle engine work and waits until a call ends, to an engine or one of `others`. Returns those of
-        `others` that have ended."""
+        """Gives every idle engine work and waits until a call ends, to an engine or one of
+        `others`. Returns those of `others` that have ended."""
         self.table.assign(self._free_capacity(), len(self.rollouts))
         self._call_idle_engines()
+        # Not for ever, so that a hung engine is noticed below.
         ended = wait_any([*self._pending_calls, *others], WATCH_S)
         for ref in ended:
             if ref in self._pending_calls:
@@ -184,6 +197,7 @@ class RolloutScheduler:
     def _allowed_batches(self) -> int:
         """Batches that groups may be outstanding for (see Capacity above)."""
         learning = self._target_version - self._engine_version
+        # After the last iteration nobody would learn from further batches.
         remaining = self.config.iterations - self._target_version
         return min(self.config.staleness + 1 - learning, remaining)
 
@@ -191,11 +205,14 @@ class RolloutScheduler:
         return self._allowed_batches() * self.config.prompts - self.table.num_outstanding
 
     def _call_idle_engines(self) -> None:
-        """Has every idle engine that holds groups work on them, for the first batch that still needs some."""
+        """Has every idle engine that holds groups work on them, for the first batch that still
+        needs some."""
         busy = {call.engine for call in self._pending_calls.values()}
         seconds = None
         if self.config.staleness:
             seconds = RETURN_S
+        # With staleness 0 an engine may keep its groups until all are finished: nobody waits for a
+        # part of a batch. Otherwise it returns what it has, so that others are scored meanwhile.
         for engine in range(len(self.rollouts)):
             num_in_flight = self.table.num_in_flight(engine)
             if engine in busy or not num_in_flight:
@@ -214,8 +231,8 @@ class RolloutScheduler:
             self._pending_calls[status] = PendingCall(engine, batch, max_groups, samples)
 
     def _next_open_batch(self) -> int | None:
-        """Number of the first open batch that still needs groups, or None. Batch 0 is for the target version, batch 1 for the
-        version after it, and so on."""
+        """Number of the first open batch that still needs groups, or None. Batch 0 is for the
+        target version, batch 1 for the version after it, and so on."""
         for number in range(self._allowed_batches()):
             if number == len(self._open_batches):
                 self._open_batches.append(OpenBatch())
@@ -224,7 +241,8 @@ class RolloutScheduler:
         return None
 
     def _on_returned(self, ref: ray.ObjectRef) -> None:
-        """Sends what an engine has finished to a scoring actor, and queues again what it has dropped."""
+        """Sends what an engine has finished to a scoring actor, and queues again what it has
+        dropped."""
         call = self._pending_calls.pop(ref)
         status: GroupStatus = self.rollouts.result(ref, call.engine, "run_groups")
         batch = call.batch
@@ -236,6 +254,7 @@ class RolloutScheduler:
         self.table.finish(call.engine, status.finished)
         batch.finished += status.finished
         batch.finished_at += [time.monotonic()] * len(status.finished)
+        # Only the rows of this part, since Ray copies the arguments of a call.
         rows = self.table.rows_of(status.finished)
         part = self.rewards.submit(call.engine, call.samples, rows, self.decoding.temperature)
         batch.parts.append(part)

@@ -1,10 +1,11 @@
-"""Weights into the rollout engines: from the learners, with a proof that they arrived, or from a folder.
+"""Weights into the rollout engines: from the learners, verified, or from a folder.
 
     learners ─send_weights─► payload ─update_weights─► engines        push
     learners ─probe_logprobs─┐                                        verify
     engines ──prompt_logprobs┴─► equal within the tolerance, or WeightSyncError
 
-Used by the stages ppo (`WeightSync`), collect and evaluate (`load_weights`). Waits for learners and engines.
+Used by the stages ppo (`WeightSync`), collect and evaluate (`load_weights`). Waits for learners
+and engines.
 """
 
 from __future__ import annotations
@@ -45,41 +46,46 @@ class WeightSync:
         self.probes = [np.array(tokens, dtype=np.int32) for tokens in prompts[:NUM_PROBES]]
 
     def push(self, version: int) -> dict[str, float]:
-        """Sends, loads and verifies the weights of a policy version. Groups that are then too old to learn from are dropped by
-        the engines. Returns metrics; raises WeightSyncError."""
+        """Sends, loads and verifies the weights of a policy version. Groups that are then too old
+        to learn from are dropped by the engines. Returns metrics; raises WeightSyncError."""
         started = time.perf_counter()
         payload = self.learners.send_weights(self.transport, version)
         self.rollouts.update_weights(payload, version, version - self.config.staleness)
         loaded = time.perf_counter()
         errors = self.verify(version)
-        return {**errors, "time/sync": loaded - started, "time/probe": time.perf_counter() - loaded}
+        probed = time.perf_counter()
+        return {**errors, "time/sync": loaded - started, "time/probe": probed - loaded}
 
     def verify(self, version: int) -> dict[str, float]:
         """Compares the log-probabilities that learners and engines give the probes.
 
-        The tolerance is on the mean absolute difference, in nats. The largest difference is a metric only: it belongs to
-        tokens so improbable that float32 itself does not resolve them better. Raises WeightSyncError over the tolerance.
+        The tolerance is on the mean absolute difference, in nats. The largest difference is a
+        metric only: it belongs to tokens so improbable that float32 itself does not resolve them
+        better. Raises WeightSyncError over the tolerance.
         """
+        # Learners compute while engines do; all ranks give the same values, rank 0's are used.
         learner_refs = self.learners.submit_probe_logprobs(self.probes)
         engines = self.rollouts.prompt_logprobs([probe.tolist() for probe in self.probes])
         expected = np.concatenate(self.learners.wait(learner_refs, "probe_logprobs")[0])
         errors = [np.abs(np.concatenate(engine) - expected) for engine in engines]
         mean = max(float(error.mean()) for error in errors)
+        largest = max(float(error.max()) for error in errors)
         tolerance = logprob_tolerance(self.config.dtype, self.config.max_logprob_error)
         # Written so that a mean of nan fails too.
         if not mean <= tolerance:
             raise WeightSyncError(
-                f"weight sync to version {version}: the engines' log-probabilities differ from the learner's by {mean:.2e}, "
-                f"over the bound ppo.max_logprob_error={tolerance:.0e}; the engines do not hold the learner's weights, so "
-                "the run stops"
+                f"weight sync to version {version}: the engines' log-probabilities differ from the "
+                f"learner's by {mean:.2e}, over the bound ppo.max_logprob_error={tolerance:.0e}; "
+                "the engines do not hold the learner's weights, so the run stops"
             )
-        return {"sync/mean_error": mean, "sync/max_error": max(float(error.max()) for error in errors)}
+        return {"sync/mean_error": mean, "sync/max_error": largest}
 
 
 def load_weights(context: Context, folder: Path) -> int:
-    """Loads a Hugging Face folder, or a model of the hub by its name, into every engine. Returns the version that the engines
-    give it. Raises UserError if it has no safetensors files."""
+    """Loads a Hugging Face folder, or a model of the hub by its name, into every engine. Returns
+    the version that the engines give it. Raises UserError if it has no safetensors files."""
     rollouts = context.fleets.rollouts(folder)
+    # Larger than any version that an engine has, so that responses before and after are told apart.
     version = max(engine["version"] for engine in rollouts.ready()) + 1
     local = folder
     if not local.is_dir():
@@ -89,5 +95,6 @@ def load_weights(context: Context, folder: Path) -> int:
             f"{folder}: no weights in *.safetensors files; save the model again with transformers"
         )
     payload = context.fleets.transport.send(iter_safetensors(local), rank=0, version=version)
+    assert payload is not None  # only ranks other than 0 get none
     rollouts.update_weights(payload, version)
     return version

@@ -1,7 +1,7 @@
-"""Stage 6: the model of every stage answers the held-out prompts, greedy and sampled; PPO is compared with SFT.
+"""Stage 6: the model of every stage answers the held-out prompts, greedy and sampled.
 
-Writes evaluate/results.json (rates of each stage, and the win rate of PPO over SFT by the judge) and answers.jsonl (the
-sampled answers of all stages to the same prompt side by side).
+Writes evaluate/results.json (rates of each stage, and the win rate of PPO over SFT by the judge)
+and answers.jsonl (the sampled answers of all stages to the same prompt side by side).
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def answer_lines(rows: Sequence[dict[str, Any]], answers: Mapping[str, Sequence[
 
 
 def win_rate(challenger: Sequence[Answer], baseline: Sequence[Answer], judge: str | None) -> dict[str, Any]:
-    """Share of prompts where the judge scores the challenger higher, ties half, with a 95% normal interval over prompts."""
+    """Share of prompts where the judge scores the challenger higher, ties half, with a 95% normal
+    interval over prompts."""
     scores_P = np.array([answer["score"] for answer in challenger])
     baseline_scores_P = np.array([answer["score"] for answer in baseline])
     points_P = (scores_P > baseline_scores_P) + 0.5 * (scores_P == baseline_scores_P)

@@ -1,13 +1,16 @@
 """Stage 5: the actor-learner loop.
 
-    prompts ─► rollout actors (vLLM) ─► scoring actors (reward, reference) ─► learners (PPO) ─► weights ─► rollout actors
+    prompts ─► rollout actors ─► scoring actors ─► learners ─► weights ─► rollout actors
+                 (vLLM)         (reward, reference)  (PPO)
 
-`PPOStage.iterate` is one iteration. The driver moves references: samples go from actor to actor through the object store
-(`cluster.rl.rollout_scheduler`). The policy version of an iteration is the number of updates before it: iteration `step`
-(from 1) learns with version `step - 1` and ends with version `step` in the learners and, verified, in the engines.
+`PPOStage.iterate` is one iteration. The driver moves references: samples go from actor to actor
+through the object store (`cluster.rl.rollout_scheduler`). The policy version of an iteration is
+the number of updates before it: iteration `step` (from 1) learns with version `step - 1` and ends
+with version `step` in the learners and, verified, in the engines.
 
-After a failure the pipeline starts the stage again. It continues from the last checkpoint: the learners' state, the KL
-coefficient, the scheduler's groups and the running statistics of the rewards; alarms are restored from metrics.jsonl.
+After a failure the pipeline starts the stage again. It continues from the last checkpoint: the
+learners' state, the KL coefficient, the scheduler's groups and the running statistics of the
+rewards; alarms are restored from metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -47,8 +50,9 @@ SHOWN_ANSWERS = 16
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Returns the metrics of the last evaluation. Raises UserError for a missing model or corpus, WeightSyncError,
-    RunStoppedError (alarms.stop, rewards.quarantine_share), and FleetError if an actor fails."""
+    """Returns the metrics of the last evaluation. Raises UserError for a missing model or corpus,
+    WeightSyncError, RunStoppedError (alarms.stop, rewards.quarantine_share), and FleetError if an
+    actor fails."""
     stage = PPOStage(context)
     with (
         context.monitor("ppo") as monitor,
@@ -96,8 +100,9 @@ class PPOStage:
         self.flops = self.learners.flops_per_token()
         self.weights = WeightSync(self.learners, self.rollouts, fleets.transport, config, self.heldout.tokens)
 
-        stage_paths = self.paths.stage("ppo")
-        self.checkpoints = Checkpoints(stage_paths.checkpoints, self.learners.save, config.keep_checkpoints)
+        folder = self.paths.stage("ppo").checkpoints
+        self.checkpoints = Checkpoints(folder, self.learners.save, config.keep_checkpoints)
+        # All that a restarted stage knows of the iterations before; empty at the first start.
         checkpoint = self.checkpoints.latest() or {}
         self.first_version: int = checkpoint.get("step", 0)
         self.kl_coef: float = checkpoint.get("kl_coef", config.kl_coef)
@@ -131,8 +136,9 @@ class PPOStage:
         return self.evaluated
 
     def iterate(self, step: int) -> None:
-        """One iteration. Its order matters after a failure: the learners' state is saved before the metrics are logged, and
-        counts only when it is committed after them. So an iteration is either logged and counted, or done again."""
+        """One iteration. Its order matters after a failure: the learners' state is saved before
+        the metrics are logged, and counts only when it is committed after them. So an iteration
+        is either logged and counted, or done again."""
         timer = IterationTimer(self.fleets)
         batch = self.sampler.next_batch(version=step - 1)  # waits for engines
         timer.batch_ready()
@@ -158,13 +164,17 @@ class PPOStage:
         return {"rollout": self.rollouts, "scoring": self.scorers, "learner": self.learners}
 
     def learn(self, step: int, batch: RolloutBatch) -> Update:
-        """One PPO update on every rank. Engines and scorers are kept busy while the driver waits."""
+        """One PPO update on every rank. Engines and scorers are kept busy while the driver
+        waits."""
         refs = self.learners.submit_ppo_update(step - 1, self.kl_coef, batch.parts)
         results = self.scheduler.wait_while_rolling(self.learners, refs, "ppo_update")
+        # Metrics are sums over ranks, the same on each.
         return Update(*results[0])
 
     def scale(self) -> None:
-        """Applies the requests of `hero scale`. What engines that leave work on is sampled again by the others."""
+        """Applies the requests of `hero scale`. What engines that leave work on is sampled again
+        by the others."""
+        # Before they leave: the fleet must still know the engines whose calls are given up.
         self.scheduler.requeue_engines(self.context.fleets.target_size("rollout"))
         for message in self.context.fleets.apply_scale_requests():
             self.bar.print_line(message)
@@ -173,14 +183,16 @@ class PPOStage:
         self, timer: IterationTimer, batch: RolloutBatch, update: Update, sync: dict[str, float]
     ) -> dict[str, float]:
         """Times, throughput and idle shares."""
+        config = self.config
         times = timer.times(batch.generation_s, update.learning_s, sync)
         metrics = time_metrics(times) | timer.fleet_metrics()
-        metrics |= throughput_metrics(times, update.metrics, self.config.epochs, self.config.staleness)
+        metrics |= throughput_metrics(times, update.metrics, config.epochs, config.staleness)
         rate = metrics["perf/learned_tokens_per_second"]
         return metrics | flop_utilization(rate, self.flops, len(self.learners))
 
     def evaluate_if_due(self, step: int) -> dict[str, float]:
-        """Judges responses to held-out prompts, and measures how much of pretraining the policy keeps."""
+        """Judges responses to held-out prompts, and measures how much of pretraining the policy
+        keeps."""
         if step % self.config.evaluate_every and step != self.config.iterations:
             return {}
         rates, answers = judge_policy(self.context, self.heldout, temperature=1.0)
@@ -194,7 +206,8 @@ class PPOStage:
         return self.evaluated
 
     def save_if_due(self, step: int) -> dict[str, float]:
-        """Has the learners write their state. The last iteration needs none: the stage ends with it."""
+        """Has the learners write their state. The last iteration needs none: the stage ends with
+        it."""
         if not self._checkpoint_due(step):
             return {}
         started = time.perf_counter()
@@ -216,7 +229,8 @@ class PPOStage:
         self.monitor.batch(step, batch.prompt_ids, update.digest)
         self.monitor.log(step, metrics)
         reward, kl = metrics["objective/scores"], metrics["objective/kl"]
-        self.bar.advance(1, f"reward {reward:+.2f}  kl {kl:.2f}  length {metrics['response/length']:.0f}")
+        length = metrics["response/length"]
+        self.bar.advance(1, f"reward {reward:+.2f}  kl {kl:.2f}  length {length:.0f}")
 
     def adapt_kl_coef(self, metrics: dict[str, float]) -> None:
         """For the next iteration, if ppo.kl_target is set."""
@@ -229,22 +243,26 @@ class PPOStage:
 
     def publish_if_due(self, step: int) -> None:
         """Stores the policy as a version to serve."""
+        # The last policy is published by `finish`, with the moving average.
         if step % self.config.publish_every or step == self.config.iterations:
             return
         self.learners.export(self.paths.ppo_export)
         self.context.run.publish("ppo", step, self.paths.ppo_export)
 
     def finish(self) -> None:
-        """Exports and publishes the stage's model, then removes what only an unfinished stage needs."""
+        """Exports and publishes the stage's model, then removes what only an unfinished stage
+        needs."""
         model = self.paths.stage("ppo").model
         self.learners.export(model, use_ema=True)
         self.monitor.lineage([*self.models, *self.context.run.data("prompts")], [model])
         self.context.run.publish("ppo", self.config.iterations, model)
+        # Last: whatever fails above is done again from the last checkpoint.
         self.checkpoints.clear()
         shutil.rmtree(self.paths.ppo_export, ignore_errors=True)
 
     def write_best_of_n(self) -> None:
-        """The best-of-N baseline of the SFT policy, which the engines hold before the first iteration only."""
+        """The best-of-N baseline of the SFT policy, which the engines hold before the first
+        iteration only."""
         if self.first_version == 0 and self.config.best_of > 1:
             baseline = best_of_n_baseline(self.context, self.heldout, self.config.best_of)
             write_json(self.paths.best_of_n, baseline)
@@ -253,13 +271,14 @@ class PPOStage:
         return step % self.config.checkpoint_every == 0 and step < self.config.iterations
 
     def _corpus(self) -> Path | None:
-        """Tokens of the pretraining corpus, for PTX and for the pretraining loss; None without a pretrain stage."""
+        """Tokens of the pretraining corpus, for PTX and for the pretraining loss; None without a
+        pretrain stage."""
         path = self.paths.corpus_tokens
         if path.exists():
             return path
         if self.config.ptx_coef:
             raise UserError(
-                f"ppo.ptx_coef={self.config.ptx_coef} needs the pretraining corpus, but {path} is missing; run pretrain "
-                "or set it to 0"
+                f"ppo.ptx_coef={self.config.ptx_coef} needs the pretraining corpus, but {path} is "
+                "missing; run pretrain or set it to 0"
             )
         return None

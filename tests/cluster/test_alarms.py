@@ -1,16 +1,21 @@
-"""Every alarm rings on its sign and names its evidence, and stays silent without it."""
+"""Every alarm fires on its condition and names its evidence, and does not fire without it."""
 
 import pytest
 
 from cluster.config import AlarmsConfig
-from cluster.rl.alarms import Alarms
+from cluster.rl.alarms import Alarm, Alarms, emit
+from common.errors import RunStoppedError
 
 HEALTHY = {"objective/kl": 1.0, "objective/entropy": 0.4, "response/ended": 0.99, "response/length": 10.0}
 
 
-def rung(*iterations, **config):
+def fired(*iterations, **config):
+    """The alarms that fire in each iteration. Metrics that are not given are healthy."""
     alarms = Alarms(AlarmsConfig(**config))
-    return [alarms.check({**HEALTHY, **changed, "step": step}) for step, changed in enumerate(iterations, 1)]
+    results = []
+    for step, changed in enumerate(iterations, 1):
+        results.append(alarms.check({**HEALTHY, **changed, "step": step}))
+    return results
 
 
 def evaluation(score, reward, kl):
@@ -26,32 +31,74 @@ def evaluation(score, reward, kl):
         ("length", {"response/length": 21.0}, "21.0 tokens at iteration 2, 10.0 in the first"),
     ],
 )
-def test_an_alarm_rings_with_its_evidence(name, changed, evidence):
-    quiet, (alarm,) = rung({}, changed)
-    assert quiet == []
+def test_an_alarm_fires_with_its_evidence(name, changed, evidence):
+    first, (alarm,) = fired({}, changed)
+    assert first == []
     assert alarm.name == name
     assert evidence in alarm.evidence
 
 
 def test_overoptimization_is_a_falling_judge_under_a_rising_reward():
-    rows = rung(evaluation(5.0, 0.5, 1), {}, evaluation(5.2, 0.7, 2), evaluation(4.5, 0.9, 6))
-    assert rows[:3] == [[], [], []]
-    assert rows[3][0].name == "overoptimization"
-    assert "from 5.200 at iteration 3 to 4.500 at 4 (4.9 standard errors)" in rows[3][0].evidence
+    results = fired(evaluation(5.0, 0.5, 1), {}, evaluation(5.2, 0.7, 2), evaluation(4.5, 0.9, 6))
+    assert results[:3] == [[], [], []]
+    (alarm,) = results[3]
+    assert alarm.name == "overoptimization"
+    assert "from 5.200 at iteration 3 to 4.500 at 4 (4.9 standard errors)" in alarm.evidence
 
 
-@pytest.mark.parametrize("last", [evaluation(5.0, 0.9, 6), evaluation(4.5, 0.6, 6)])
-def test_noise_in_the_judge_or_a_fall_of_both_is_no_overoptimization(last):
-    assert rung(evaluation(5.2, 0.7, 2), last) == [[], []]
+@pytest.mark.parametrize(
+    "last",
+    [
+        evaluation(5.0, 0.9, 6),  # the score fell by less than its error
+        evaluation(4.5, 0.6, 6),  # the reward fell too
+        evaluation(float("nan"), 0.9, 6),  # no score to compare
+    ],
+)
+def test_noise_or_a_fall_of_both_is_no_overoptimization(last):
+    assert fired(evaluation(5.2, 0.7, 2), last) == [[], []]
 
 
-def test_an_alarm_rings_once_until_its_sign_has_gone():
+def test_overoptimization_lasts_until_the_next_evaluation():
+    best, fallen = evaluation(5.2, 0.7, 2), evaluation(4.5, 0.9, 6)
+    counts = [len(alarms) for alarms in fired(best, fallen, {}, fallen, best, fallen)]
+    assert counts == [0, 1, 0, 0, 0, 1]
+
+
+def test_an_alarm_fires_once_until_its_condition_has_ended():
     high = {"objective/kl": 20.0}
-    assert [len(alarms) for alarms in rung({}, high, high, {}, high)] == [0, 1, 0, 0, 1]
+    assert [len(alarms) for alarms in fired({}, high, high, {}, high)] == [0, 1, 0, 0, 1]
 
 
-def test_a_resumed_run_does_not_repeat_what_rang_before():
-    seen = [{**HEALTHY, "step": 1}, {**HEALTHY, "objective/kl": 20.0, "step": 2}]
-    alarms = Alarms(AlarmsConfig(), seen)
+def test_a_resumed_run_does_not_repeat_earlier_alarms():
+    earlier = [{**HEALTHY, "step": 1}, {**HEALTHY, "objective/kl": 20.0, "step": 2}]
+    alarms = Alarms(AlarmsConfig(), earlier)
     assert alarms.check({**HEALTHY, "objective/kl": 21.0, "step": 3}) == []
-    assert alarms.ringing == {"kl"}
+    assert alarms.active == {"kl"}
+
+
+class Recorder:
+    """Stands for monitor and progress bar."""
+
+    def __init__(self):
+        self.alarms, self.lines = [], []
+
+    def alarm(self, step, name, evidence):
+        self.alarms.append((step, name, evidence))
+
+    def print_line(self, text):
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize("stop", [[], ["entropy"]])
+def test_alarms_are_written_and_one_of_alarms_stop_ends_the_run(stop):
+    recorder = Recorder()
+    alarms = [Alarm("kl", "high"), Alarm("entropy", "low")]
+    if stop:
+        message = "stops at iteration 7, since alarms.stop has entropy: low"
+        with pytest.raises(RunStoppedError, match=message):
+            emit(alarms, 7, AlarmsConfig(stop=stop), recorder, recorder)
+    else:
+        emit(alarms, 7, AlarmsConfig(stop=stop), recorder, recorder)
+    # All are written before the run stops.
+    assert recorder.alarms == [(7, "kl", "high"), (7, "entropy", "low")]
+    assert recorder.lines == ["alarm kl: high", "alarm entropy: low"]

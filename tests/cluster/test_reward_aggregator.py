@@ -1,4 +1,4 @@
-"""Scoring on real Ray actors: what the driver makes of the scores, and what never reaches the learners."""
+"""Scores of real scoring actors become rewards; responses without one never reach the learners."""
 
 import json
 
@@ -7,9 +7,9 @@ import pytest
 import ray
 
 from actors.config import RewardsConfig, ScoringConfig
-from cluster.fleets.fleet import Fleet
-from cluster.rl.reward_aggregator import RewardAggregator, merged
-from common.errors import UserError
+from cluster.fleets.scoring_fleet import ScoringFleet
+from cluster.rl.reward_aggregator import RewardAggregator, RunningMoments
+from common.errors import RunStoppedError
 from common.ray_session import start_ray
 from tests.learners import fixtures
 
@@ -17,7 +17,7 @@ SOURCES = [
     {"kind": "model", "weight": 2.0, "clip": 0.5},
     {
         "kind": "function",
-        "path": "tests.cluster.test_reward_aggregator:worth",
+        "path": "tests.cluster.test_reward_aggregator:quality",
         "weight": 0.5,
         "clip": 3.0,
         "normalize": True,
@@ -25,10 +25,10 @@ SOURCES = [
 ]
 
 
-def worth(row, response, ended):
-    if row["worth"] is None:
-        raise ValueError("no worth")
-    return row["worth"]
+def quality(row, response, ended):
+    if row["quality"] is None:
+        raise ValueError("no quality")
+    return row["quality"]
 
 
 @pytest.fixture(scope="module")
@@ -43,75 +43,89 @@ def scorers(tmp_path_factory):
         "rewards": RewardsConfig(sources=SOURCES),
         "model": fixtures.MODEL,
     }
-    yield Fleet("scoring", "actors.scoring:ScoringActor", [arguments], {"num_cpus": 0}, folder / "logs")
+    target, logs = "actors.scoring:ScoringActor", folder / "logs"
+    yield ScoringFleet("scoring", target, [arguments], {"num_cpus": 0}, logs)
     ray.shutdown()
 
 
-def rows_of(worths):
-    return {i: {"prompt": f"p{i}", "worth": w} for i, w in enumerate(worths)}
+def rows_of(qualities):
+    return {i: {"prompt": f"p{i}", "quality": quality} for i, quality in enumerate(qualities)}
 
 
-def batch(scorers, tmp_path, worths, share=0.5, state=None):
-    """Scores 12 samples in parts of 5 and 7: (samples, scores, references, metrics, rewards)."""
-    whole, _ = fixtures.make_batch(size=12)
-    refs = [ray.put(whole.select(range(5))), ray.put(whole.select(range(5, 12)))]
-    rewards = RewardAggregator(
-        RewardsConfig(sources=SOURCES, quarantine_share=share), scorers, tmp_path, state
-    )
-    found, metrics = rewards.score(refs, rows_of(worths), 1.0, step=1)
-    found = [ray.get(x) if isinstance(x, ray.ObjectRef) else x for x in found]
-    return found[0::3], np.concatenate(found[1::3]), found[2::3], metrics, rewards
+def score(scorers, tmp_path, qualities, share=0.5, state=None):
+    """Scores 12 samples in parts of 5 and 7: (scored parts as values, metrics, aggregator)."""
+    samples = fixtures.make_batch(size=12).samples
+    refs = [ray.put(samples.select(range(5))), ray.put(samples.select(range(5, 12)))]
+    config = RewardsConfig(sources=SOURCES, quarantine_share=share)
+    rewards = RewardAggregator(config, scorers, tmp_path / "quarantine.jsonl", state)
+    parts, metrics = rewards.score(refs, rows_of(qualities), 1.0, step=1)
+    values = [(ray.get(part.samples), part.scores_B, ray.get(part.ref_logprobs_N)) for part in parts]
+    return values, metrics, rewards
 
 
-def test_sources_are_clipped_then_normalised_then_weighed_and_added(scorers, tmp_path):
-    worths = [*range(11), 100.0]
-    _, scores_B, _, metrics, rewards = batch(scorers, tmp_path, worths)
-    whole, _ = fixtures.make_batch(size=12)
-    judged = ray.get(scorers.submit(0, "score", whole, 1.0, rows_of(worths)))[0]
-    clipped = np.minimum(worths, 3.0)
-    expected = 2 * judged.raw_CB[0].clip(-0.5, 0.5) + 0.5 * (clipped - clipped.mean()) / clipped.std()
-    assert np.allclose(scores_B, expected, atol=1e-5)
-    assert metrics["rewards/worth"] == pytest.approx(np.mean(worths))
+def model_term(scorers, qualities):
+    """Weighted and clipped scores of the reward model alone."""
+    samples = fixtures.make_batch(size=12).samples
+    scores_ref, _ = scorers.submit_score(0, ray.put(samples), 1.0, rows_of(qualities))
+    return 2 * ray.get(scores_ref).raw_CB[0].clip(-0.5, 0.5)
+
+
+def test_sources_are_clipped_normalized_weighted_and_added(scorers, tmp_path):
+    qualities = [*range(11), 100.0]
+    parts, metrics, _ = score(scorers, tmp_path, qualities)
+    scores_B = np.concatenate([scores_B for _, scores_B, _ in parts])
+    clipped = np.minimum(qualities, 3.0)
+    normalized = (clipped - clipped.mean()) / clipped.std()
+    assert np.allclose(scores_B, model_term(scorers, qualities) + 0.5 * normalized, atol=1e-5)
+    assert scores_B.dtype == np.float32
+    assert metrics["rewards/quality"] == pytest.approx(np.mean(qualities))
     assert (tmp_path / "quarantine.jsonl").read_text() == ""
-    # From a checkpoint the statistics go on over everything seen.
+
+
+def test_statistics_continue_from_a_checkpoint(scorers, tmp_path):
+    qualities = [*range(11), 100.0]
+    _, _, rewards = score(scorers, tmp_path, qualities)
     state = json.loads(json.dumps(rewards.state))
-    again = batch(scorers, tmp_path, [0.0] * 12, state=state)[1]
-    both = np.concatenate([clipped, np.zeros(12)])
-    assert np.allclose(
-        again - 2 * judged.raw_CB[0].clip(-0.5, 0.5), 0.5 * (0 - both.mean()) / both.std(), atol=1e-5
-    )
+    parts, _, continued = score(scorers, tmp_path, [0.0] * 12, state=state)
+    scores_B = np.concatenate([scores_B for _, scores_B, _ in parts])
+    both = np.concatenate([np.minimum(qualities, 3.0), np.zeros(12)])
+    expected = 0.5 * (0 - both.mean()) / both.std()
+    assert np.allclose(scores_B - model_term(scorers, qualities), expected, atol=1e-5)
+    assert continued.state["responses"] == 24
 
 
 def test_running_moments_are_those_of_all_scores_together():
     scores = np.random.default_rng(0).normal(3, 2, size=50)
-    moments = [0, 0.0, 0.0]
+    moments = RunningMoments()
     for part in np.split(scores, [7, 8, 30]):
-        moments = merged(moments, part)
-    assert moments == pytest.approx([50, scores.mean(), 50 * scores.var()])
+        moments.add(part)
+    assert [moments.count, moments.mean] == pytest.approx([50, scores.mean()])
+    assert moments.squares == pytest.approx(50 * scores.var())
+    assert moments.std == pytest.approx(scores.std())
 
 
-def test_a_sample_without_reward_is_recorded_and_does_not_reach_the_learners(scorers, tmp_path):
-    worths = [1.0] * 12
-    worths[3] = worths[5] = None
-    (first, second), scores_B, (ref_first, ref_second), metrics, rewards = batch(scorers, tmp_path, worths)
+def test_a_response_without_reward_is_quarantined(scorers, tmp_path):
+    qualities = [1.0] * 12
+    qualities[3] = qualities[5] = None
+    parts, metrics, rewards = score(scorers, tmp_path, qualities)
+    (first, first_scores_B, first_ref_N), (second, second_scores_B, second_ref_N) = parts
     assert first.prompt_ids_B.tolist() == [0, 1, 2, 4]
     assert second.prompt_ids_B.tolist() == [6, 7, 8, 9, 10, 11]
-    assert len(scores_B) == 10
-    assert np.isfinite(scores_B).all()
-    assert (len(ref_first), len(ref_second)) == (first.offsets[-1], second.offsets[-1])
-    assert (ref_second[second.response_mask_N] != 0).all()
-    lost = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
-    assert [(r["prompt"], r["source"], r["reason"], r["step"]) for r in lost] == [
-        ("p3", "worth", "ValueError: no worth", 1),
-        ("p5", "worth", "ValueError: no worth", 1),
+    assert (len(first_scores_B), len(second_scores_B)) == (4, 6)
+    assert np.isfinite(np.concatenate([first_scores_B, second_scores_B])).all()
+    assert (len(first_ref_N), len(second_ref_N)) == (first.offsets[-1], second.offsets[-1])
+    assert (second_ref_N[second.response_mask_N] != 0).all()
+    rows = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert [(row["prompt"], row["source"], row["reason"], row["step"]) for row in rows] == [
+        ("p3", "quality", "ValueError: no quality", 1),
+        ("p5", "quality", "ValueError: no quality", 1),
     ]
     assert metrics["rewards/quarantined"] == rewards.state["quarantined"] == 2
 
 
-def test_too_many_samples_without_reward_stop_the_run_with_the_reason(scorers, tmp_path):
-    with pytest.raises(
-        UserError, match=r"1 of 12 responses have no reward, over .*=0.05; the last: worth: ValueError: no"
-    ):
-        batch(scorers, tmp_path, [1.0] * 11 + [None], share=0.05)
-    with pytest.raises(UserError, match="12 of 12 responses"):
-        batch(scorers, tmp_path, [None] * 12, share=0.999)
+def test_too_many_responses_without_reward_stop_the_run(scorers, tmp_path):
+    message = r"1 of 12 responses have no reward, over .*=0.05; the last: quality: ValueError: no"
+    with pytest.raises(RunStoppedError, match=message):
+        score(scorers, tmp_path, [1.0] * 11 + [None], share=0.05)
+    with pytest.raises(RunStoppedError, match="12 of 12 responses"):
+        score(scorers, tmp_path, [None] * 12, share=0.999)
