@@ -72,6 +72,7 @@ class ModelConfig(Section):
     def inactive_keys(self) -> dict[str, str]:
         if not self.path:
             return {}
+        # A model of a path brings its own sizes, and its tokenizer the vocabulary.
         of_new_models = ("layers", "width", "heads", "kv_heads", "vocab_size", "tie_embeddings")
         return dict.fromkeys(of_new_models, "no model.path")
 
@@ -139,6 +140,7 @@ class LearnerConfig(Section):
 
     def inactive_keys(self) -> dict[str, str]:
         inactive = {}
+        # Below these stages DeepSpeed would accept the key and offload nothing.
         for key, least_stage in (("offload_optimizer", 1), ("offload_parameters", 3)):
             if self.zero_stage < least_stage:
                 inactive[key] = f"learners.zero_stage of at least {least_stage}"
@@ -164,6 +166,7 @@ class PretrainConfig(Section):
         below = self.batch_tokens // self.sequence_length * self.sequence_length
         if below == self.batch_tokens:
             return self
+        # Rounding down silently would train on smaller batches than the config says.
         near = str(below + self.sequence_length)
         if below:
             near = f"{below} or {near}"

@@ -45,6 +45,7 @@ class ActorCritic:
         the value of what would follow.
         """
         assert self.critic is not None
+        # On every position, since the two kinds of value need different ones.
         scalars_RT = self.critic(packed.tokens_RT, packed.positions_RT)
         target_mask_RT = packed.target_mask_RT.to(scalars_RT.device)
         before_RT = predecessor_mask(target_mask_RT)

@@ -89,6 +89,7 @@ def gae(
     )
     advantage_B = torch.zeros_like(next_value_B)
     advantages_BT = torch.zeros_like(rewards_BT)
+    # Backwards, since each token needs the value and advantage of the next one that counts.
     for t in reversed(range(rewards_BT.shape[1])):
         counts_B = mask_BT[:, t] > 0
         delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
@@ -101,6 +102,7 @@ def gae(
 def reinforce(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: float) -> Tensor:
     """Plain REINFORCE (Williams 1992): the discounted sum of the rewards from each token on,
     without a baseline."""
+    # GAE with lambda 1 and without values is that sum.
     return gae(rewards_BT, torch.zeros_like(rewards_BT), mask_BT, gamma, 1.0)[0]
 
 
@@ -162,6 +164,7 @@ def groups_with_signal(scores_B: Tensor, groups_B: Tensor) -> Tensor:
     groups do.
     """
     _, index_B = groups_B.unique(return_inverse=True)
+    # Highest and lowest instead of the variance, which rounding keeps from being exactly 0.
     highest_B = torch.full_like(scores_B, -torch.inf).scatter_reduce(0, index_B, scores_B, "amax")
     lowest_B = torch.full_like(scores_B, torch.inf).scatter_reduce(0, index_B, scores_B, "amin")
     return (highest_B > lowest_B)[index_B]

@@ -201,11 +201,13 @@ class PPOConfig(Section):
     def _consistent(self) -> PPOConfig:
         if self.responses == 1:
             self._check_single_response()
+        # A buffer as long as the response would penalize every response.
         if self.overlong_buffer >= self.max_response_tokens:
             raise ValueError(
                 f"overlong_buffer {self.overlong_buffer} must be below max_response_tokens "
                 f"{self.max_response_tokens}"
             )
+        # Sampling ahead would have to know which prompts the present batch lacks.
         if self.dynamic_sampling and self.staleness:
             raise ValueError(
                 "dynamic_sampling chooses further prompts by the scores of the batch, so nothing "

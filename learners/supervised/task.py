@@ -85,6 +85,7 @@ class SupervisedTask(Task, ABC):
             self.engine.backward(loss, last=i == len(micro_batches) - 1)
             loss_sum += float(loss.detach())
             num_tokens += self.num_tokens(micro)
+        # One collective for all three.
         sums = summed_over_ranks([loss_sum, num_tokens, self.padded_tokens])
         loss_sum, num_tokens, padded_tokens = sums
         return {
