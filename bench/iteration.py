@@ -104,7 +104,7 @@ class BareTorch:
 
 @dataclass
 class Bench:
-    """The system's components, and both baselines, with one run's models."""
+    """The system's components and both baselines, with the models of one run."""
 
     context: Context
     prompts: PromptStream
@@ -115,19 +115,22 @@ class Bench:
     end_token: int
 
     def round(self, index: int) -> dict[str, float]:
-        """Figures of one iteration of the system beside the baselines on the same prompts, tokens and seeds."""
+        """One iteration of the system, and the baselines on the same prompts and seeds."""
         ppo, transport = self.context.config.ppo, self.context.fleets.transport
         first = index * ppo.prompts
         groups = [self.prompts[i] for i in range(first, first + ppo.prompts)]
-        prompts, prompt_ids = [group.tokens for group in groups], [group.prompt_id for group in groups]
+        prompts = [group.tokens for group in groups]
+        prompt_ids = [group.prompt_id for group in groups]
         seeds = [seed for group in groups for seed in group.seeds]
         decoding = self.context.decoding("ppo", ppo.temperature)
-        # Bare vLLM goes first in one round and last in the next; then the weights are one small step further.
+        # Bare vLLM goes first in one round and last in the next; the weights are then one small
+        # step further.
         bare_rate = 0.0
         if index % 2:
             bare_rate = self.bare_vllm(prompts, seeds)
         marks = [time.perf_counter()]
         refs = self.rollouts.generate(prompts, prompt_ids, decoding, self.end_token, ppo.responses, seeds)
+        # Without fetching: the samples stay in the object store, as in a run.
         ray.wait(refs, num_returns=len(refs), fetch_local=False)
         marks.append(time.perf_counter())
         rows = {i: self.prompts.rows[i] for i in prompt_ids}
@@ -179,6 +182,7 @@ def start(context: Context) -> Bench:
     rollouts = RolloutFleet(
         "rollout", "bench.iteration:BenchRollout", [arguments], {"num_cpus": 0}, run.paths.logs
     )
+    # The manager then stops it together with the fleets that it starts itself.
     fleets.adopt(rollouts)
     learners = fleets.learners()
     quarantine = run.root / "quarantine.jsonl"  # the finished PPO stage keeps its own

@@ -38,7 +38,7 @@ def test_an_alarm_fires_with_its_evidence(name, changed, evidence):
     assert evidence in alarm.evidence
 
 
-def test_overoptimization_is_a_falling_judge_under_a_rising_reward():
+def test_overoptimization_is_a_falling_score_and_a_rising_reward():
     results = fired(evaluation(5.0, 0.5, 1), {}, evaluation(5.2, 0.7, 2), evaluation(4.5, 0.9, 6))
     assert results[:3] == [[], [], []]
     (alarm,) = results[3]

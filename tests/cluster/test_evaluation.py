@@ -69,7 +69,7 @@ def test_rewards_are_weighted_sums_of_raw_scores():
     assert [finite_or_none(value) for value in columns["reward"]] == [4.0, None]
 
 
-def test_pass_rates_are_unbiased_and_leave_incomplete_prompts_out():
+def test_pass_rates_are_unbiased_and_skip_incomplete_prompts():
     measure_PJ = np.array([[1, 0, 0, 0], [2, 1, 1, 1], [np.nan, 1, 1, 1]])
     rates = pass_rates(measure_PJ)
     # One of four: 1/4, 1 - C(3,2)/C(4,2) = 1/2, 1. All of four: 1.
