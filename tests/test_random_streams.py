@@ -45,7 +45,7 @@ def test_equal_arguments_give_equal_numbers():
     assert derived_seed(5, Stream.POLICY_INIT) != derived_seed(5, Stream.SCALAR_HEAD_INIT)
 
 
-def test_minibatch_order_is_not_the_prompt_order_of_any_iteration():
+def test_minibatch_order_is_never_the_prompt_order():
     # Both were permutations by [seed, 3, 0] in iteration 3 and epoch 0.
     seed, size = 0, 128
     rows = [{"prompt": str(i)} for i in range(size)]

@@ -46,7 +46,7 @@ def test_the_interval_is_that_of_a_ratio_over_prompts():
     assert rates["accuracy/labelers"] - rates["accuracy/low"] == pytest.approx(1.96 * (2 / 16) ** 0.5 / 8)
 
 
-def test_without_oracle_ranks_there_is_no_accuracy_against_the_truth():
+def test_without_oracle_ranks_there_is_no_accuracy_by_truth():
     nothing = PairCounts(np.zeros(2), np.zeros(2))
     rates = PairAgreement(example().labelers, example().length, nothing).rates()
     assert "accuracy/truth" not in rates
