@@ -75,7 +75,7 @@ class PPOStage:
     """rollout -> score -> learn -> sync weights -> evaluate -> alarms -> checkpoint -> publish"""
 
     def __init__(self, context: Context) -> None:
-        """Starts the fleets and restores the last checkpoint. Waits for the learners only."""
+        """Starts the fleets and restores the last checkpoint. Waits until all actors are ready."""
         self.context, self.config, self.paths = context, context.config.ppo, context.run.paths
         config, fleets, seed = self.config, context.fleets, context.config.seed
         context.run.stage("ppo")
