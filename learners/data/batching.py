@@ -39,7 +39,8 @@ def plan_micro_batches(
     lengths = np.asarray(lengths)
     if len(lengths) and lengths.max() > budget:
         raise UserError(
-            f"a sequence of {lengths.max()} tokens does not fit learners.micro_batch_tokens={budget}; raise it"
+            f"a sequence of {lengths.max()} tokens does not fit "
+            f"learners.micro_batch_tokens={budget}; raise it"
         )
     # The fewest micro-batches for each rank that could hold the tokens.
     rounds = max(1, _ceil_div(int(lengths.sum()), ranks * budget))
