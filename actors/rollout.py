@@ -1,20 +1,22 @@
-"""A rollout actor: samples responses with a vLLM engine and takes new weights between two of its steps.
+"""A rollout actor: a vLLM engine that samples responses and takes new weights between two steps.
 
 `cluster.fleets` hosts it in a Ray actor. Token ids go in and come out; the driver handles text.
 
-`generate` answers a batch of prompts and returns when all responses are complete: for evaluation and
-collection. `run_groups` works on groups (`actors.prompt_group`) for a limited time. The states of a group:
+`generate` answers a batch of prompts and returns when all responses are complete: for evaluation
+and collection. `run_groups` works on groups (`actors.prompt_group`) for a limited time. The states
+of a group:
 
     in flight ──all responses complete──► finished ──run_groups──► returned with its samples
         │                                    │
         └──── begun before min_version ──────┴───► dropped, reported by the next run_groups
 
-A group that is in flight when `run_groups` returns stays in the engine, also over weight updates. Its
-earlier tokens keep the version of the weights that wrote them, and the later ones have that of the new weights.
+A group that is in flight when `run_groups` returns stays in the engine, also over weight updates.
+Its earlier tokens keep the version of the weights that wrote them, and the later ones have that of
+the new weights.
 
-Every response of a group is sampled with a seed of its own, never with the generator of the engine. So it
-depends on its prompt, its seed and the weights alone: not on the engine that samples it, on the other
-requests in a step, or on a restart of the run in between.
+Every response of a group is sampled with a seed of its own, never with the generator of the engine.
+So it depends on its prompt, its seed and the weights alone: not on the engine that samples it, on
+the other requests in a step, or on a restart of the run in between.
 """
 
 from __future__ import annotations
@@ -86,13 +88,13 @@ class RolloutActor(RolloutEngine):
         n: int = 1,
         seeds: Sequence[int] | None = None,
     ) -> Samples:
-        """n responses to each prompt, prompt by prompt. `seeds` holds one for each response; None: the
-        engine's own generator. Groups in flight advance meanwhile. Raises UserError if a prompt and its
-        response could exceed the engine's context."""
+        """n responses to each prompt, prompt by prompt. `seeds` holds one for each response; None:
+        the engine's own generator. Groups in flight advance meanwhile. Raises UserError if a prompt
+        and its response could exceed the engine's context."""
         self._check_lengths(prompts, decoding)
         request_ids = []
         for i, prompt in enumerate(prompts):
-            prompt_seeds: Sequence[int | None] = [None] * n
+            prompt_seeds: Sequence[int | None] = [None] * n  # None: the engine's generator
             if seeds is not None:
                 prompt_seeds = seeds[i * n : (i + 1) * n]
             request_ids += self.engine.add_responses(prompt, prompt_seeds, decoding, end_token)
@@ -109,18 +111,19 @@ class RolloutActor(RolloutEngine):
         min_version: int,
         seconds: float | None = None,
     ) -> tuple[GroupStatus, Samples | None]:
-        """Takes on new groups and works until `max_groups` are finished, nothing is left or `seconds` are over.
+        """Works until `max_groups` are finished, nothing is left or `seconds` are over.
 
-        Returns the groups that the engine no longer holds, and the samples of the finished ones in
-        ascending order of group index (None if there are none). Finished groups that began under weights
-        before `min_version` are dropped. Raises UserError if a prompt and its response could exceed the
-        engine's context.
+        First takes on `new` groups. Returns the groups that the engine no longer holds, and the
+        samples of the finished ones in ascending order of group index (None if there are none).
+        Finished groups that began under weights before `min_version` are dropped. Raises UserError
+        if a prompt and its response could exceed the engine's context.
         """
         if new:
             self._check_lengths([group.tokens for group in new], decoding)
         for group in new:
             request_ids = self.engine.add_responses(group.tokens, group.seeds, decoding, end_token)
             self._groups[group.index] = InFlightGroup(group.prompt_id, self.version, request_ids)
+        # None: a synchronous run, which has nothing to do until all groups are finished.
         deadline = float("inf")
         if seconds is not None:
             deadline = time.monotonic() + seconds
@@ -129,7 +132,8 @@ class RolloutActor(RolloutEngine):
             self.engine.step()
             finished = self._finished_groups()
         self._drop([index for index in finished if self._groups[index].version < min_version])
-        # Ascending, so that what is returned does not depend on which group happened to finish first.
+        # Ascending, so that what is returned does not depend on which group happened to finish
+        # first.
         returned = sorted(index for index in finished if index in self._groups)[:max_groups]
         status = GroupStatus(finished=returned, dropped=self._dropped)
         self._dropped = []
@@ -145,24 +149,27 @@ class RolloutActor(RolloutEngine):
     def update_weights(self, payload: WeightPayload, version: int, min_version: int = 0) -> float:
         """Loads the weights that a transport sent; returns the seconds it took.
 
-        Groups that began under weights before `min_version` are dropped. The others pause meanwhile,
-        compute their keys and values again and go on. A failed update ends the process, since the engine
-        cannot be used any more. Raises UserError if the weights cannot be found; the engine then keeps
-        the old ones.
+        Groups that began under weights before `min_version` are dropped. The others pause
+        meanwhile, compute their keys and values again and go on. A failed update ends the process,
+        since the engine cannot be used any more. Raises UserError if the weights cannot be found;
+        the engine then keeps the old ones.
         """
         started = time.perf_counter()
+        # Before the update, so that no step recomputes keys and values of groups that nobody needs.
         self._drop([index for index, group in self._groups.items() if group.version < min_version])
         try:
             apply_update(self.engine.llm, payload, version)
         except RuntimeError as error:
+            # SystemExit ends the Ray actor; the fleet then starts another. The traceback goes to
+            # its log.
             traceback.print_exc()
             raise SystemExit(str(error)) from error
         self.version = version
         return time.perf_counter() - started
 
     def prompt_logprobs(self, sequences: Sequence[list[int]]) -> list[np.ndarray]:
-        """Log-probability (nats, float32, temperature 1) of every token but the first of each sequence: the
-        engine's side of the sync probe."""
+        """Log-probability of every token but the first of each sequence: the probe of a weight
+        sync. In nats, float32, at temperature 1."""
         request_ids = [self.engine.add_prompt_logprobs(sequence) for sequence in sequences]
         results = []
         for sequence, output in zip(sequences, self.engine.finish(request_ids), strict=True):
@@ -173,7 +180,8 @@ class RolloutActor(RolloutEngine):
         return results
 
     def _check_lengths(self, prompts: Sequence[list[int]], decoding: Decoding) -> None:
-        # vLLM would end the response at the context limit, as if it had been decoded with fewer tokens.
+        # vLLM would end the response at the context limit, as if it had been decoded with fewer
+        # tokens.
         longest, limit = max(len(prompt) for prompt in prompts), self.engine.max_model_len
         if longest + decoding.max_tokens > limit:
             raise UserError(

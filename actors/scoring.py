@@ -119,6 +119,8 @@ class ScoringActor:
             for b, (request, result) in enumerate(zip(requests, results, strict=True)):
                 raw_CB[c, b] = result.score
                 if not np.isfinite(result.score):
+                    # One mark for all kinds of failure: a reward model may also give an infinite
+                    # score.
                     raw_CB[c, b] = np.nan
                     failures.append(
                         {
@@ -135,6 +137,7 @@ class ScoringActor:
         scores_B = np.zeros(samples.size, dtype=np.float32)
         ref_logprobs_N = np.zeros(samples.offsets[-1], dtype=np.float32)
         response_mask_N = samples.response_mask_N
+        # Sequences of similar length share a micro-batch, so that little of it is padding.
         for micro_batch in plan_micro_batches(samples.lengths_B, 1, self.config.batch_tokens)[0]:
             sequences = [samples.sequence(b) for b in micro_batch]
             tokens_BT = pad(sequences, self.pad_token).to(self.device)
@@ -142,6 +145,7 @@ class ScoringActor:
             for row, b in enumerate(micro_batch):
                 response_mask_BT[row, samples.prompt_lengths_B[b] : len(sequences[row])] = True
             logprobs_N, _ = self.reference(tokens_BT, response_mask_BT, temperature=temperature)
+            # The forward pass returns the response tokens row by row: the order of these positions.
             positions = concat_ranges(samples.offsets, micro_batch)
             ref_logprobs_N[positions[response_mask_N[positions]]] = logprobs_N.cpu().numpy()
             if self.reward_model:

@@ -61,6 +61,8 @@ class TextReward:
             # One thread: a user's function need not be safe to call from several.
             workers, self._first_pause_s = 1, 0.0
             self._reward = load_object(config.path)
+        # Threads suffice: the user's function runs beside torch, which releases the interpreter
+        # lock.
         self._pool = ThreadPoolExecutor(workers)
 
     def submit(self, requests: Sequence[RewardRequest]) -> list[Future[RewardResult]]:

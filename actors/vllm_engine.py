@@ -1,7 +1,8 @@
 """A vLLM engine in this process, driven request by request and step by step.
 
-`actors.rollout` decides which requests there are and when to step; the engine batches whatever is in it. In this
-process because on CPU that is faster than a process of its own, and a weight update is a function call.
+`actors.rollout` decides which requests there are and when to step; the engine batches whatever is
+in it. In this process because on CPU that is faster than a process of its own, and a weight update
+is a function call.
 
 vLLM is imported inside functions: its import takes seconds and reads environment variables that
 `VLLMEngine.__init__` sets first.
@@ -20,9 +21,10 @@ from learners.models import resolve_model_path
 
 
 class VLLMEngine:
-    """Requests are identified by the ids that `add_...` returns. A finished output is kept until it is taken."""
+    """Identifies requests by the ids that `add_...` returns; keeps finished outputs until taken."""
 
     def __init__(self, model_path: str, config: RolloutConfig, seed: int) -> None:
+        # Read when vLLM is imported, which `_load` does.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
         self.llm = _load(resolve_model_path(model_path), config, seed)
@@ -46,7 +48,8 @@ class VLLMEngine:
                 **sampling,
                 stop_token_ids=[end_token],
                 seed=seed,
-                # Log-probabilities of the sampled token alone, as flat lists: cheap to build and to read.
+                # Log-probabilities of the sampled token alone, as flat lists: cheap to build and to
+                # read.
                 logprobs=0,
                 flat_logprobs=True,
                 detokenize=False,
@@ -74,7 +77,7 @@ class VLLMEngine:
         return [self._outputs.pop(request_id) for request_id in request_ids]
 
     def finish(self, request_ids: Sequence[str]) -> list[Any]:
-        """Steps until these requests are finished, then takes their outputs. All other requests advance too."""
+        """Steps until these requests are finished, then takes their outputs. Others advance too."""
         while not self.are_finished(request_ids):
             self.step()
         return self.take(request_ids)
@@ -110,7 +113,8 @@ def _load(model_path: str, config: RolloutConfig, seed: int) -> Any:
     kv_cache_bytes, chunked_prefill = None, None
     if not config.gpus:
         kv_cache_bytes = int(config.kv_cache_gib * 2**30)
-        # A prompt that is processed in two parts resets the generator of a seeded request, which fails on CPU.
+        # A prompt that is processed in two parts resets the generator of a seeded request, which
+        # fails on CPU.
         chunked_prefill = False
     return LLM(
         model=model_path,
@@ -126,6 +130,7 @@ def _load(model_path: str, config: RolloutConfig, seed: int) -> Any:
         # After temperature and filters: the distribution that was sampled from.
         logprobs_mode="processed_logprobs",
         weight_transfer_config=transfer_config(),
+        # Prompts and responses are token ids: a tokenizer would cost start-up time alone.
         skip_tokenizer_init=True,
         disable_log_stats=True,
     )

@@ -1,12 +1,12 @@
-"""Seconds and bytes per second from trained weights to every engine, beside a plain copy of the same bytes.
+"""Seconds and bytes per second from trained weights to every engine, beside a plain file copy.
 
     python -m bench.weights [3M 30M 300M] [--engines 1 2 4] [--zero 0 3]
 
-Models of random weights in float32; the engines are rollout actors of one thread each. With ZeRO 0 the sender
-is this process, which holds the whole model; with ZeRO 3 it is two learner ranks, which gather it parameter by
-parameter. "Send" writes the file where a run's learners write it; "update" is the time until every engine could
-take its next step; "copy" is a plain copy of that file right after. Medians of five rounds and their range,
-after one round that is not counted.
+Models of random weights in float32; the engines are rollout actors of one thread each. With ZeRO 0
+the sender is this process, which holds the whole model; with ZeRO 3 it is two learner ranks, which
+gather it parameter by parameter. "Send" writes the file where a run's learners write it; "update"
+is the time until every engine could take its next step; "copy" is a plain copy of that file right
+after. Medians of five rounds and their range, after one round that is not counted.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def measure(name: str, engines: int, zero: int, folder: Path) -> Timings:
             updated = time.perf_counter()
             shutil.copyfile(payload.path, f"{payload.path}.copy")
             copied = time.perf_counter()
-            if version > 1:
+            if version > 1:  # the first round loads code and touches fresh pages
                 timings.send.append(sent - started)
                 timings.update.append(updated - sent)
                 timings.copy.append(copied - updated)

@@ -1,7 +1,8 @@
-"""The receiving half of the file transport: a vLLM weight-transfer backend, loaded in vLLM's workers.
+"""The receiving half of the file transport: a weight-transfer backend, loaded in vLLM's workers.
 
-vLLM finds it by the name that `actors.weights.vllm.register` gives it, and calls it between two steps of the
-engine: start, receive, finish. vLLM is imported at the top, since nothing but vLLM imports this module.
+vLLM finds it by the name that `actors.weights.vllm.register` gives it, and calls it between two
+steps of the engine: start, receive, finish. vLLM is imported at the top, since nothing but vLLM
+imports this module.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
 def _repack_tied_head(model: Any) -> None:
     """Packs a head that is tied to the embedding again.
 
-    On CPU vLLM multiplies by a packed copy of each matrix. A tied head is not a layer of its own to the
-    reload, so its copy stays that of the old weights: no error, only wrong log-probabilities.
+    On CPU vLLM multiplies by a packed copy of each matrix. A tied head is not a layer of its own to
+    the reload, so its copy stays that of the old weights: no error, only wrong log-probabilities.
     """
     head = getattr(model, "lm_head", None)
     if head is not None and hasattr(head, "quant_method"):

@@ -1,6 +1,7 @@
-"""How closely log-probabilities of an engine and of the learner must agree if both hold the same weights.
+"""How closely the log-probabilities of an engine and of the learner must agree after a weight sync.
 
-Used by the sync probe of training (`cluster.rl.weight_sync`) and by the canary of serving (`serve.canary`).
+Used by the sync probe of training (`cluster.rl.weight_sync`) and by the canary of serving
+(`serve.canary`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 from common.config import DType
 
 DEFAULT_TOLERANCE: dict[DType, float] = {"float32": 1e-5, "bfloat16": 0.05}
-"""Nats, mean absolute difference. With equal weights it is about 2.5e-7 in float32 and 1.5e-3 in bfloat16."""
+"""Nats, mean absolute difference. Equal weights give about 2.5e-7 in float32 and 1.5e-3 in
+bfloat16."""
 
 
 def logprob_tolerance(dtype: DType, max_logprob_error: float | None) -> float:

@@ -1,6 +1,6 @@
-"""The sending half of weight transfer, with its one transport: files that learners and engines share.
+"""The sending half of weight transfer, with its one transport: files that all processes share.
 
-    learner ranks ──WeightTransport.send──► WeightPayload ──Ray──► engine (`actors.weights.vllm.apply_update`)
+    learner ranks ──WeightTransport.send──► WeightPayload ──Ray──► `actors.weights.vllm.apply_update`
 
 The payload is small: it says where the weights are and how to check them, and reaches the engine as
 an argument of `update_weights`. The engine has no transport object, so what it must know of one is
@@ -51,8 +51,9 @@ class WeightTransport(Protocol):
     def send(
         self, named_tensors: Iterable[tuple[str, torch.Tensor]], rank: int, version: int
     ) -> WeightPayload | None:
-        """Called on every learner rank with the same names in the same order, since reading a weight of
-        ZeRO-3 is a collective operation. Returns the payload on rank 0, None on the others."""
+        """Called on every learner rank with the same names in the same order, since reading a
+        weight of ZeRO-3 is a collective operation. Returns the payload on rank 0, None on the
+        others."""
         ...
 
     def close(self) -> None:
@@ -79,7 +80,9 @@ class FilePayload:
             )
         size = path.stat().st_size
         if size != self.size:
-            raise RuntimeError(f"weights {path}: {size} bytes, expected {self.size}; the file is incomplete")
+            message = f"{size} bytes, expected {self.size}; the file is incomplete"
+            raise RuntimeError(f"weights {path}: {message}")
+        # The header alone: for the content the engine would have to read the file twice.
         if _header_digest(path) != self.header_digest:
             raise RuntimeError(f"weights {path}: its names and shapes are not those that were sent")
 
@@ -131,6 +134,7 @@ def make_transport(run_root: Path, weights_dir: str | None) -> FileTransport:
     """The transport of a run. Its files are in a folder of their own (`close` deletes it) under
     `weights_dir`, or without one in shared memory, or where there is none in the run directory."""
     folder = "zero2hero-" + hashlib.sha256(str(run_root.absolute()).encode()).hexdigest()[:12]
+    # A name of its own, because several runs may use one weights_dir or one machine.
     if weights_dir is not None:
         return FileTransport(Path(weights_dir) / folder)
     if SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK):

@@ -1,14 +1,15 @@
-"""The receiving half of weight transfer: all calls to vLLM's weight-transfer interface are in this module.
+"""The receiving half of weight transfer, with all calls to vLLM's weight-transfer interface.
 
-    engine start:  register ► transfer_config ► vLLM loads `actors.weights.file_backend` ► init_transfer
+    engine start:  register ► transfer_config ► vLLM loads `file_backend` ► init_transfer
     each update:   validate payload ► start ► update ► finish ► set version ► clear the prefix cache
 
-`apply_update` is for the engine of a rollout actor, `swap_weights` for the asynchronous engine of a serving
-replica. Both receive files, the one transport there is (`actors.weights.transport`). Between start and finish
-an engine holds neither the old weights nor the new: after a failure there it must be replaced, never resumed.
+`apply_update` is for the engine of a rollout actor, `swap_weights` for the asynchronous engine of a
+serving replica. Both receive files, the one transport there is (`actors.weights.transport`).
+Between start and finish an engine holds neither the old weights nor the new: after a failure there
+it must be replaced, never resumed.
 
-vLLM is imported inside functions: `register` runs while vLLM itself is being imported, and importing this
-module must not load it before `actors.vllm_engine` has set its environment.
+vLLM is imported inside functions: `register` runs while vLLM itself is being imported, and
+importing this module must not load it before `actors.vllm_engine` has set its environment.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def register() -> None:
     process, maybe twice."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+    # vLLM refuses a second registration of a name.
     if FILE_BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(
             FILE_BACKEND, "actors.weights.file_backend", "FileWeightTransferEngine"
@@ -39,7 +41,7 @@ def transfer_config() -> Any:
 
 
 def init_transfer(llm: Any) -> None:
-    """Creates the backend inside the workers of an in-process engine (`vllm.LLM`) that has just started."""
+    """Creates the backend in the workers of an in-process engine (`vllm.LLM`) that has started."""
     # The file backend has nothing to agree on beforehand.
     llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
 
@@ -51,7 +53,7 @@ def apply_update(llm: Any, payload: WeightPayload, version: int) -> None:
     Raises UserError if the weights cannot be found. A RuntimeError means that the engine does not
     hold the new weights, and maybe no longer the old ones: it must be replaced.
     """
-    payload.validate()
+    payload.validate()  # before the start: an engine that was started cannot go back
     try:
         llm.collective_rpc("start_weight_update")
         llm.collective_rpc("update_weights", kwargs={"update_info": payload.update_info()})

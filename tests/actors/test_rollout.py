@@ -118,7 +118,8 @@ def exercise_groups(actor, model, transport, decoding, end_token):
 
     long = Decoding(max_tokens=40)
     new = [PromptGroup(20, 7, [10, 11], [2]), PromptGroup(21, 8, [12, 13], [3])]
-    results["nothing yet"] = actor.run_groups(new, long, end_token, max_groups=2, min_version=0, seconds=0)
+    results["nothing yet"] = actor.run_groups(new, long, end_token, 2, min_version=0, seconds=0)
+    # In the middle of their responses when the other requests and the new weights arrive.
     for _ in range(5):
         actor.engine.step()
     beside = actor.generate(PROMPTS[:1], [0], Decoding(max_tokens=2), end_token, seeds=[0])
@@ -127,7 +128,8 @@ def exercise_groups(actor, model, transport, decoding, end_token):
     actor.update_weights(transport.send(model.named_parameters(), 0, 6), 6)
     new = [PromptGroup(22, 9, [10, 11], [4])]
     status, samples = actor.run_groups(new, long, end_token, max_groups=1, min_version=0)
-    results["over an update"] = (status, response_versions(samples), max_sampling_error(model, samples))
+    error = max_sampling_error(model, samples)
+    results["over an update"] = (status, response_versions(samples), error)
 
     actor.update_weights(transport.send(model.named_parameters(), 0, 7), 7, min_version=6)
     status, samples = actor.run_groups([], long, end_token, max_groups=9, min_version=0)
@@ -138,13 +140,14 @@ def exercise_groups(actor, model, transport, decoding, end_token):
     new = [PromptGroup(30, 1, PROMPTS[0], [1])]
     actor.run_groups(new, decoding, end_token, max_groups=0, min_version=0, seconds=0)
     actor.update_weights(transport.send(model.named_parameters(), 0, 8), 8)
-    results["finished too late"] = actor.run_groups([], decoding, end_token, max_groups=1, min_version=8)
+    results["finished too late"] = actor.run_groups([], decoding, end_token, 1, min_version=8)
     new = [PromptGroup(31, 1, PROMPTS[0], [1])]
     actor.run_groups(new, decoding, end_token, max_groups=1, min_version=0, seconds=0)
     actor.cancel_groups()
     results["cancelled"] = actor.run_groups([], decoding, end_token, max_groups=1, min_version=0)
     results["left"] = (actor.engine.count_requests(), len(actor._groups))
-    actor.update_weights(transport.send(model.named_parameters(), 0, LOADED_VERSION), LOADED_VERSION)
+    payload = transport.send(model.named_parameters(), 0, LOADED_VERSION)
+    actor.update_weights(payload, LOADED_VERSION)
     return results
 
 
@@ -167,7 +170,8 @@ def exercise_updates(actor, model, transport, sequences, end_token):
         changes[kind] = (float(np.abs(after - before).max()), float(error.mean()))
         before = after
     samples = actor.generate(PROMPTS, [0, 1, 2], Decoding(max_tokens=12), end_token)
-    return {"changes": changes, "versions": set(response_versions(samples)), "last version": version}
+    versions = set(response_versions(samples))
+    return {"changes": changes, "versions": versions, "last version": version}
 
 
 def exercise_refusals(actor, model, transport, sequences, folder):

@@ -22,7 +22,8 @@ def gathered_weights(values):
 
 
 def test_gathered_weights_are_copied_before_they_are_freed(tmp_path):
-    payload = FileTransport(tmp_path).send(gathered_weights({"a": 1.0, "b": 2.0}), rank=0, version=1)
+    weights = gathered_weights({"a": 1.0, "b": 2.0})
+    payload = FileTransport(tmp_path).send(weights, rank=0, version=1)
     stored = {name: tensor.unique().tolist() for name, tensor in iter_safetensors(payload.path)}
     assert stored == {"a": [1.0], "b": [2.0]}
     payload.validate()
