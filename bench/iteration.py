@@ -53,7 +53,7 @@ class BenchRollout(RolloutActor):
         }
         settings = [SamplingParams(seed=s, flat_logprobs=True, **common) for s in seeds]
         started = time.perf_counter()
-        outputs = self.llm.generate(inputs, settings, use_tqdm=False)
+        outputs = self.engine.llm.generate(inputs, settings, use_tqdm=False)
         return sum(len(o.outputs[0].token_ids) for o in outputs) / (time.perf_counter() - started)
 
 
