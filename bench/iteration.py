@@ -2,12 +2,15 @@
 
     python -m bench.iteration runs/quickstart [rounds]
 
-Needs a run whose reward stage is done. Prints median and spread over rounds, after one that is not counted, of
+Needs a run whose reward stage is done. Prints median and spread over rounds, after one that is
+not counted, of
 - generation, scoring, learning, weight sync and overhead, in seconds;
-- generation against bare vLLM: the same requests given to the same engine by `LLM.generate`, nothing else;
-- learning against bare torch: the same tokens, passes and minibatches in a plain loop of one process with as many
-  threads as all ranks together, transformers' own forward, AdamW, no DeepSpeed.
-Both baselines alternate with what they are compared to, in the same process or on the same idle cores.
+- generation against bare vLLM: the same requests to the same engine by `LLM.generate` alone;
+- learning against bare torch: the same tokens, passes and minibatches in a plain loop of one
+  process with as many threads as all ranks together, transformers' own forward, AdamW, no
+  DeepSpeed.
+Both baselines alternate with what they are compared to, in the same process or on the same idle
+cores.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class GroupTable:
             cost = self.cost(group)
             tokens, engine = loads[0]
             heapreplace(loads, (tokens + cost, engine))
-            # In flight from now on, though the engine may be busy and hear of it later: its load counts.
+            # In flight from now on, though a busy engine receives it later: its load counts.
             self._outstanding[group.index] = OutstandingGroup(group, GroupState.IN_FLIGHT)
             queue = self._queue(engine)
             queue.costs[group.index] = cost

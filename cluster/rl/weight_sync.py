@@ -85,7 +85,7 @@ def load_weights(context: Context, folder: Path) -> int:
     """Loads a Hugging Face folder, or a model of the hub by its name, into every engine. Returns
     the version that the engines give it. Raises UserError if it has no safetensors files."""
     rollouts = context.fleets.rollouts(folder)
-    # Larger than any version that an engine has, so that responses before and after are told apart.
+    # Larger than any version that an engine has, so that responses show which weights wrote them.
     version = max(engine["version"] for engine in rollouts.ready()) + 1
     local = folder
     if not local.is_dir():

@@ -174,7 +174,7 @@ class PPOStage:
     def scale(self) -> None:
         """Applies the requests of `hero scale`. What engines that leave work on is sampled again
         by the others."""
-        # Before they leave: the fleet must still know the engines whose calls are given up.
+        # Before they leave: engines that are gone would fail the calls still waited for.
         self.scheduler.requeue_engines(self.context.fleets.target_size("rollout"))
         for message in self.context.fleets.apply_scale_requests():
             self.bar.print_line(message)

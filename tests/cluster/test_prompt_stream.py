@@ -1,4 +1,4 @@
-"""Which prompt each group answers, and with which seeds: a function of the run's seed and the group's index."""
+"""A group's prompt and seeds depend on the run's seed and the group's index alone."""
 
 import pytest
 

@@ -34,8 +34,8 @@ HERE = "tests.cluster.test_rollout_scheduler"
 
 
 class Engine(RolloutEngine):
-    """Finishes a random third of its groups in each call or, with `ready_at`, each group once the engine has loaded the
-    version given there. Hosted by the rollout actors."""
+    """Finishes a random third of its groups in each call or, with `ready_at`, each group once the
+    engine has loaded the version given there. Hosted by the rollout actors."""
 
     def __init__(self, number, ready_at=None):
         self.rng, self.ready_at = random.Random(number), ready_at
