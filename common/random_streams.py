@@ -44,7 +44,6 @@ class Stream(IntEnum):
     """counters: 0 for the policy, 1 for a scalar model"""
     EVALUATION_SEEDS = 16
     """counters: index of the held-out prompt; one seed for each response"""
-    CORPUS_SPLIT = 17
     ENGINES = 18
     """counters: index of the rollout actor; for requests without a seed of their own"""
 

@@ -71,14 +71,18 @@ def cross_validate(context: Context, policy: Path, data: RankingData) -> dict[st
     prompts of all folds together, and the accuracy of each fold. Folds that an interrupted run
     has finished are kept.
 
-    Raises UserError for fewer different prompts than folds.
+    Raises UserError for fewer prompts than folds, where prompts that share a value of
+    `data.split_key`, directly or through other prompts, count as one.
     """
     config, paths = context.config.reward_model, context.run.paths
     learners = context.fleets.learners()
     try:
-        fold_G = assign_folds(data.split_position_G, config.folds)
+        fold_G = assign_folds(data.fold_position_G, config.folds)
     except EmptySideError as error:
-        raise UserError(f"reward_model.folds={config.folds}: {error}") from None
+        raise UserError(
+            f"reward_model.folds={config.folds}: {error}; prompts that share a value of data.split_key, "
+            "directly or through other prompts, are one item"
+        ) from None
     counts = read_json(paths.fold_counts) or []
     with progress("folds", total=config.folds, done=len(counts)) as bar:
         for fold in range(len(counts), config.folds):

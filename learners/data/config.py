@@ -65,7 +65,9 @@ class DataConfig(Section):
     "rejected"}. Empty: what the collect stage wrote."""
     split_key: str | None = None
     """Key of demonstrations and rankings (for example user): rows that share its value are all
-    learned or all held out. Empty, or a row without the key: rows that share their prompt are."""
+    learned or all held out. A prompt of rankings is held out with any of its values; its rankings
+    with other values are left out. Empty, or a row without the key: rows that share their prompt
+    are all learned or all held out."""
     deduplicate: bool = False
     """Leave out rows that differ from an earlier one only in case and white space."""
     overlong: Literal["refuse", "drop", "truncate"] = "refuse"

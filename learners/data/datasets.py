@@ -78,8 +78,10 @@ class RankingData(_Arrays):
     oracle_ranks: np.ndarray
     """int32 (S,). Ranks within the group by a judge that knows the truth, for measuring only; 0
     where it is not known."""
-    split_position_G: np.ndarray
-    """float64. What decides on which side of any split a group is (`learners.data.split`)."""
+    fold_position_G: np.ndarray
+    """float64. What decides in which fold of a cross-validation a group is
+    (`learners.data.split.linked_positions`): equal for groups whose prompts share a value of
+    `data.split_key`, directly or through other prompts."""
     is_validation_G: np.ndarray
     """bool. Groups that are kept for validation."""
 

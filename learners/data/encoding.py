@@ -19,7 +19,7 @@ from learners.data.datasets import TokenData
 from learners.data.records import Row
 from learners.data.samples import offsets_of
 from learners.data.sources import DatasetReader, SourceRow
-from learners.data.split import EmptySideError, held_out, split_position
+from learners.data.split import EmptySideError, held_out, split_position, split_threshold
 from learners.data.tokenizer import document_separator, encode_prompt
 
 ALWAYS_TRAINING, ALWAYS_VALIDATION = 1.0, -1.0  # positions beyond every threshold
@@ -134,12 +134,12 @@ def encode_demonstrations(
         sequences.append(np.array(ids, dtype=np.int32))
         masks.append(np.array(mask, dtype=bool))
         positions.append(split_position(reader.split_value(record) or record.split_text))
-    is_validation_S = hold_out(positions, validation_share, "demonstrations", reader)
+    threshold = choose_threshold(positions, validation_share, "demonstrations", reader)
     return TokenData(
         tokens_N=np.concatenate(sequences),
         offsets=offsets_of([len(sequence) for sequence in sequences]),
         loss_mask_N=np.concatenate(masks),
-        is_validation_S=is_validation_S,
+        is_validation_S=np.array(positions) < threshold,
     )
 
 
@@ -188,28 +188,34 @@ def _extend(
     ids[:] = longer
 
 
-def hold_out(
+def choose_threshold(
     positions: Sequence[float] | np.ndarray, share: float, what: str, reader: DatasetReader
-) -> np.ndarray:
-    """bool, one for each item: whether it is held out. Raises UserError if there are not two
-    different positions."""
+) -> float:
+    """The threshold below which the position of a row must be for it to be held out; `positions`
+    has one for each row. Warns if more than half of the rows are. Raises UserError if there are
+    not two different positions."""
     different = len(np.unique(positions))
     if different < 2:
-        by = f" of different {reader.config.split_key}" if reader.config.split_key else ""
+        key = reader.config.split_key
+        by, advice = "", ""
+        if key:
+            by = f" of different {key}"
+            advice = f"; leave data.split_key out if one {key} has rows of all prompts"
         raise UserError(
             f"data.{reader.kind}: at least two {what}{by} are needed, one for validation; "
-            f"there is {different} ({reader.stats_text()})"
+            f"there is {different} ({reader.stats_text()}){advice}"
         )
-    is_held = held_out(positions, share)
+    threshold = split_threshold(positions, share)
+    not_trained = float(np.mean(np.asarray(positions) < threshold))
     # Not an error: two prompts, of which one was ranked more often, are a legal data set.
-    if is_held.mean() > 0.5:
+    if not_trained > 0.5:
         logging.warning(
-            "data.%s: %.0f%% of the data is held out for validation, since so much of it has to stay "
-            "together (the same prompt, or a value of data.split_key)",
+            "data.%s: %.0f%% of the rows are not trained on, since they belong to a prompt or to a value "
+            "of data.split_key that is held out for validation",
             reader.kind,
-            100 * is_held.mean(),
+            100 * not_trained,
         )
-    return is_held
+    return threshold
 
 
 def _with_ending(messages: Messages, text: str) -> Messages:

@@ -7,6 +7,7 @@ Called by the reward stage. One group is one element of a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -14,11 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from learners.data.conversations import as_messages
 from learners.data.datasets import RankingData
-from learners.data.encoding import hold_out
+from learners.data.encoding import choose_threshold
 from learners.data.records import RankingRecord
 from learners.data.samples import offsets_of
 from learners.data.sources import DatasetReader, SourceRow
-from learners.data.split import linked_positions
+from learners.data.split import linked_positions, prompt_positions, split_position
 from learners.data.tokenizer import encode_prompt
 
 # As many responses as Ouyang et al. 2022 (arXiv:2203.02155, section 3.5) had ranked at most.
@@ -44,32 +45,78 @@ def encode_rankings(
 
     A prompt with more than MAX_GROUP_SIZE different responses makes several groups, so that
     elements of a batch stay of one size and one epoch trains on all of them. Groups of one prompt
-    are on one side of every split, and so are prompts that share a value of `data.split_key`.
-    Raises UserError if that leaves fewer than two to divide."""
-    groups: list[_Group] = []
-    open_group: dict[str, _Group] = {}
-    prompts: list[str] = []
-    owners: list[str] = []
+    are on one side of every split, and so are the rankings of one value of `data.split_key`;
+    rankings that would be on both sides are left out and counted as "dropped_by_split". Raises
+    UserError if that leaves fewer than two prompts to divide."""
+    rankings: list[_Ranking] = []
+    # One object for equal sequences: a response may be in many pairs.
+    same: dict[TokenIds, TokenIds] = {}
     for source_row in rows:
-        record: RankingRecord = source_row.record
         sequences = _encode_responses(source_row, tokenizer, context, reader)
         if sequences is None:
             continue
+        sequences = [same.setdefault(sequence, sequence) for sequence in sequences]
+        record: RankingRecord = source_row.record
+        rankings.append(_Ranking(record, record.split_text, reader.split_value(record), sequences))
+    rankings, validation_prompts = _split(rankings, validation_share, reader)
+    groups = _group_by_prompt(rankings, oracle_score)
+    prompts = [ranking.split_text for ranking in rankings]
+    owners = [ranking.owner for ranking in rankings]
+    position_of = linked_positions(prompts, owners)
+    fold_position_G = np.array([position_of[group.split_text] for group in groups], dtype=np.float64)
+    is_validation_G = np.array([group.split_text in validation_prompts for group in groups], dtype=bool)
+    return _as_arrays(groups, fold_position_G, is_validation_G)
+
+
+@dataclass
+class _Ranking:
+    """A ranking that fits the context, with the two items that decide its side."""
+
+    record: RankingRecord
+    split_text: str
+    """The prompt as `learners.data.split` takes it. Prompts that differ only in case and white space
+    are different groups, but go together: else the model would be validated on what it was
+    trained on."""
+    owner: str | None
+    """Value of `data.split_key`."""
+    sequences: list[TokenIds]
+    """Prompt and response, for each response."""
+
+
+def _split(rankings: list[_Ranking], share: float, reader: DatasetReader) -> tuple[list[_Ranking], set[str]]:
+    """(rankings that are kept, prompts that are held out), as `learners.data.split` describes."""
+    prompts = [ranking.split_text for ranking in rankings]
+    owners = [ranking.owner for ranking in rankings]
+    position_of = prompt_positions(prompts, owners)
+    positions = [position_of[prompt] for prompt in prompts]
+    threshold = choose_threshold(positions, share, "prompts with rankings", reader)
+    kept: list[_Ranking] = []
+    validation_prompts: set[str] = set()
+    for ranking, position in zip(rankings, positions, strict=True):
+        if position < threshold:
+            validation_prompts.add(ranking.split_text)
+            # Its owner is trained on, with other prompts. Without an owner it goes with its prompt.
+            # Some ranking of the prompt is kept: that by the owner with the smallest position.
+            if ranking.owner is not None and split_position(ranking.owner) >= threshold:
+                reader.stats["dropped_by_split"] += 1
+                reader.stats["kept"] -= 1  # the reader counted it before the split
+                continue
+        kept.append(ranking)
+    return kept, validation_prompts
+
+
+def _group_by_prompt(rankings: list[_Ranking], oracle_score: OracleScore | None) -> list[_Group]:
+    groups: list[_Group] = []
+    open_group: dict[str, _Group] = {}
+    for ranking in rankings:
+        record, sequences = ranking.record, ranking.sequences
         prompt = str(as_messages(record.prompt))
         group = open_group.get(prompt)
         if group is None or not group.has_room_for(sequences):
-            group = open_group[prompt] = _Group(record.split_text)
+            group = open_group[prompt] = _Group(ranking.split_text)
             groups.append(group)
-        scores = _oracle_scores(record, oracle_score)
-        group.add_ranking(sequences, scores, record.ranks)
-        # Prompts that differ only in case and white space are different groups, but go together:
-        # else the model would be validated on what it was trained on.
-        prompts.append(record.split_text)
-        owners.append(reader.split_value(record) or record.split_text)
-    position_of = linked_positions(prompts, owners)
-    position_G = np.array([position_of[group.split_text] for group in groups], dtype=np.float64)
-    is_validation_G = hold_out(position_G, validation_share, "prompts with rankings", reader)
-    return _as_arrays(groups, position_G, is_validation_G)
+        group.add_ranking(sequences, _oracle_scores(record, oracle_score), record.ranks)
+    return groups
 
 
 class _Group:
@@ -150,7 +197,7 @@ def _oracle_scores(record: RankingRecord, oracle_score: OracleScore | None) -> l
     return scores
 
 
-def _as_arrays(groups: list[_Group], position_G: np.ndarray, is_validation_G: np.ndarray) -> RankingData:
+def _as_arrays(groups: list[_Group], fold_position_G: np.ndarray, is_validation_G: np.ndarray) -> RankingData:
     sequences: list[np.ndarray] = []
     oracle_ranks: list[int] = []
     members_M: list[int] = []
@@ -175,6 +222,6 @@ def _as_arrays(groups: list[_Group], position_G: np.ndarray, is_validation_G: np
         ranking_offsets=offsets_of(members_per_ranking),
         ranking_groups_Q=np.array(ranking_groups_Q, dtype=np.int32),
         oracle_ranks=np.array(oracle_ranks, dtype=np.int32),
-        split_position_G=position_G,
+        fold_position_G=fold_position_G,
         is_validation_G=is_validation_G,
     )

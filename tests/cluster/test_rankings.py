@@ -133,10 +133,13 @@ def test_rankings_of_people_leave_the_accuracy_against_truth_on(tmp_path, tokeni
 
 
 def test_more_folds_than_prompts_are_refused(tmp_path, tokenizer):
-    reader = DatasetReader("rankings", DataConfig(), 0)
     file = tmp_path / "rankings.jsonl"
-    pairs = [{"prompt": p, "chosen": "a", "rejected": "b"} for p in "pq"]
-    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    data = encode_rankings(reader.read([SourceConfig(path=str(file))]), tokenizer, 64, reader)
-    with pytest.raises(UserError, match=r"reward_model.folds=3: 2 different items cannot be divided"):
-        cross_validate(context(tmp_path), tmp_path, data)
+    refusal = "reward_model.folds=3: 2 different items cannot be divided"
+    # Three prompts of two users, or two prompts.
+    pairs = [{"prompt": p, "chosen": "a", "rejected": "b", "user": u} for p, u in ("pu", "qv", "rv")]
+    for config, kept in ((DataConfig(split_key="user"), pairs), (DataConfig(), pairs[:2])):
+        reader = DatasetReader("rankings", config, 0)
+        file.write_text("".join(json.dumps(pair) + "\n" for pair in kept))
+        data = encode_rankings(reader.read([SourceConfig(path=str(file))]), tokenizer, 64, reader)
+        with pytest.raises(UserError, match=rf"{refusal}.* data.split_key"):
+            cross_validate(context(tmp_path), tmp_path, data)

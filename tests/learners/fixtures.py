@@ -78,7 +78,7 @@ def run_ranks(scenario, folder: Path, config: LearnerConfig, *args, model: Model
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     ranks = [
-        context.Process(target=_rank, args=(queue, scenario, folder, config, model, rank, port, args))
+        context.Process(target=_rank, args=(queue, port, rank, config, model, scenario, (folder, *args)))
         for rank in range(config.ranks)
     ]
     for process in ranks:
@@ -95,12 +95,12 @@ def run_ranks(scenario, folder: Path, config: LearnerConfig, *args, model: Model
     return result
 
 
-def _rank(queue, scenario, folder, config, model, rank, port, args):
+def _rank(queue, port, rank, config, model, scenario, args):
     from actors.learner import LearnerActor
 
     actor = LearnerActor(rank, config, model)
     actor.join("127.0.0.1", port)
-    result = scenario(actor, folder, *args)
+    result = scenario(actor, *args)
     if rank == 0:
         queue.put(result)
 
@@ -137,7 +137,7 @@ def make_rankings(folder: Path, seed: int = 0) -> None:
         ranking_offsets=offsets_of([4] * 10),
         ranking_groups_Q=np.arange(10, dtype=np.int32),
         oracle_ranks=np.zeros(40, dtype=np.int32),
-        split_position_G=np.arange(10) / 10,
+        fold_position_G=np.arange(10) / 10,
         is_validation_G=np.arange(10) < 1,
     ).save(folder / "rankings.npz")
 

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.data.split import EmptySideError, assign_folds, held_out, linked_positions, split_position
+from learners.data.split import (
+    EmptySideError,
+    assign_folds,
+    held_out,
+    linked_positions,
+    prompt_positions,
+    split_position,
+    split_threshold,
+)
 
 
 def positions(keys):
@@ -55,6 +63,14 @@ def test_a_tiny_data_set_has_an_item_on_either_side(share):
         held_out([0.4, 0.4], 0.1)
 
 
+@pytest.mark.parametrize(("share", "threshold"), [(0.3, 0.3), (0.1, 0.2), (0.95, 0.6)])
+def test_the_threshold_is_the_share_or_just_over_a_position(share, threshold):
+    position_I = [0.2, 0.9, 0.6]
+    limit = split_threshold(position_I, share)
+    assert limit == pytest.approx(threshold, abs=1e-12)
+    assert (held_out(position_I, share) == (np.array(position_I) < limit)).all()
+
+
 def test_folds_hold_every_item_out_once_and_split_no_owner():
     owners = [i // 3 for i in range(50)]
     fold_I = assign_folds(positions(str(owner) for owner in owners), 5)
@@ -68,14 +84,30 @@ def test_folds_hold_every_item_out_once_and_split_no_owner():
         assign_folds([0.1, 0.1, 0.7], 3)
 
 
-def test_prompts_that_share_owners_have_the_smallest_position():
-    links = [("p", "u"), ("q", "u"), ("q", "v"), ("r", "w")]
-    position_of = linked_positions([p for p, _ in links], [o for _, o in links])
-    assert position_of["p"] == position_of["q"] == min(positions("uv"))
-    assert position_of["r"] == split_position("w")
+LINKS = [("p", "u"), ("q", "u"), ("q", "v"), ("r", "v"), ("s", "w"), ("t", None), ("u", None)]
+
+
+def test_a_prompt_has_the_smallest_position_of_its_own_owners():
+    links = list(LINKS)
+    position_of = prompt_positions(*zip(*links, strict=True))
+    u, v, w, t = positions("uvwt")
+    assert position_of == {"p": u, "q": min(u, v), "r": v, "s": w, "t": t, "u": u}
     # An owner more can only make it smaller: nobody leaves the held-out side.
     for owner in "abcdefgh":
+        links.append(("q", owner))
+        more = prompt_positions(*zip(*links, strict=True))
+        assert more["q"] == min(position_of["q"], split_position(owner))
+        assert {**more, "q": 0} == {**position_of, "q": 0}  # other prompts of its owners stay
+        position_of = more
+
+
+def test_prompts_linked_by_owners_have_one_position_for_folds():
+    links = list(LINKS)
+    position_of = linked_positions(*zip(*links, strict=True))
+    assert position_of["p"] == position_of["q"] == position_of["r"] == min(positions("uv"))
+    assert [position_of[prompt] for prompt in "stu"] == positions("wtu")
+    for owner in "abcdefgh":
         links.append(("p", owner))
-        more = linked_positions([p for p, _ in links], [o for _, o in links])
-        assert more["q"] <= position_of["q"]
+        more = linked_positions(*zip(*links, strict=True))
+        assert more["q"] == more["r"] == min(position_of["q"], split_position(owner))
         position_of = more

@@ -193,7 +193,7 @@ def ranking(actor, folder):
         ranking_offsets=offsets_of([4] * 60),
         ranking_groups_Q=np.arange(60, dtype=np.int32),
         oracle_ranks=np.array(ranks, dtype=np.int32),
-        split_position_G=np.arange(60) / 60,
+        fold_position_G=np.arange(60) / 60,
         is_validation_G=np.arange(60) < 12,
     )
     demos = TokenData(tokens, offsets, np.ones(len(tokens), bool), np.arange(240) < 24)
