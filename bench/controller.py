@@ -12,8 +12,6 @@ time is the figure to compare.
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 
 from actors.config import Decoding, RewardsConfig
 from actors.prompt_group import PromptGroup
+from bench.common import print_header, print_row, spread, start_parser
 from cluster.fleets.fleet import Fleet
 from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.fleets.rollout_fleet import RolloutFleet
@@ -137,7 +136,7 @@ class Controller:
             fleet.stop()
 
 
-def measure(actors: int, staleness: int, folder: Path) -> str:
+def measure(actors: int, staleness: int, folder: Path) -> list[str]:
     """A row of the table."""
     controller, figures, driver = Controller(actors, staleness, folder), Figures(), psutil.Process()
     try:
@@ -155,8 +154,7 @@ def measure(actors: int, staleness: int, folder: Path) -> str:
                 figures.stored_kib_per_sample.append(stored / samples / 1024)
     finally:
         controller.stop()
-    cells = [str(actors), str(staleness), f"{controller.samples_per_batch:,}", *figures.cells()]
-    return table_row(cells)
+    return [str(actors), str(staleness), f"{controller.samples_per_batch:,}", *figures.cells()]
 
 
 def total_cpu_s(process: psutil.Process) -> float:
@@ -171,29 +169,17 @@ def stored_bytes() -> int:
     return int(get_memory_info_reply(state).store_stats.cumulative_created_bytes)
 
 
-def spread(values: list[float], form: str) -> str:
-    """Median and range."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
-def table_row(cells: list[str] | tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = start_parser(__doc__)
     parser.add_argument("actors", nargs="*", type=int, default=[8, 32, 128, 256])
     parser.add_argument("--staleness", nargs="*", type=int, default=[0, 1])
     options = parser.parse_args()
     start_ray(object_store_gib=2)
-    print(table_row(HEADINGS))
-    print("|---" * len(HEADINGS) + "|")
+    print_header(HEADINGS)
     with tempfile.TemporaryDirectory() as scratch:
         for actors in options.actors:
             for staleness in options.staleness:
-                print(measure(actors, staleness, Path(scratch)), flush=True)
+                print_row(measure(actors, staleness, Path(scratch)))
     ray.shutdown()
 
 

@@ -1,7 +1,8 @@
 """PPO for an hour while something is killed every two minutes: what leaks, what is lost, and
 whether the curve changes.
 
-    python -m bench.soak runs/quickstart OUT [--minutes 60] [--every 120] [--reference OTHER] [--set key=value …]
+    python -m bench.soak runs/quickstart OUT [--minutes 60] [--every 120]
+                         [--reference OTHER] [--set key=value …]
 
 Needs a run whose reward stage is done. The PPO stage runs in OUT without an end of its own. Every
 so many seconds (0: never) a rollout actor, a scoring actor, a learner rank or the driver, drawn by
@@ -13,7 +14,6 @@ last bit.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import random
 import shutil
@@ -26,6 +26,7 @@ from typing import Any
 
 import psutil
 
+from bench.common import start_parser
 from common.files import append_row, read_jsonl
 from common.run_paths import RunPaths
 
@@ -182,9 +183,7 @@ def without_times(row: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = start_parser(__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=60)

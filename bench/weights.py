@@ -11,7 +11,6 @@ after. Medians of five rounds and their range, after one round that is not count
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import shutil
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 
 from actors.config import RolloutConfig
 from actors.weights.transport import FilePayload, FileTransport, WeightPayload, make_transport
+from bench.common import print_header, print_row, spread, start_parser
 from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.fleets.manager import QUIET
 from cluster.fleets.rollout_fleet import RolloutFleet
@@ -136,14 +136,6 @@ def measure(name: str, engines: int, zero: int, folder: Path) -> Timings:
     return timings
 
 
-def spread(seconds: list[float]) -> str:
-    return f"{median(seconds):.3f} ({min(seconds):.3f} to {max(seconds):.3f})"
-
-
-def print_row(cells: list[Any] | tuple[str, ...]) -> None:
-    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
-
-
 def print_timings(name: str, engines: int, zero: int, timings: Timings) -> None:
     totals = [sent + updated for sent, updated in zip(timings.send, timings.update, strict=True)]
     ratios = [total / copied for total, copied in zip(totals, timings.copy, strict=True)]
@@ -153,16 +145,13 @@ def print_timings(name: str, engines: int, zero: int, timings: Timings) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = start_parser(__doc__)
     parser.add_argument("sizes", nargs="*", default=list(SIZES))
     parser.add_argument("--engines", nargs="*", type=int, default=[1, 2, 4])
     parser.add_argument("--zero", nargs="*", type=int, default=[0, 3], choices=[0, 3])
     arguments = parser.parse_args()
     start_ray(object_store_gib=0.1)
-    print_row(COLUMNS)
-    print("|---" * len(COLUMNS) + "|")
+    print_header(COLUMNS)
     with tempfile.TemporaryDirectory() as scratch:
         for name, zero, engines in itertools.product(arguments.sizes, arguments.zero, arguments.engines):
             print_timings(name, engines, zero, measure(name, engines, zero, Path(scratch)))

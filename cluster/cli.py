@@ -144,8 +144,8 @@ def serve(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     options = {"host": host, "port": port, "replicas": replicas, "api_keys": api_keys}
     settings = [f"serve.{name}={value}" for name, value in options.items() if value is not None]
-    file = RunPaths(run).config
-    config = load_config(file if file.exists() else None, [*(overrides or []), *settings])
+    paths = RunPaths(run)
+    config = load_config(paths.config if paths.layout.exists() else None, [*(overrides or []), *settings])
     # The canary measures a new version on held-out prompts; by default on the run's own.
     if config.data.heldout and not config.serve.canary.file:
         config.serve.canary.file = str(local_path(config.data.heldout[0], config.data) or "")

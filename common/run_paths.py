@@ -6,7 +6,6 @@ read finished runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
@@ -16,44 +15,20 @@ from common.files import read_json, write_json
 LAYOUT = 2
 
 
-@dataclass(frozen=True)
 class StagePaths:
     """Paths of one stage. `folder` is RUN/STAGE."""
 
-    folder: Path
-
-    @property
-    def done(self) -> Path:
-        return self.folder / "done.json"
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "model"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    @property
-    def wandb_id(self) -> Path:
-        return self.folder / "wandb_id"
-
-    # Logs of one row or more for each step, which only some stages write.
-    @property
-    def samples(self) -> Path:
-        return self.folder / "samples.jsonl"
-
-    @property
-    def alarms(self) -> Path:
-        return self.folder / "alarms.jsonl"
-
-    @property
-    def batches(self) -> Path:
-        return self.folder / "batches.jsonl"
-
-    @property
-    def quarantine(self) -> Path:
-        return self.folder / "quarantine.jsonl"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.done = folder / "done.json"
+        self.model = folder / "model"
+        self.checkpoints = folder / "checkpoints"
+        self.wandb_id = folder / "wandb_id"
+        # Logs of one row or more for each step, which only some stages write.
+        self.samples = folder / "samples.jsonl"
+        self.alarms = folder / "alarms.jsonl"
+        self.batches = folder / "batches.jsonl"
+        self.quarantine = folder / "quarantine.jsonl"
 
     @property
     def step_logs(self) -> tuple[Path, ...]:
@@ -62,33 +37,63 @@ class StagePaths:
         return (self.samples, self.alarms, self.batches, self.quarantine)
 
 
-@dataclass(frozen=True)
 class TrainingInputPaths:
     """What a supervised stage trains on. Learner ranks find it by the folder, which is that of
     the stage or of its folds."""
 
-    folder: Path
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.folder / "tokenizer"
-
-    @property
-    def corpus_tokens(self) -> Path:
-        return self.folder / "tokens.npz"
-
-    @property
-    def demonstration_tokens(self) -> Path:
-        return self.folder / "demonstrations.npz"
-
-    @property
-    def ranking_tokens(self) -> Path:
-        return self.folder / "rankings.npz"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tokenizer = folder / "tokenizer"
+        self.corpus_tokens = folder / "tokens.npz"
+        self.demonstration_tokens = folder / "demonstrations.npz"
+        self.ranking_tokens = folder / "rankings.npz"
 
 
-@dataclass(frozen=True)
 class RunPaths:
-    root: Path
+    """Paths of the run directory `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.layout = root / "layout.json"
+        self.config = root / "config.yaml"
+        self.lock = root / "lock"
+        self.logs = root / "logs"
+        self.metrics = root / "metrics.jsonl"
+        self.lineage = root / "lineage.jsonl"
+        self.failures = root / "failures.jsonl"
+        self.timings = root / "timings.json"
+        self.scale = root / "scale.json"
+        self.report = root / "report.html"
+        self.weights = root / "weights"
+        self.wandb = root / "wandb"
+        self.quickstart_data = root / "data"
+        # Serving.
+        self.versions = root / "versions"
+        self.current = root / "current.json"
+        self.promotions = root / "promotions.jsonl"
+        self.promotions_lock = root / "promotions.lock"
+        self.endpoint = root / "endpoint.json"
+        self.feedback = root / "feedback"
+        self.feedback_rankings = self.feedback / "rankings.jsonl"
+        self.feedback_other = self.feedback / "other.jsonl"
+        # Stages, in their order.
+        self.tokenizer = TrainingInputPaths(root / "pretrain").tokenizer
+        self.corpus_tokens = TrainingInputPaths(root / "pretrain").corpus_tokens
+        self.demonstration_tokens = TrainingInputPaths(root / "sft").demonstration_tokens
+        self.responses = root / "collect" / "responses.jsonl"
+        self.rankings = root / "collect" / "rankings.jsonl"
+        self.ranking_tokens = TrainingInputPaths(root / "reward").ranking_tokens
+        self.folds = root / "reward" / "folds"
+        self.fold_counts = self.folds / "counts.json"
+        self.fold_rankings = TrainingInputPaths(self.folds).ranking_tokens
+        self.alarms = self.stage("ppo").alarms
+        self.batches = self.stage("ppo").batches
+        self.samples = self.stage("ppo").samples
+        self.quarantine = self.stage("ppo").quarantine
+        self.best_of_n = root / "ppo" / "best_of_n.json"
+        self.ppo_export = root / "ppo" / "export"
+        self.evaluation = root / "evaluate" / "results.json"
+        self.answers = root / "evaluate" / "answers.jsonl"
 
     def stage(self, name: str) -> StagePaths:
         return StagePaths(self.root / name)
@@ -103,167 +108,12 @@ class RunPaths:
         """A stored policy version, for example ppo-20."""
         return self.versions / name
 
-    # The whole run.
-    @property
-    def layout(self) -> Path:
-        return self.root / "layout.json"
-
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def lock(self) -> Path:
-        return self.root / "lock"
-
-    @property
-    def logs(self) -> Path:
-        return self.root / "logs"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def lineage(self) -> Path:
-        return self.root / "lineage.jsonl"
-
-    @property
-    def failures(self) -> Path:
-        return self.root / "failures.jsonl"
-
-    @property
-    def timings(self) -> Path:
-        return self.root / "timings.json"
-
-    @property
-    def scale(self) -> Path:
-        return self.root / "scale.json"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
-
-    @property
-    def weights(self) -> Path:
-        return self.root / "weights"
-
-    @property
-    def wandb(self) -> Path:
-        return self.root / "wandb"
-
-    @property
-    def quickstart_data(self) -> Path:
-        return self.root / "data"
-
-    # Serving.
-    @property
-    def versions(self) -> Path:
-        return self.root / "versions"
-
-    @property
-    def current(self) -> Path:
-        return self.root / "current.json"
-
-    @property
-    def promotions(self) -> Path:
-        return self.root / "promotions.jsonl"
-
-    @property
-    def promotions_lock(self) -> Path:
-        return self.root / "promotions.lock"
-
-    @property
-    def endpoint(self) -> Path:
-        return self.root / "endpoint.json"
-
-    @property
-    def feedback(self) -> Path:
-        return self.root / "feedback"
-
-    @property
-    def feedback_rankings(self) -> Path:
-        return self.feedback / "rankings.jsonl"
-
-    @property
-    def feedback_other(self) -> Path:
-        return self.feedback / "other.jsonl"
-
-    # Stages, in their order.
-    @property
-    def tokenizer(self) -> Path:
-        return self._inputs("pretrain").tokenizer
-
-    @property
-    def corpus_tokens(self) -> Path:
-        return self._inputs("pretrain").corpus_tokens
-
-    @property
-    def demonstration_tokens(self) -> Path:
-        return self._inputs("sft").demonstration_tokens
-
-    @property
-    def responses(self) -> Path:
-        return self.root / "collect" / "responses.jsonl"
-
-    @property
-    def rankings(self) -> Path:
-        return self.root / "collect" / "rankings.jsonl"
-
-    @property
-    def ranking_tokens(self) -> Path:
-        return self._inputs("reward").ranking_tokens
-
-    @property
-    def folds(self) -> Path:
-        return self.root / "reward" / "folds"
-
-    @property
-    def fold_counts(self) -> Path:
-        return self.folds / "counts.json"
-
-    @property
-    def fold_rankings(self) -> Path:
-        return TrainingInputPaths(self.folds).ranking_tokens
-
-    @property
-    def ppo_export(self) -> Path:
-        return self.root / "ppo" / "export"
-
-    @property
-    def alarms(self) -> Path:
-        return self.stage("ppo").alarms
-
-    @property
-    def batches(self) -> Path:
-        return self.stage("ppo").batches
-
-    @property
-    def samples(self) -> Path:
-        return self.stage("ppo").samples
-
-    @property
-    def quarantine(self) -> Path:
-        return self.stage("ppo").quarantine
-
-    @property
-    def best_of_n(self) -> Path:
-        return self.root / "ppo" / "best_of_n.json"
-
-    @property
-    def evaluation(self) -> Path:
-        return self.root / "evaluate" / "results.json"
-
-    @property
-    def answers(self) -> Path:
-        return self.root / "evaluate" / "answers.jsonl"
-
-    def _inputs(self, stage: str) -> TrainingInputPaths:
-        return TrainingInputPaths(self.root / stage)
-
     def check_layout(self) -> None:
         """Raises UserError for a run directory that an older version of this program wrote."""
-        if self.config.exists() and (read_json(self.layout) or {}).get("version") != LAYOUT:
+        # A model folder is no run, whatever else its author put into it.
+        if (self.root / "config.json").exists() or not self.config.exists():
+            return
+        if (read_json(self.layout) or {}).get("version") != LAYOUT:
             raise UserError(
                 f"{self.root}: this run directory has the layout of an older version and cannot be "
                 "continued, served or reported; choose another run_dir (its STAGE/model folders are plain "

@@ -52,8 +52,7 @@ def current_policy(target: Path) -> ModelVersion:
             "Hugging Face folder"
         )
     paths = RunPaths(target)
-    if not is_model(target):
-        paths.check_layout()
+    paths.check_layout()
     if paths.current.exists():
         pointer = read_json(paths.current)
         folder = target / pointer["path"]

@@ -1,4 +1,4 @@
-"""The user's own files, a reward of the user's and adapters, through every stage, with every real component."""
+"""The user's own files, own reward and adapters, through every stage with every real component."""
 
 import csv
 import json
@@ -54,7 +54,8 @@ def run(tmp_path_factory):
         "data.overlong=drop",
         "reward_model.folds=2",
         "reward_model.batch_size=4",
-        "rewards={sources: [{kind: function, path: 'tests.test_own_data:short', normalize: true}], quarantine_share: 0.4}",
+        "rewards.sources=[{kind: function, path: 'tests.test_own_data:short', normalize: true}]",
+        "rewards.quarantine_share=0.4",
         "model.lora={rank: 4}",
         "model.gradient_checkpointing=true",
         "sft.batch_size=8",

@@ -24,6 +24,18 @@ if TYPE_CHECKING:  # its module imports DeepSpeed, which the driver does not nee
     from learners.supervised.ranking import PairAgreement
 
 
+def flop_utilization(
+    tokens_per_second: float, flops: tuple[float, float | None], ranks: int
+) -> dict[str, float]:
+    """Model FLOP utilization (perf/mfu): FLOP/s that the model's training needs, as a share of
+    the peak of all ranks. `flops` is (FLOPs per token, peak FLOP/s of a rank)."""
+    flops_per_token, peak = flops
+    # No figure is better than a share of a guess: on CPU there is no published peak.
+    if not peak:
+        return {}
+    return {"perf/mfu": tokens_per_second * flops_per_token / (peak * ranks)}
+
+
 class LearnerFleet(Fleet):
     """DeepSpeed ranks that have joined one process group. They hold one task at a time; each
     `start_*` replaces it and returns the number of its optimizer steps."""
@@ -107,13 +119,8 @@ class LearnerFleet(Fleet):
         return self._only_rank_0("flops_per_token")
 
     def utilization(self, tokens_per_second: float) -> dict[str, float]:
-        """Model FLOP utilization (perf/mfu) of the current task; empty where the device's peak is
-        not known."""
-        flops, peak = self.flops_per_token()
-        # No figure is better than a share of a guess: on CPU there is no published peak.
-        if not peak:
-            return {}
-        return {"perf/mfu": tokens_per_second * flops / (peak * len(self))}
+        """`flop_utilization` of the current task."""
+        return flop_utilization(tokens_per_second, self.flops_per_token(), len(self))
 
     def _rank_0(self, method: str, *args: Any) -> Any:
         """Calls every rank; the value of rank 0."""

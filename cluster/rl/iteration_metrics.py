@@ -121,15 +121,3 @@ def idle_shares(before: BusySeconds, after: BusySeconds, total_s: float) -> dict
         worked_s = float(np.mean([end - start for start, end in pairs]))
         shares[f"idle/{name}"] = 1 - worked_s / total_s
     return shares
-
-
-def flop_utilization(
-    tokens_per_second: float, flops: tuple[float, float | None], ranks: int
-) -> dict[str, float]:
-    """Model FLOP utilization (perf/mfu): FLOP/s that the model's training needs, as a share of
-    the peak of all ranks. `flops` is (FLOPs per token, peak FLOP/s of a rank), see
-    `LearnerFleet.flops_per_token`; without a peak there is no metric."""
-    flops_per_token, peak = flops
-    if not peak:
-        return {}
-    return {"perf/mfu": tokens_per_second * flops_per_token / (peak * ranks)}

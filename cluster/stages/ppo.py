@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster.context import Context
+from cluster.fleets.learner_fleet import flop_utilization
 from cluster.rl.alarms import Alarms, emit
 from cluster.rl.dynamic_sampling import DynamicSampler
 from cluster.rl.evaluation import EvaluationPrompts, best_of_n_baseline, judge_policy
 from cluster.rl.iteration_metrics import (
     IterationTimer,
-    flop_utilization,
     throughput_metrics,
     time_metrics,
 )

@@ -2,10 +2,10 @@
 
 import pytest
 
+from cluster.fleets.learner_fleet import flop_utilization
 from cluster.rl.iteration_metrics import (
     IterationTimer,
     IterationTimes,
-    flop_utilization,
     idle_shares,
     throughput_metrics,
     time_metrics,

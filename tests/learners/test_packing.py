@@ -1,4 +1,4 @@
-"""A sequence must mean the same to a model alone, padded on either side, and packed into a row with others."""
+"""A sequence means the same to a model alone, padded on either side, and packed with others."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""From files to records: every kind of file, input forms, weights, duplicates, and errors with file and line."""
+"""From files to records: kinds of file, input forms, weights, duplicates, errors with file and line."""
 
 import json
 

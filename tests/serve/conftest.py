@@ -1,5 +1,5 @@
-"""A run directory with versions of a small policy of random weights, which is all that serving needs of training; and one
-endpoint for all tests of this folder, started as a user starts it."""
+"""A run directory with versions of a small policy of random weights, which is all that serving
+needs of training; and one endpoint for all tests of this folder, started as a user starts it."""
 
 import json
 import math
@@ -35,8 +35,9 @@ MODEL = ModelConfig(
 
 
 def make_run(root: Path, **settings) -> RunDirectory:
-    """A run with the versions sft-0 (served), ppo-1 and ppo-2 with similar weights, nan-1 with weights that are nan, wide-1
-    of another shape, and half-1, which passes every check until an engine reads its tensors."""
+    """A run with the versions sft-0 (served), ppo-1 and ppo-2 with similar weights, nan-1 with
+    weights that are nan, wide-1 of another shape, and half-1, which passes every check until an
+    engine reads its tensors."""
     run = RunDirectory(
         RunConfig(run_dir=str(root), serve={"kv_cache_gib": 0.1, "keep_versions": 9, **settings})
     )
@@ -76,8 +77,8 @@ def make_run(root: Path, **settings) -> RunDirectory:
 
 
 def halve(file: Path) -> None:
-    """Turns a weight file into one of 4-bit numbers with the same names and shapes: read as bytes, its tensors are half as
-    wide."""
+    """Turns a weight file into one of 4-bit numbers with the same names and shapes: read as bytes,
+    its tensors are half as wide."""
     with open(file, "rb") as content:
         header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
     size = 0

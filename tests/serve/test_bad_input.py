@@ -1,4 +1,4 @@
-"""Whatever is sent, the endpoint answers it or refuses it with 4xx and a message: no 5xx, no hang, no leak."""
+"""Whatever is sent, the endpoint answers or refuses it with 4xx and a message: no 5xx, hang or leak."""
 
 import json
 import socket
@@ -146,7 +146,8 @@ def streaming(endpoint) -> socket.socket:
     host, port = endpoint.url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=30)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {endpoint.key}\r\nContent-Type: application/json\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {endpoint.key}\r\n"
+    head += "Content-Type: application/json\r\n"
     connection.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
     assert b"200 OK" in connection.recv(100)
     return connection

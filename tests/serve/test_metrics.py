@@ -1,4 +1,4 @@
-"""The Prometheus metrics of several replicas in one text: every sample with its replica, every family once."""
+"""Prometheus metrics of several replicas in one text: samples with their replica, families once."""
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest

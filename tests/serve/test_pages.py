@@ -1,4 +1,4 @@
-"""The pages in a real browser: what a person clicks, what the page shows then, and what is written to the files."""
+"""The pages in a real browser: what a person clicks, what the page shows, what the files get."""
 
 import json
 import os

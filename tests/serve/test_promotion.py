@@ -1,4 +1,4 @@
-"""Promotion under load: no stream fails, a bad version is rolled back by itself, a dead replica is replaced."""
+"""Promotion under load: no stream fails, bad versions are rolled back, dead replicas replaced."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ LONG = {
 
 
 class Clients:
-    """Clients that stream one answer after another until stopped. Keeps gaps between chunks, versions and errors."""
+    """Clients that stream one answer after another until stopped; gaps between chunks, versions, errors."""
 
     started: ClassVar[list["Clients"]] = []
 
@@ -87,8 +87,10 @@ def test_fifty_promotions_under_load_drop_nothing(endpoint):
         took.append(row["seconds"])
     busy.stop()
     print(
-        f"\nwithout promotions: {quiet.streams} streams, longest gap {max(quiet.gaps):.2f} s; with 50: {busy.streams} streams, "
-        f"{len(busy.errors)} failed, longest gap {max(busy.gaps):.2f} s; a promotion took {sum(took) / 50:.2f} s "
+        f"\nwithout promotions: {quiet.streams} streams, longest gap {max(quiet.gaps):.2f} s; "
+        f"with 50: {busy.streams} streams, "
+        f"{len(busy.errors)} failed, longest gap {max(busy.gaps):.2f} s; "
+        f"a promotion took {sum(took) / 50:.2f} s "
         f"(longest {max(took):.2f} s)"
     )
     assert not quiet.errors + busy.errors
@@ -191,8 +193,10 @@ def test_a_killed_replica_loses_only_its_streams_and_returns(endpoint):
     recovered = time.monotonic() - killed
     busy.stop()
     print(
-        f"\nkilled with {victim['ongoing']} streams in flight: {len(busy.errors)} of {busy.streams + len(busy.errors)} streams "
-        f"failed, {answered} short requests answered meanwhile, {len(failed)} failed, two replicas again after {recovered:.1f} s"
+        f"\nkilled with {victim['ongoing']} streams in flight: "
+        f"{len(busy.errors)} of {busy.streams + len(busy.errors)} streams "
+        f"failed, {answered} short requests answered meanwhile, {len(failed)} failed, "
+        f"two replicas again after {recovered:.1f} s"
     )
     assert len(busy.errors) <= victim["ongoing"] + 2  # two may have begun since the status was read
     assert (
