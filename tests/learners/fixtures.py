@@ -6,6 +6,7 @@ from pathlib import Path
 from queue import Empty
 
 import numpy as np
+import torch.distributed
 
 from learners.config import (
     LearnerConfig,
@@ -103,6 +104,8 @@ def _rank(queue, port, rank, config, model, scenario, args):
     result = scenario(actor, *args)
     if rank == 0:
         queue.put(result)
+    # Threads of a process group that is left to the interpreter's end may abort the process.
+    torch.distributed.destroy_process_group()
 
 
 def weights(actor) -> dict[str, np.ndarray]:
