@@ -21,7 +21,7 @@ class _Arrays:
     def save(self, path: Path) -> None:
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         # An open file, since numpy appends .npz to names that end otherwise.
-        with atomic_path(path, durable=False) as partial, open(partial, "wb") as file:
+        with atomic_path(path) as partial, open(partial, "wb") as file:
             np.savez(file, **arrays)
 
     @classmethod
