@@ -1,7 +1,7 @@
 """What people think of answers: rankings, thumbs and comments, kept for the next round of training.
 
-    RUN/feedback/rankings.jsonl   rankings with consent, as `RankingRecord`s: a source for data.rankings
-    RUN/feedback/other.jsonl      everything else: thumbs and comments, and rankings without consent
+RUN/feedback/rankings.jsonl   rankings with consent, as `RankingRecord`s: a source for data.rankings
+RUN/feedback/other.jsonl      everything else: thumbs and comments, and rankings without consent
 """
 
 from __future__ import annotations
