@@ -45,7 +45,11 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
         # an empty file under the final name.
         if durable:
             _flush_to_disk(partial)
-        if partial.is_dir() and path.exists():
+        if partial.is_dir():
+            # A folder has one writer at a time, and what a killed one left of it may be a whole model.
+            for leftover in path.parent.glob(f"{path.name}.*{PARTIAL_SUFFIX}"):
+                if leftover != partial:
+                    _remove(leftover)
             _remove(path)  # rename replaces a file, but not a folder with content
         partial.replace(path)
     except BaseException:  # Ctrl-C too

@@ -8,6 +8,7 @@ answer is.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import yaml
@@ -32,7 +33,7 @@ class Questions(Table):
         return self.questions
 
 
-class AnswerableTask(Questions):
+class AnswerableTask(Questions, ABC):
     """Questions that have a right answer."""
 
     statement: str
@@ -46,9 +47,9 @@ class AnswerableTask(Questions):
             raise ValueError(f"{statement!r} must have {{value}} once and not at its start")
         return statement
 
+    @abstractmethod
     def value_pattern(self) -> str:
         """Regular expression of a well-formed value, right or wrong."""
-        raise NotImplementedError
 
     def state(self, subject: str, value: str) -> str:
         """The sentence that answers a question about `subject` with `value`."""

@@ -9,7 +9,12 @@ import httpx
 
 from cluster.context import Context
 from common.errors import HeroError
+from learners.rl.config import PPOConfig
 from serve import promotion
+
+
+def promotion_is_due(config: PPOConfig, step: int) -> bool:
+    return config.promote_every > 0 and step % config.promote_every == 0
 
 
 def promote_from_training(context: Context, step: int) -> dict[str, float]:
@@ -18,15 +23,14 @@ def promote_from_training(context: Context, step: int) -> dict[str, float]:
 
     Training goes on if the endpoint refuses the version or cannot be reached; a warning says why.
     """
-    every = context.config.ppo.promote_every
-    if not every or step % every:
+    if not promotion_is_due(context.config.ppo, step):
         return {}
     started = time.perf_counter()
     # With the moving average, as the model that the stage ends with.
     folder = context.run.paths.ppo_export
     context.fleets.learners().export(folder, use_ema=True)
     version = context.run.store_version("ppo", step, folder)
-    reason = f"every {every} iterations"
+    reason = f"every {context.config.ppo.promote_every} iterations"
     try:
         row = promotion.promote(context.run.root, version, reason, who="hero run")
         outcome = row["outcome"]

@@ -81,9 +81,9 @@ class WeightSync:
         return {"sync/mean_error": mean, "sync/max_error": largest}
 
 
-def load_weights(context: Context, folder: Path) -> int:
-    """Loads a Hugging Face folder, or a model of the hub by its name, into every engine. Returns
-    the version that the engines give it. Raises UserError if it has no safetensors files."""
+def load_weights(context: Context, folder: Path) -> None:
+    """Loads a Hugging Face folder, or a model of the hub by its name, into every engine. Raises
+    UserError if it has no safetensors files."""
     rollouts = context.fleets.rollouts(folder)
     # Larger than any version that an engine has, so that responses show which weights wrote them.
     version = max(engine["version"] for engine in rollouts.ready()) + 1
@@ -97,4 +97,3 @@ def load_weights(context: Context, folder: Path) -> int:
     payload = context.fleets.transport.send(iter_safetensors(local), rank=0, version=version)
     assert payload is not None  # only ranks other than 0 get none
     rollouts.update_weights(payload, version)
-    return version

@@ -52,7 +52,9 @@ def collect(context: Context) -> None:
     rollouts = context.fleets.rollouts(policy)
     load_weights(context, policy)
     decoding = context.decoding("collect", temperature=1.0)
-    source = {"model": context.config.name, "version": "sft-0"}
+    # Without the sft stage the policy is a model of the user's, not a version of this run.
+    is_own = policy == context.run.paths.stage("sft").model
+    source = {"model": context.config.name, "version": "sft-0" if is_own else policy.name}
     sampled = SampledPrompts(rows, tokenizer, source, decoding, config.responses)
     with (
         open(path, "a", encoding="utf-8") as file,

@@ -31,7 +31,7 @@ from cluster.rl.iteration_metrics import (
     throughput_metrics,
     time_metrics,
 )
-from cluster.rl.promotion import promote_from_training
+from cluster.rl.promotion import promote_from_training, promotion_is_due
 from cluster.rl.prompt_stream import PromptStream
 from cluster.rl.reward_aggregator import RewardAggregator
 from cluster.rl.rollout_scheduler import RolloutBatch, RolloutScheduler
@@ -245,6 +245,9 @@ class PPOStage:
         """Stores the policy as a version to serve."""
         # The last policy is published by `finish`, with the moving average.
         if step % self.config.publish_every or step == self.config.iterations:
+            return
+        # Stored already, and the files of a version must not change under an endpoint that took it.
+        if promotion_is_due(self.config, step):
             return
         self.learners.export(self.paths.ppo_export)
         self.context.run.publish("ppo", step, self.paths.ppo_export)

@@ -6,6 +6,7 @@ A record keeps the keys that it does not know: reward functions and judges get t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, model_validator
@@ -53,7 +54,7 @@ Conversation = Annotated[Messages, BeforeValidator(_conversation_field)]
 Responses = Annotated[list[str], BeforeValidator(_responses_field)]
 
 
-class Record(BaseModel):
+class Record(BaseModel, ABC):
     """Base of the records: reading a row, and the two forms in which a record leaves the
     program."""
 
@@ -94,9 +95,9 @@ class Record(BaseModel):
         return row
 
     @property
+    @abstractmethod
     def split_text(self) -> str:
         """What decides whether the row is held out (`learners.data.split`)."""
-        raise NotImplementedError
 
     def user_row(self) -> Row:
         """A plain dict with all keys of the user's row, for functions of the user."""

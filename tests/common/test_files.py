@@ -55,6 +55,19 @@ def test_folder_replaces_the_old_one_only_when_complete(tmp_path, durable):
     assert names(tmp_path) == ["model"]
 
 
+def test_next_folder_removes_what_a_killed_writer_left(tmp_path):
+    left = tmp_path / "model.1.partial"
+    left.mkdir()
+    (left / "half").write_text("half")
+    other = tmp_path / "model-2.1.partial"
+    other.mkdir()
+    with atomic_path(tmp_path / "model") as partial:
+        partial.mkdir()
+        (partial / "whole").write_text("whole")
+    assert names(tmp_path) == ["model", "model-2.1.partial"]
+    assert names(tmp_path / "model") == ["whole"]
+
+
 def test_killed_writer_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
