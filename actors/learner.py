@@ -22,6 +22,7 @@ from actors.weights.transport import WeightPayload, WeightTransport
 from common.run_paths import TrainingInputPaths
 from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
 from learners.data.datasets import RankingData, TokenData
+from learners.data.tokenizer_loading import load_tokenizer
 from learners.deepspeed_engine import peak_flops
 from learners.distributed import join_process_group
 from learners.models import (
@@ -30,7 +31,6 @@ from learners.models import (
     build_policy,
     load_policy,
     load_scalar,
-    load_tokenizer,
     prepare_for_training,
     scalar_from_policy,
 )

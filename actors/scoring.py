@@ -20,7 +20,8 @@ from common.errors import UserError
 from learners.config import ModelConfig
 from learners.data.batching import pad, plan_micro_batches
 from learners.data.samples import Samples, concat_ranges
-from learners.models import PolicyModule, ScalarModule, load_policy, load_scalar, load_tokenizer
+from learners.data.tokenizer_loading import load_tokenizer
+from learners.models import PolicyModule, ScalarModule, load_policy, load_scalar
 
 
 @dataclass(frozen=True)

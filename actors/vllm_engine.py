@@ -17,7 +17,7 @@ from typing import Any
 
 from actors.config import Decoding, RolloutConfig
 from actors.weights.vllm import init_transfer, transfer_config
-from learners.models import resolve_model_path
+from learners.model_paths import resolve_model_path
 
 
 class VLLMEngine:

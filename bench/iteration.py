@@ -38,7 +38,8 @@ from cluster.run.directory import RunDirectory
 from learners.data.batching import pad
 from learners.data.samples import Samples
 from learners.data.tokenizer import end_token
-from learners.models import load_policy, load_scalar, load_tokenizer
+from learners.data.tokenizer_loading import load_tokenizer
+from learners.models import load_policy, load_scalar
 
 
 class BenchRollout(RolloutActor):

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,6 +29,7 @@ from learners.config import ModelConfig
 from learners.data.tokenizer import document_separator, end_token
 from learners.logprobs import token_logprobs
 from learners.lora import add_adapters
+from learners.model_paths import resolve_model_path
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -112,66 +112,6 @@ def prepare_for_training(model: PreTrainedModel, config: ModelConfig, seed: int)
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = True
     return model
-
-
-def load_tokenizer(path: str | Path, config: ModelConfig | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name, with the template and tokens that the config sets
-    instead of its own.
-
-    Raises UserError where a template or the pad token is missing, or a token of the config is not
-    in the vocabulary.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model_path(path))
-    if config is not None:
-        _apply_config(tokenizer, path, config)
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"tokenizer of {path}: it has no chat template; set model.chat_template to a Jinja file"
-        )
-    if tokenizer.pad_token_id is None:
-        raise UserError(
-            f"tokenizer of {path}: it has no pad token; set model.pad_token to one that is not the end token"
-        )
-    return tokenizer
-
-
-def _apply_config(tokenizer: PreTrainedTokenizerBase, path: str | Path, config: ModelConfig) -> None:
-    if config.chat_template:
-        template = Path(config.chat_template)
-        if not template.is_file():
-            raise UserError(f"model.chat_template={template}: no such file; it should hold a Jinja template")
-        tokenizer.chat_template = template.read_text(encoding="utf-8")
-    vocabulary = tokenizer.get_vocab()
-    tokens = {
-        "end_token": ("eos_token", config.end_token),
-        "pad_token": ("pad_token", config.pad_token),
-    }
-    for key, (attribute, token) in tokens.items():
-        if token is None:
-            continue
-        if token not in vocabulary:
-            raise UserError(f"model.{key}={token}: the tokenizer of {path} has no such token")
-        setattr(tokenizer, attribute, token)
-
-
-def resolve_model_path(path: str | Path) -> str:
-    """The path itself. Raises UserError if it looks like a folder but is none with a model;
-    anything else is taken as a hub name."""
-    folder = Path(path)
-    name = str(path)
-    looks_local = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if folder.exists():
-        has_config = (folder / "config.json").exists()
-        if not has_config and not (folder / "tokenizer_config.json").exists():
-            raise UserError(
-                f"{path}: not a Hugging Face model folder (it has neither config.json nor "
-                "tokenizer_config.json)"
-            )
-    elif looks_local:
-        raise UserError(
-            f"{path}: no such model folder; give a Hugging Face folder or a hub name like 'owner/model'"
-        )
-    return str(path)
 
 
 def scalar_head(model: PreTrainedModel) -> nn.Linear:

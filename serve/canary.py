@@ -26,7 +26,7 @@ from learners.data.config import DataConfig, SourceConfig
 from learners.data.samples import Samples
 from learners.data.sources import DatasetReader
 from learners.data.tokenizer import encode_prompt
-from learners.models import load_tokenizer
+from learners.data.tokenizer_loading import load_tokenizer
 from serve.config import CanaryConfig, ServeConfig
 
 RUDE_WORDS = (

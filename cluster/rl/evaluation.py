@@ -20,7 +20,7 @@ from common.errors import UserError
 from common.random_streams import Stream, generator
 from learners.data.samples import Samples
 from learners.data.tokenizer import end_token
-from learners.models import load_tokenizer
+from learners.data.tokenizer_loading import load_tokenizer
 from learners.rl.estimates import best_of_n, best_of_n_kl, pass_at_k
 
 Answer = dict[str, Any]

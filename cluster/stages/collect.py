@@ -25,7 +25,7 @@ from common.random_streams import Stream, derived_seed, generator
 from learners.data.records import RankingRecord, ResponsesRecord
 from learners.data.samples import Samples
 from learners.data.tokenizer import end_token
-from learners.models import load_tokenizer
+from learners.data.tokenizer_loading import load_tokenizer
 from learners.supervised.losses import ranking_pairs
 
 CHUNK = 128  # prompts between two writes: what an interruption can cost

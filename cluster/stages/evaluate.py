@@ -19,7 +19,7 @@ from cluster.rl.weight_sync import load_weights
 from cluster.run.progress import progress
 from cluster.stage_registry import policy_stages
 from common.files import write_json, write_text
-from learners.models import load_tokenizer
+from learners.data.tokenizer_loading import load_tokenizer
 
 TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}
 

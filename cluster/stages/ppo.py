@@ -42,7 +42,7 @@ from cluster.run.progress import Bar, progress
 from common.errors import UserError
 from common.files import write_json
 from learners.data.tokenizer import end_token
-from learners.models import load_tokenizer
+from learners.data.tokenizer_loading import load_tokenizer
 from learners.rl.advantages import adapted_kl_coef
 
 SHOWN_ANSWERS = 16

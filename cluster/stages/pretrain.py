@@ -8,7 +8,7 @@ from cluster.context import Context
 from cluster.stages.supervised import SupervisedStage
 from learners.data.encoding import pack_corpus
 from learners.data.tokenizer import train_tokenizer
-from learners.models import load_tokenizer
+from learners.data.tokenizer_loading import load_tokenizer
 
 
 def run(context: Context) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from learners.data.datasets import RankingData
 from learners.data.ranking_groups import OracleScore, encode_rankings
 from learners.data.records import RankingRecord
 from learners.data.split import EmptySideError, assign_folds
-from learners.models import load_tokenizer
+from learners.data.tokenizer_loading import load_tokenizer
 from learners.supervised.agreement import PairAgreement
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from cluster.context import Context
 from cluster.stages.supervised import SupervisedStage
 from learners.data.encoding import encode_demonstrations
-from learners.models import load_tokenizer
+from learners.data.tokenizer_loading import load_tokenizer
 
 
 def run(context: Context) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from learners.data.encoding import encode_demonstrations
 from learners.data.records import DemonstrationRecord
 from learners.data.sources import DatasetReader, SourceRow
 from learners.data.tokenizer import train_tokenizer
-from learners.models import load_policy, load_scalar, load_tokenizer, prepare_for_training, scalar_from_policy
+from learners.data.tokenizer_loading import load_tokenizer
+from learners.models import load_policy, load_scalar, prepare_for_training, scalar_from_policy
 from tests.learners import fixtures
 
 

@@ -10,7 +10,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from learners.models import load_tokenizer
+from learners.data.tokenizer_loading import load_tokenizer
 
 ASK = {
     "model": "hero",

@@ -9,7 +9,7 @@ from common.run_paths import RunPaths
 from learners.data.config import DataConfig, SourceConfig
 from learners.data.ranking_groups import encode_rankings
 from learners.data.sources import DatasetReader
-from learners.models import load_tokenizer
+from learners.data.tokenizer_loading import load_tokenizer
 from serve.feedback import Feedback, store
 
 ANSWERS = [
