@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from actors.weights.files import weight_files
 from common.errors import UserError
 from common.files import read_json, write_json
 
@@ -69,7 +70,7 @@ def _check_shapes(folder: Path, like: Path) -> None:
 
 def _tensor_shapes(folder: Path) -> dict[str, list[int]]:
     shapes = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         with safe_open(file, framework="numpy") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 shapes[name] = tensors.get_slice(name).get_shape()

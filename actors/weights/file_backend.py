@@ -17,7 +17,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader import reload
 
-from actors.weights.transport import iter_safetensors
+from actors.weights.files import iter_weights
 
 
 @dataclass
@@ -28,7 +28,7 @@ class FileInitInfo(WeightTransferInitInfo):
 @dataclass
 class FileUpdateInfo(WeightTransferUpdateInfo):
     path: str
-    """A safetensors file, or a folder of them, with every parameter under its Hugging Face name."""
+    """A safetensors file, or a Hugging Face folder, with every parameter under its Hugging Face name."""
 
 
 class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
@@ -45,7 +45,7 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         reload.initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        self.model.load_weights(iter_safetensors(update_info.path))
+        self.model.load_weights(iter_weights(update_info.path))
 
     def finish_weight_update(self) -> None:
         reload.finalize_layerwise_reload(self.model, self.model_config)

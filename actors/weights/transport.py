@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from common.errors import UserError
@@ -153,18 +152,6 @@ def outlives_gather(tensor: torch.Tensor) -> bool:
     parameter (DeepSpeed marks it with `ds_id`) does not: its values are gathered for this step and
     freed after it."""
     return not hasattr(tensor, "ds_id")
-
-
-def iter_safetensors(path: str | Path) -> Iterable[tuple[str, torch.Tensor]]:
-    """(name, tensor) of a safetensors file, or of all such files of a folder."""
-    path = Path(path)
-    files = [path]
-    if path.is_dir():
-        files = sorted(path.glob("*.safetensors"))
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                yield name, tensors.get_tensor(name)
 
 
 def _header_digest(path: Path) -> str:

@@ -110,9 +110,9 @@ class FleetManager:
     def scorers(self, reference: Path, reward_model: Path | None) -> ScoringFleet:
         """Reward model and reference policy; the actors are stopped and new ones started when the
         models change."""
-        models: tuple[str, str | None] = (str(reference.resolve()), None)
+        models: tuple[str, str | None] = (_model_name(reference), None)
         if reward_model is not None:
-            models = (models[0], str(reward_model.resolve()))
+            models = (models[0], _model_name(reward_model))
         fleet = self._fleets.get("scoring")
         if isinstance(fleet, ScoringFleet):
             if models == self._scorer_models:
@@ -230,3 +230,8 @@ class FleetManager:
                 f"the {kind} fleet needs {needed:g} {resource} and the Ray cluster has {free:g} free "
                 f"of {total:g}; lower the numbers in section {SECTIONS[kind]} or add nodes"
             )
+
+
+def _model_name(model: Path) -> str:
+    """One name for one model: the whole path of a folder; a hub name stays as it is."""
+    return str(model.resolve()) if model.is_dir() else str(model)

@@ -15,14 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import snapshot_download
 
+from actors.weights.files import iter_weights
 from actors.weights.tolerance import logprob_tolerance
-from actors.weights.transport import WeightTransport, iter_safetensors
+from actors.weights.transport import WeightTransport
 from cluster.context import Context
 from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.fleets.rollout_fleet import RolloutFleet
-from common.errors import UserError, WeightSyncError
+from common.errors import WeightSyncError
+from learners.model_paths import model_folder
 from learners.rl.config import PPOConfig
 
 NUM_PROBES = 8
@@ -87,13 +88,7 @@ def load_weights(context: Context, folder: Path) -> None:
     rollouts = context.fleets.rollouts(folder)
     # Larger than any version that an engine has, so that responses show which weights wrote them.
     version = max(engine["version"] for engine in rollouts.ready()) + 1
-    local = folder
-    if not local.is_dir():
-        local = Path(snapshot_download(str(folder)))
-    if not list(local.glob("*.safetensors")):
-        raise UserError(
-            f"{folder}: no weights in *.safetensors files; save the model again with transformers"
-        )
-    payload = context.fleets.transport.send(iter_safetensors(local), rank=0, version=version)
+    weights = iter_weights(model_folder(folder))
+    payload = context.fleets.transport.send(weights, rank=0, version=version)
     assert payload is not None  # only ranks other than 0 get none
     rollouts.update_weights(payload, version)

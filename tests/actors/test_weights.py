@@ -1,15 +1,19 @@
 """The file transport without an engine: what is sent, what is kept, and where it goes."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from actors.vllm_samples import samples_from_outputs
 from actors.weights import transport
+from actors.weights.files import iter_weights, weight_files
 from actors.weights.tolerance import logprob_tolerance
-from actors.weights.transport import FileTransport, iter_safetensors, make_transport
+from actors.weights.transport import FileTransport, make_transport
+from common.errors import UserError
 
 
 def gathered_weights(values):
@@ -24,7 +28,7 @@ def gathered_weights(values):
 def test_gathered_weights_are_copied_before_they_are_freed(tmp_path):
     weights = gathered_weights({"a": 1.0, "b": 2.0})
     payload = FileTransport(tmp_path).send(weights, rank=0, version=1)
-    stored = {name: tensor.unique().tolist() for name, tensor in iter_safetensors(payload.path)}
+    stored = {name: tensor.unique().tolist() for name, tensor in iter_weights(payload.path)}
     assert stored == {"a": [1.0], "b": [2.0]}
     payload.validate()
 
@@ -96,3 +100,35 @@ def test_versions_that_are_names_count_as_zero():
     outputs = [finished_output([5], [7, 2], [("ppo-20", 0, 2)])]
     samples = samples_from_outputs(outputs, np.array([0]), end_token=2, loaded_version=None)
     assert samples.versions_N.tolist() == [-1, 0, 0]
+
+
+def sharded_folder(folder):
+    """Two shards with their index; beside them the same weights in one file of another layout, and a head
+    that is no part of the model."""
+    shards = {"model-00001-of-00002.safetensors": "a", "model-00002-of-00002.safetensors": "b"}
+    for file, name in shards.items():
+        save_file({name: torch.zeros(2)}, folder / file)
+    for stray in ("consolidated", "value_head"):
+        save_file({stray: torch.ones(2)}, folder / f"{stray}.safetensors")
+    index = {"weight_map": {name: file for file, name in shards.items()}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_only_the_files_that_the_index_names_are_read(tmp_path):
+    assert [name for name, _ in iter_weights(sharded_folder(tmp_path))] == ["a", "b"]
+
+
+def test_a_single_file_is_read_alone(tmp_path):
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    save_file({"b": torch.zeros(2)}, tmp_path / "adapter_model.safetensors")
+    assert [name for name, _ in iter_weights(tmp_path)] == ["a"]
+
+
+def test_a_missing_shard_and_a_folder_without_weights_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no weights in safetensors files"):
+        weight_files(tmp_path)
+    sharded_folder(tmp_path)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"names model-00002-of-00002\.safetensors, which is missing"):
+        weight_files(tmp_path)
