@@ -73,7 +73,7 @@ class RewardSource(Section):
 
     @property
     def name(self) -> str:
-        """Name in metrics and messages. Unique among the sources of a run."""
+        """Short name, from which `RewardsConfig.names` makes the one in metrics and messages."""
         return "model"
 
 
@@ -86,10 +86,15 @@ class FunctionReward(RewardSource):
     kind: Literal["function"] = "function"
     """A Python function, called in the scoring actors."""
     path: str
-    """module:function (row, response, ended) -> number; row is the prompt's row of the prompt
-    file."""
+    """module:function (row, response, ended) -> number, or None where the reward does not apply; row
+    is the prompt's row of the prompt file. The function may be async and may use signals."""
+    workers: int = Field(1, ge=1)
+    """Processes of one scoring actor that call it, each one call at a time."""
+    timeout_s: float = Field(60.0, gt=0)
+    """Time limit of one call, seconds. A call that takes longer counts as failed, and its process is
+    ended."""
     retries: int = Field(1, ge=0)
-    """Further calls if it raises or its number is not finite."""
+    """Further calls if it raises or its number is not finite; none after one that took too long."""
 
     @property
     def name(self) -> str:
@@ -99,7 +104,7 @@ class FunctionReward(RewardSource):
 class HTTPReward(RewardSource):
     kind: Literal["http"] = "http"
     """An HTTP endpoint that takes {"row", "response", "ended"} by POST and answers {"reward":
-    number}."""
+    number}, or null where the reward does not apply."""
     url: str
     """URL of the endpoint."""
     timeout_s: float = Field(10.0, gt=0)
@@ -120,7 +125,8 @@ AnyReward = Annotated[ModelReward | FunctionReward | HTTPReward, Field(discrimin
 
 class RewardsConfig(Section):
     sources: list[AnyReward] = Field([ModelReward()], min_length=1)
-    """Sources of the reward, which is the weighted sum of their scores."""
+    """Sources of the reward, which is the weighted sum of their scores. One that does not apply to a
+    response adds nothing."""
     quarantine_share: float = Field(0.02, ge=0, lt=1)
     """Responses without a finite score from every source are excluded and recorded; above this
     share of all responses, the run stops."""
@@ -129,11 +135,21 @@ class RewardsConfig(Section):
     def uses_reward_model(self) -> bool:
         return any(source.kind == "model" for source in self.sources)
 
+    @property
+    def names(self) -> list[str]:
+        """Of the sources, in metrics and messages. A function has its module in its name where another
+        function has the same."""
+        short = [source.name for source in self.sources]
+        names = []
+        for source in self.sources:
+            is_shared = short.count(source.name) > 1
+            names.append(source.path if source.kind == "function" and is_shared else source.name)
+        return names
+
     @model_validator(mode="after")
     def _check_unique_names(self) -> RewardsConfig:
-        names = [source.name for source in self.sources]
-        if len(set(names)) < len(names):
-            raise ValueError(f"sources: each may occur once; configured are {', '.join(names)}")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"sources: each may occur once; configured are {', '.join(self.names)}")
         return self
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from actors.config import RewardsConfig, ScoringConfig
-from actors.text_rewards import RewardRequest, RewardResult, TextReward
+from actors.function_rewards import FunctionTextReward
+from actors.text_rewards import HTTPTextReward, RewardRequest, RewardResult, TextReward
 from common.errors import UserError
 from learners.config import ModelConfig
 from learners.data.batching import pad, plan_micro_batches
@@ -30,7 +31,9 @@ class Scores:
     weighting."""
 
     raw_CB: np.ndarray
-    """float32; nan where a source has no score."""
+    """float32; nan where a source has failed, 0 where it does not apply."""
+    applies_CB: np.ndarray
+    """bool; whether the source applies to the response."""
     failures: list[dict[str, Any]]
     """One for each missing score: source, reason, prompt, response."""
 
@@ -50,7 +53,7 @@ class ScoringActor:
         """`reference` and `reward_model` are model folders. Raises UserError if their vocabularies
         differ."""
         torch.set_num_threads(config.threads)
-        self.config, self.sources = config, rewards.sources
+        self.config, self.rewards = config, rewards
         self.device = torch.device("cpu")
         if config.gpus and torch.cuda.is_available():
             self.device = torch.device("cuda")
@@ -64,10 +67,12 @@ class ScoringActor:
         self.tokenizer = load_tokenizer(reference, model)
         self.pad_token: int = self.tokenizer.pad_token_id
         self.text_rewards: dict[int, TextReward] = {}
-        """Those of the sources that read the text, by their position in `sources`."""
-        for c, source in enumerate(self.sources):
-            if source.kind != "model":
-                self.text_rewards[c] = TextReward(source)
+        """Those of the sources that read the text, by their position in `rewards.sources`."""
+        for c, source in enumerate(rewards.sources):
+            if source.kind == "function":
+                self.text_rewards[c] = FunctionTextReward(source)
+            elif source.kind == "http":
+                self.text_rewards[c] = HTTPTextReward(source)
 
     @torch.inference_mode()
     def score(
@@ -106,32 +111,32 @@ class ScoringActor:
     def _collect(
         self,
         requests: list[RewardRequest],
-        pending: dict[int, list[Future[RewardResult]]],
+        pending: dict[int, list[Future[list[RewardResult]]]],
         model_scores_B: np.ndarray,
     ) -> Scores:
         """Waits for the text rewards and puts all scores together."""
-        raw_CB = np.zeros((len(self.sources), len(requests)), dtype=np.float32)
-        failures = []
-        for c, source in enumerate(self.sources):
+        shape = (len(self.rewards.sources), len(requests))
+        scores = Scores(np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=bool), [])
+        for c, name in enumerate(self.rewards.names):
+            results = [RewardResult(float(score), "not finite") for score in model_scores_B]
             if c in pending:
-                results = [future.result() for future in pending[c]]
-            else:
-                results = [RewardResult(float(score), "not finite") for score in model_scores_B]
+                results = [result for future in pending[c] for result in future.result()]
             for b, (request, result) in enumerate(zip(requests, results, strict=True)):
-                raw_CB[c, b] = result.score
-                if not np.isfinite(result.score):
+                if result.score is None:
+                    scores.applies_CB[c, b] = False
+                elif np.isfinite(result.score):
+                    scores.raw_CB[c, b] = result.score
+                else:
                     # One mark for all kinds of failure: a reward model may also give an infinite
                     # score.
-                    raw_CB[c, b] = np.nan
-                    failures.append(
-                        {
-                            "source": source.name,
-                            "reason": result.failure,
-                            "prompt": request.row.get("prompt"),
-                            "response": request.response,
-                        }
-                    )
-        return Scores(raw_CB, failures)
+                    scores.raw_CB[c, b] = np.nan
+                    scores.failures.append(_failure(name, result.failure, request))
+        # Most often a function that forgets to return its number.
+        for b in np.flatnonzero(~scores.applies_CB.any(axis=0)):
+            scores.raw_CB[:, b] = np.nan
+            reason = "no source of reward applies to this response: each gave None"
+            scores.failures.append(_failure(", ".join(self.rewards.names), reason, requests[b]))
+        return scores
 
     def _forward(self, samples: Samples, temperature: float) -> tuple[np.ndarray, np.ndarray]:
         """(scores_B of the reward model at each response's last token, ref_logprobs_N)."""
@@ -154,6 +159,15 @@ class ScoringActor:
                 for row, b in enumerate(micro_batch):
                     scores_B[b] = float(scalars_BT[row, len(sequences[row]) - 1])
         return scores_B, ref_logprobs_N
+
+
+def _failure(source: str, reason: str, request: RewardRequest) -> dict[str, Any]:
+    return {
+        "source": source,
+        "reason": reason,
+        "prompt": request.row.get("prompt"),
+        "response": request.response,
+    }
 
 
 def _check_same_vocabulary(reward_path: str, reward_model: Any, policy_path: str, policy: Any) -> None:

@@ -1,5 +1,5 @@
-"""Rewards computed from the text of a response: by a Python function of the user, or by an HTTP
-endpoint.
+"""Rewards computed from the text of a response: by a Python function of the user
+(`actors.function_rewards`), or by an HTTP endpoint.
 
 `actors.scoring` submits requests before it runs its models and collects the results after, so that
 the models and the rewards run at the same time. A reward that raises, does not answer in time or is
@@ -8,22 +8,22 @@ not finite is tried again; after the last attempt the response has no reward but
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import numpy as np
+from pydantic_core import to_json
 
-from actors.config import FunctionReward, HTTPReward
-from common.plugins import load_object
+from actors.config import HTTPReward
+from actors.reward_worker import MAX_REASON_CHARACTERS, as_score
+from common.network import is_loopback_url
 
 FIRST_PAUSE_S = 0.1
-MAX_REASON_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -39,55 +39,49 @@ class RewardRequest:
 
 @dataclass(frozen=True)
 class RewardResult:
-    score: float
-    """nan if every attempt failed."""
+    score: float | None
+    """None if the reward does not apply to the response, nan if every attempt failed."""
     failure: str = ""
     """Why the last attempt failed."""
 
 
-class TextReward:
-    """One source of rewards and the threads that call it."""
+class TextReward(ABC):
+    """One source of rewards that reads the text."""
 
-    def __init__(self, config: FunctionReward | HTTPReward) -> None:
+    @abstractmethod
+    def submit(self, requests: Sequence[RewardRequest]) -> list[Future[list[RewardResult]]]:
+        """The future results, in the order of the requests, some at a time. They never raise."""
+
+
+class HTTPTextReward(TextReward):
+    """An endpoint and the threads that call it."""
+
+    def __init__(self, config: HTTPReward) -> None:
         self.config = config
-        self._reward: Callable[[dict[str, Any], str, bool], Any]
-        if isinstance(config, HTTPReward):
-            workers, self._first_pause_s = config.concurrency, FIRST_PAUSE_S
-            limits = httpx.Limits(max_connections=workers)
-            self._url = config.url
-            self._client = httpx.Client(timeout=config.timeout_s, limits=limits)
-            self._reward = self._post
-        else:
-            # One thread: a user's function need not be safe to call from several.
-            workers, self._first_pause_s = 1, 0.0
-            self._reward = load_object(config.path)
-        # Threads suffice: the user's function runs beside torch, which releases the interpreter
-        # lock.
-        self._pool = ThreadPoolExecutor(workers)
+        limits = httpx.Limits(max_connections=config.concurrency)
+        # A proxy of the environment cannot reach an endpoint of this machine.
+        direct = is_loopback_url(config.url)
+        self._client = httpx.Client(timeout=config.timeout_s, limits=limits, trust_env=not direct)
+        self._pool = ThreadPoolExecutor(config.concurrency)
 
-    def submit(self, requests: Sequence[RewardRequest]) -> list[Future[RewardResult]]:
-        """The future result of each request. Its result never raises."""
+    def submit(self, requests: Sequence[RewardRequest]) -> list[Future[list[RewardResult]]]:
         return [self._pool.submit(self._attempt_all, request) for request in requests]
 
-    def _attempt_all(self, request: RewardRequest) -> RewardResult:
+    def _attempt_all(self, request: RewardRequest) -> list[RewardResult]:
         failure = ""
         for attempt in range(self.config.retries + 1):
             if attempt > 0:
-                time.sleep(self._first_pause_s * 2 ** (attempt - 1))
+                time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
             try:
-                score = float(self._reward(request.row, request.response, request.ended))
-            except Exception as error:  # the user's code and the network may raise anything
+                return [RewardResult(as_score(self._post(request)))]
+            except Exception as error:  # the network may raise anything
                 failure = f"{type(error).__name__}: {str(error).strip()[:MAX_REASON_CHARACTERS]}"
-                continue
-            # Scores travel as float32, where a large float64 becomes infinite.
-            if math.isfinite(np.float32(score)):
-                return RewardResult(score)
-            failure = f"not finite ({score})"
-        return RewardResult(math.nan, failure)
+        return [RewardResult(math.nan, failure)]
 
-    def _post(self, row: dict[str, Any], response: str, ended: bool) -> Any:
-        # default=str: rows of Parquet files hold dates and numpy values.
-        body = json.dumps({"row": row, "response": response, "ended": ended}, default=str)
+    def _post(self, request: RewardRequest) -> Any:
+        # Rows may hold dates and numpy values (as text) and NaN, which JSON has no word for (null).
+        values = {"row": request.row, "response": request.response, "ended": request.ended}
+        body = to_json(values, inf_nan_mode="null", bytes_mode="base64", fallback=str)
         headers = {"content-type": "application/json"}
-        answer = self._client.post(self._url, content=body, headers=headers)
+        answer = self._client.post(self.config.url, content=body, headers=headers)
         return answer.raise_for_status().json()["reward"]

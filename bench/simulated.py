@@ -77,7 +77,8 @@ class Scorer:
         self, samples: Samples, temperature: float, rows: dict[int, dict[str, Any]]
     ) -> tuple[SimpleNamespace, np.ndarray]:
         # A namespace with the fields of `actors.scoring.Scores`, whose module imports torch.
-        scores = SimpleNamespace(raw_CB=np.zeros((1, samples.size), np.float32), failures=[])
+        raw_CB, applies_CB = np.zeros((1, samples.size), np.float32), np.ones((1, samples.size), bool)
+        scores = SimpleNamespace(raw_CB=raw_CB, applies_CB=applies_CB, failures=[])
         return scores, np.zeros_like(samples.logprobs_N)
 
 

@@ -3,6 +3,8 @@ them."""
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import partial
@@ -16,7 +18,7 @@ from cluster.fleets.manager import FleetManager
 from cluster.run.directory import RunDirectory
 from cluster.run.monitor import Monitor
 from common.errors import UserError
-from common.plugins import load_object
+from common.plugins import describe_error, load_function
 from learners.data.encoding import encode_prompts
 from learners.data.sources import DatasetReader, SourceRow
 
@@ -81,22 +83,55 @@ class Context:
         by name, for evaluation only; None if the config names none."""
         if not self.config.evaluate.judge:
             return None
-        return partial(_judge, load_object(self.config.evaluate.judge))
+        path = self.config.evaluate.judge
+        return partial(_judge, load_function(path, "evaluate.judge", *JUDGE_ARGUMENTS), path)
 
     def decoding(self, stage: str, temperature: float) -> Decoding:
         return Decoding(temperature=temperature, max_tokens=getattr(self.config, stage).max_response_tokens)
 
 
+JUDGE_ARGUMENTS = ("row", "response", "ended")
+
+
 def _judge(
-    function: Callable[..., Any], row: dict[str, Any], response: str, ended: bool = True
+    function: Callable[..., Any], path: str, row: dict[str, Any], response: str, ended: bool = True
 ) -> dict[str, Any]:
-    return measures(function(row, response, ended))
+    """The measures of one response. Raises UserError if the judge fails or gives something else."""
+    try:
+        verdict = function(row, response, ended)
+        if inspect.isawaitable(verdict):
+            verdict = asyncio.run(_awaited(verdict))
+        found = measures(verdict)
+        if found.get("score") is None:
+            raise TypeError(f"it gives {verdict!r}; expected a number, or measures with a score")
+        return found
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(
+            f"evaluate.judge={path}: {describe_error(error)}; the prompt was {str(row.get('prompt'))[:80]!r}"
+        ) from error
+
+
+async def _awaited(verdict: Any) -> Any:
+    return await verdict
 
 
 def measures(verdict: Any) -> dict[str, Any]:
-    """The result of an evaluation function by name; a number alone is the score."""
+    """The result of an evaluation function by name; a number alone is the score.
+
+    Numbers of numpy and torch become Python's, since they are written as JSON. Raises TypeError for
+    anything but numbers, true, false and None (a measure that does not apply)."""
     if is_dataclass(verdict) and not isinstance(verdict, type):
-        return {**asdict(verdict), "score": getattr(verdict, "score", None)}
-    if isinstance(verdict, Mapping):
-        return dict(verdict)
-    return {"score": float(verdict)}
+        verdict = {**asdict(verdict), "score": getattr(verdict, "score", None)}
+    if not isinstance(verdict, Mapping):
+        verdict = {"score": verdict}
+    return {str(name): _plain_number(str(name), value) for name, value in verdict.items()}
+
+
+def _plain_number(name: str, value: Any) -> float | bool | None:
+    if callable(getattr(value, "item", None)):  # of numpy or torch
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if hasattr(type(value), "__float__"):  # a Fraction, a Decimal
+        return float(value)
+    raise TypeError(f"measure {name} is {value!r} ({type(value).__name__}); expected a number")

@@ -78,7 +78,8 @@ def respond(context: Context, prompts: EvaluationPrompts, temperature: float, co
     scores = scorers.wait([scores_ref for scores_ref, _ in scored], "score")
     references = scorers.wait([ref_logprobs_ref for _, ref_logprobs_ref in scored], "score")
     raw_CB = np.concatenate([part.raw_CB for part in scores], axis=1)
-    rewards = reward_columns(raw_CB, context.config.rewards)
+    applies_CB = np.concatenate([part.applies_CB for part in scores], axis=1)
+    rewards = reward_columns(raw_CB, applies_CB, context.config.rewards)
     responses = [samples.response(b) for b in range(samples.size)]
     texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
     judge = context.judge()
@@ -94,15 +95,18 @@ def respond(context: Context, prompts: EvaluationPrompts, temperature: float, co
     return JudgedResponses(samples, np.concatenate(references), answers)
 
 
-def reward_columns(raw_CB: np.ndarray, config: RewardsConfig) -> dict[str, np.ndarray]:
+def reward_columns(
+    raw_CB: np.ndarray, applies_CB: np.ndarray, config: RewardsConfig
+) -> dict[str, np.ndarray]:
     """By name, for each response: the weighted sum of the raw scores and, if there are several
-    sources, each of them. Neither clipped nor normalized, so that evaluations of different
-    iterations compare."""
+    sources, each of them (nan where it does not apply). Neither clipped nor normalized, so that
+    evaluations of different iterations compare."""
     weights_C = np.array([source.weight for source in config.sources])
     columns = {"reward": weights_C @ raw_CB}
     if len(config.sources) > 1:
-        for source, raw_B in zip(config.sources, raw_CB, strict=True):
-            columns[f"reward/{source.name}"] = raw_B
+        own_CB = np.where(applies_CB, raw_CB, np.nan)
+        for name, own_B in zip(config.names, own_CB, strict=True):
+            columns[f"reward/{name}"] = own_B
     return columns
 
 

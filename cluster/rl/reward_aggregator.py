@@ -118,11 +118,12 @@ class RewardAggregator:
         results: list[Scores] = self.scorers.wait(references, "score")
         kept = [np.isfinite(scores.raw_CB).all(axis=0) for scores in results]
         self._record_quarantine(results, kept, step)
-        raw_parts = []
+        raw_parts, applies_parts = [], []
         for scores, kept_B in zip(results, kept, strict=True):
             raw_parts.append(scores.raw_CB[:, kept_B])
-        raw_CB = np.concatenate(raw_parts, axis=1)
-        reward_B, metrics = self._combine(raw_CB.astype(np.float64))
+            applies_parts.append(scores.applies_CB[:, kept_B])
+        raw_CB = np.concatenate(raw_parts, axis=1).astype(np.float64)
+        reward_B, metrics = self._combine(raw_CB, np.concatenate(applies_parts, axis=1))
         metrics["rewards/quarantined"] = float(self._num_quarantined)
         ends = np.cumsum([int(kept_B.sum()) for kept_B in kept])
         shares = np.split(reward_B.astype(np.float32), ends[:-1])
@@ -138,17 +139,21 @@ class RewardAggregator:
             scored.append(ScoredPart(samples, scores_B, ref_logprobs_N))
         return scored, metrics
 
-    def _combine(self, raw_CB: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-        """(reward_B, mean raw score of each source if there are several)."""
+    def _combine(self, raw_CB: np.ndarray, applies_CB: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        """(reward_B, mean raw score of each source if there are several). A source counts only where it
+        applies."""
         reward_B, metrics = np.zeros(raw_CB.shape[1]), {}
-        for source, raw_B, moments in zip(self.config.sources, raw_CB, self._moments, strict=True):
-            score_B = clip(raw_B, source)
+        for c, (source, moments) in enumerate(zip(self.config.sources, self._moments, strict=True)):
+            applies_B = applies_CB[c]
+            if not applies_B.any():
+                continue
+            score_B = clip(raw_CB[c, applies_B], source)
             if source.normalize:
                 moments.add(score_B)
                 score_B = (score_B - moments.mean) / max(1e-6, moments.std)
-            reward_B += source.weight * score_B
+            reward_B[applies_B] += source.weight * score_B
             if len(self.config.sources) > 1:
-                metrics[f"rewards/{source.name}"] = float(raw_B.mean())
+                metrics[f"rewards/{self.config.names[c]}"] = float(raw_CB[c, applies_B].mean())
         return reward_B, metrics
 
     def _record_quarantine(self, results: Sequence[Scores], kept: Sequence[np.ndarray], step: int) -> None:

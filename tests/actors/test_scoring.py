@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from actors.config import FunctionReward, HTTPReward, RewardsConfig, ScoringConfig
+from actors.config import HTTPReward, RewardsConfig, ScoringConfig
 from actors.scoring import ScoringActor
-from actors.text_rewards import RewardRequest, RewardResult, TextReward
+from actors.text_rewards import HTTPTextReward
 from common.errors import UserError
 from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy, load_policy, load_scalar, scalar_from_policy
+from tests.actors.reward_functions import results_of
 from tests.learners import fixtures
 
 
@@ -37,11 +38,6 @@ def model_scores(actor, samples, temperature=1.0):
     """(scores_B of the first source, ref_logprobs_N)"""
     scores, ref_logprobs_N = actor.score(samples, temperature, {})
     return scores.raw_CB[0], ref_logprobs_N
-
-
-def submit_rows(reward, rows):
-    futures = reward.submit([RewardRequest(row, "text", True) for row in rows])
-    return [future.result() for future in futures]
 
 
 def test_scores_and_reference_logprobs_equal_a_plain_forward(folder):
@@ -91,42 +87,43 @@ def test_reward_model_of_another_vocabulary_is_refused(folder):
         make_actor(folder, reward_model="other-reward")
 
 
-def unreliable_reward(row, response, ended):
-    """Fails as often as the row says, then returns the row's score."""
-    row["calls"] = row.get("calls", 0) + 1
-    if row["calls"] <= row["failures"]:
-        raise RuntimeError("not today")
-    return row["score"]
-
-
-UNRELIABLE = "tests.actors.test_scoring:unreliable_reward"
+MODULE = "tests.actors.reward_functions"
 
 
 def test_function_scores_stand_beside_those_of_the_model(folder):
     samples = fixtures.make_batch(size=4).samples
     rows = {}
-    for i, score in enumerate([1.5, float("nan"), None, -2]):
+    for i, score in enumerate([1.5, float("nan"), "2", -2]):
         rows[i] = {"prompt": f"p{i}", "score": score, "failures": 0}
-    sources = [{"kind": "model"}, {"kind": "function", "path": UNRELIABLE}]
+    sources = [{"kind": "model"}, {"kind": "function", "path": f"{MODULE}:unreliable"}]
     scores, _ = make_actor(folder, sources=sources).score(samples, 1.0, rows)
     assert np.allclose(scores.raw_CB[0], model_scores(make_actor(folder), samples)[0])
     assert scores.raw_CB[1].tolist() == pytest.approx([1.5, np.nan, np.nan, -2], nan_ok=True)
-    failures = [(f["source"], f["prompt"], f["reason"][:10]) for f in scores.failures]
+    failures = [(f["source"], f["prompt"], f["reason"].split(":")[0]) for f in scores.failures]
     assert failures == [
-        ("unreliable_reward", "p1", "not finite"),
-        ("unreliable_reward", "p2", "TypeError:"),
+        ("unreliable", "p1", "ValueError"),
+        ("unreliable", "p2", "TypeError"),
     ]
     assert all(failure["response"] for failure in scores.failures)
 
 
-def test_failed_function_is_called_again_up_to_retries():
-    rows = [{"prompt": f"again {n}", "score": 1, "failures": n} for n in range(4)]
-    reward = TextReward(FunctionReward(path=UNRELIABLE, retries=2))
-    results = submit_rows(reward, rows)
-    assert results[:3] == [RewardResult(1)] * 3
-    assert np.isnan(results[3].score)
-    assert results[3].failure == "RuntimeError: not today"
-    assert [row["calls"] for row in rows] == [1, 2, 3, 3]
+def test_a_source_that_does_not_apply_is_no_failure_unless_none_applies(folder):
+    samples = fixtures.make_batch(size=3).samples
+    bonuses, skipped = [0.5, 0.5, None], [False, True, True]
+    rows = {}
+    for i in range(3):
+        rows[i] = {"prompt": f"p{i}", "skip_length": skipped[i], "bonus": bonuses[i]}
+    sources = [
+        {"kind": "function", "path": f"{MODULE}:length_or_none"},
+        {"kind": "function", "path": f"{MODULE}:bonus"},
+    ]
+    scores, _ = make_actor(folder, sources=sources).score(samples, 1.0, rows)
+    assert scores.applies_CB.tolist() == [[True, False, False], [True, True, False]]
+    assert scores.raw_CB[:, 1].tolist() == [0.0, 0.5]
+    assert np.isfinite(scores.raw_CB[:, :2]).all()
+    assert np.isnan(scores.raw_CB[:, 2]).all()
+    assert [(f["prompt"], f["source"]) for f in scores.failures] == [("p2", "length_or_none, bonus")]
+    assert "no source of reward applies" in scores.failures[0]["reason"]
 
 
 class RewardEndpoint(BaseHTTPRequestHandler):
@@ -168,11 +165,11 @@ def endpoint():
 
 def test_endpoint_is_retried_within_timeout_and_concurrency(endpoint):
     url = f"http://127.0.0.1:{endpoint.server_port}"
-    reward = TextReward(HTTPReward(url=url, timeout_s=0.3, retries=1, concurrency=3))
+    reward = HTTPTextReward(HTTPReward(url=url, timeout_s=0.3, retries=1, concurrency=3))
     # Rows differ, since the endpoint recognizes a repeated request by its body.
     rows = [{}, {"fails_once": True}, {"stall": True}, {"no_json": True}]
     rows += [{"n": n} for n in range(20)]
-    results = submit_rows(reward, rows)
+    results = results_of(reward, rows)
     assert [result.score for result in results[:2]] == [4, 4]
     kinds = [result.failure.split(":")[0] for result in results[2:4]]
     assert kinds == ["ReadTimeout", "JSONDecodeError"]

@@ -1,12 +1,15 @@
 """What evaluation computes from rewards and a judge's measures, whatever function the judge is."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+import torch
 
 from actors.config import RewardsConfig
-from cluster.context import measures
+from cluster.config import RunConfig
+from cluster.context import Context, measures
 from cluster.quickstart.oracle import Verdict
 from cluster.rl.evaluation import (
     EvaluationPrompts,
@@ -18,6 +21,7 @@ from cluster.rl.evaluation import (
     standard_error,
 )
 from cluster.stages.evaluate import answer_lines, flat_rates, win_rate
+from common.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -31,6 +35,49 @@ from cluster.stages.evaluate import answer_lines, flat_rates, win_rate
 )
 def test_a_judge_may_return_a_number_or_named_measures(verdict, named):
     assert measures(verdict) == named
+
+
+def test_measures_are_plain_numbers_for_json():
+    verdict = {"score": np.float32(1.5), "right": np.bool_(True), "tokens": torch.tensor(3), "n": None}
+    plain = measures(verdict)
+    assert plain == {"score": 1.5, "right": True, "tokens": 3, "n": None}
+    assert json.loads(json.dumps(plain)) == plain
+    assert json.dumps(measures(np.float64(0.5))) == '{"score": 0.5}'
+    with pytest.raises(TypeError, match=re.escape("measure why is 'bad' (str); expected a number")):
+        measures({"score": 1.0, "why": "bad"})
+
+
+async def later(row, response, ended):
+    return {"score": np.float32(len(response))}
+
+
+def fails(row, response, ended):
+    return row["no such key"]
+
+
+def no_score(row, response, ended):
+    return {"right": True}
+
+
+def judge_of(name):
+    config = RunConfig(evaluate={"judge": f"tests.cluster.test_evaluation:{name}"})
+    return Context(config, run=None, fleets=None).judge()
+
+
+def test_a_judge_may_be_a_coroutine():
+    assert judge_of("later")({"prompt": "?"}, "four", True) == {"score": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("fails", "KeyError: 'no such key' ("), ("no_score", "expected a number, or measures with a score")],
+)
+def test_a_judge_that_fails_is_named_with_the_prompt(name, message):
+    with pytest.raises(UserError) as error:
+        judge_of(name)({"prompt": "What?"}, "four", True)
+    assert f"evaluate.judge=tests.cluster.test_evaluation:{name}" in str(error.value)
+    assert message in str(error.value)
+    assert "the prompt was 'What?'" in str(error.value)
 
 
 def test_evaluation_prompts_are_sampled_once_each_by_the_seed():
@@ -61,11 +108,12 @@ def test_rewards_are_weighted_sums_of_raw_scores():
         {"kind": "function", "path": path, "weight": 0.5},
     ]
     raw_CB = np.array([[1.0, 2.0], [4.0, np.nan]])
-    columns = reward_columns(raw_CB, RewardsConfig(sources=sources))
+    applies_CB = np.ones((2, 2), dtype=bool)
+    columns = reward_columns(raw_CB, applies_CB, RewardsConfig(sources=sources))
     assert columns.keys() == {"reward", "reward/model", "reward/quality"}
     np.testing.assert_array_equal(columns["reward"], [4.0, np.nan])
     assert columns["reward/model"].tolist() == [1.0, 2.0]
-    assert reward_columns(raw_CB[:1], RewardsConfig()).keys() == {"reward"}
+    assert reward_columns(raw_CB[:1], applies_CB[:1], RewardsConfig()).keys() == {"reward"}
     assert [finite_or_none(value) for value in columns["reward"]] == [4.0, None]
 
 

@@ -85,7 +85,7 @@ class Scorer:
     def score(self, samples, temperature, rows):
         assert all(rows[prompt_id] == {"row": prompt_id} for prompt_id in samples.prompt_ids_B.tolist())
         raw_CB = samples.prompt_ids_B[None].astype(np.float32)
-        return Scores(raw_CB, []), np.zeros(samples.offsets[-1], np.float32)
+        return Scores(raw_CB, np.ones_like(raw_CB, dtype=bool), []), np.zeros(samples.offsets[-1], np.float32)
 
 
 class Learner:

@@ -1,0 +1,43 @@
+"""Requests to this machine do not go to the proxy of the environment."""
+
+import os
+import urllib.request
+
+import httpx
+import pytest
+
+from common.network import bypass_proxies_for_loopback, is_loopback_url
+
+
+@pytest.mark.parametrize(
+    ("url", "loopback"),
+    [
+        ("http://127.0.0.1:8000/v1", True),
+        ("http://127.8.0.1", True),
+        ("http://localhost:8000", True),
+        ("http://[::1]:8000", True),
+        ("http://0.0.0.0:8000", True),
+        ("http://10.0.0.3:8000", False),
+        ("https://rewards.example.org/score", False),
+        ("http://localhost.example.org", False),
+    ],
+)
+def test_urls_of_this_machine(url, loopback):
+    assert is_loopback_url(url) is loopback
+
+
+def test_libraries_that_read_the_environment_go_past_the_proxy(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "internal.example.org")
+    assert not urllib.request.proxy_bypass("127.0.0.1")
+    bypass_proxies_for_loopback()
+    bypass_proxies_for_loopback()
+    assert os.environ["NO_PROXY"] == "internal.example.org,localhost,127.0.0.1,::1,0.0.0.0"
+    with httpx.Client() as client:
+        for host in ("127.0.0.1", "localhost", "[::1]", "0.0.0.0"):
+            assert urllib.request.proxy_bypass(host.strip("[]"))
+            # The transport without a proxy; there is no public way to ask.
+            assert client._transport_for_url(httpx.URL(f"http://{host}:8000/")) is client._transport
+        assert client._transport_for_url(httpx.URL("http://example.org/")) is not client._transport
