@@ -137,7 +137,7 @@ def serve(
     """Serve a run's policy: OpenAI-compatible endpoint, chat page, playground."""
     from cluster.config_loader import load_config
     from common.run_paths import RunPaths
-    from learners.data.sources import local_path
+    from learners.data.locations import local_path
     from serve.launch import serve_forever
 
     # A service manager stops a server with SIGTERM; it ends as after Ctrl-C.

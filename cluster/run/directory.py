@@ -23,7 +23,7 @@ from common.errors import UserError
 from common.files import read_json, write_json, write_text
 from common.run_paths import RunPaths
 from learners.data.config import SourceConfig
-from learners.data.sources import local_path
+from learners.data.locations import local_path
 from serve.versions import current_policy, live_endpoint, set_current, store
 
 # Sections that the first stage of a run depends on, and so all that follow.

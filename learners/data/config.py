@@ -12,18 +12,20 @@ from common.config import Section
 
 class SourceConfig(Section):
     path: str
-    """A file (.txt, .jsonl, .json, .csv, .parquet), a folder of data files, or a hub name like
+    """A file (.txt, .jsonl, .json, .csv, .tsv, .parquet, .arrow; texts also as .gz, .bz2, .zst), a
+    pattern like books/*.txt, a folder of data files, what save_to_disk wrote, or a hub name like
     owner/dataset."""
     subset: str | None = None
-    """Which of a hub dataset's configurations, where it has several."""
+    """Which configuration of a hub dataset or of a folder, where it has several."""
     split: str = "train"
-    """Split of a hub dataset or of a folder."""
+    """Split or parts of splits, for example train[:1000] or train[10%:]+test. A file is all of
+    "train"."""
     weight: float | None = Field(None, gt=0)
     """Share of the mix, relative to the other sources' weights; no row is repeated. Empty
     everywhere: all rows of all."""
     convert: str | None = None
-    """module:function (row) -> list of rows in the form that the stage reads, for files in
-    another form."""
+    """module:function (row) -> list of rows (or one row) in the form that the stage reads, for
+    files in another form."""
 
 
 def _as_source_list(value: Any) -> Any:
@@ -69,7 +71,8 @@ class DataConfig(Section):
     with other values are left out. Empty, or a row without the key: rows that share their prompt
     are all learned or all held out."""
     deduplicate: bool = False
-    """Leave out rows that differ from an earlier one only in case and white space."""
+    """Leave out rows whose text, prompt, conversation or ranking differs from an earlier one's only
+    in case and in the amount of white space, whatever their other keys."""
     overlong: Literal["refuse", "drop", "truncate"] = "refuse"
     """Rows over model.context: an error, left out, or cut after the last sentence that fits."""
     max_invalid_rows: int = Field(0, ge=0)

@@ -57,6 +57,9 @@ def encode_rankings(
             continue
         sequences = [same.setdefault(sequence, sequence) for sequence in sequences]
         record: RankingRecord = source_row.record
+        if not _has_preference(sequences, record.ranks):
+            reader.leave_out("no_preference")
+            continue
         rankings.append(_Ranking(record, record.split_text, reader.split_value(record), sequences))
     rankings, validation_prompts = _split(rankings, validation_share, reader)
     groups = _group_by_prompt(rankings, oracle_score)
@@ -66,6 +69,13 @@ def encode_rankings(
     fold_position_G = np.array([position_of[group.split_text] for group in groups], dtype=np.float64)
     is_validation_G = np.array([group.split_text in validation_prompts for group in groups], dtype=bool)
     return _as_arrays(groups, fold_position_G, is_validation_G)
+
+
+def _has_preference(sequences: Sequence[TokenIds], ranks: Sequence[int]) -> bool:
+    """Whether one sequence is better than another, different one; not where all are tied, or alike (in
+    the file, or since they were cut)."""
+    # With two sequences and two ranks, some two differ in both.
+    return len(set(sequences)) > 1 and len(set(ranks)) > 1
 
 
 @dataclass
@@ -98,8 +108,7 @@ def _split(rankings: list[_Ranking], share: float, reader: DatasetReader) -> tup
             # Its owner is trained on, with other prompts. Without an owner it goes with its prompt.
             # Some ranking of the prompt is kept: that by the owner with the smallest position.
             if ranking.owner is not None and split_position(ranking.owner) >= threshold:
-                reader.stats["dropped_by_split"] += 1
-                reader.stats["kept"] -= 1  # the reader counted it before the split
+                reader.leave_out("dropped_by_split")
                 continue
         kept.append(ranking)
     return kept, validation_prompts

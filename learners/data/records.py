@@ -23,6 +23,8 @@ from learners.data.conversations import (
     conversation_text,
     normalized_text,
 )
+from learners.data.pairs import joined_prompt, ranking_of_pair
+from learners.data.values import comparable_text, present_values
 
 Row = dict[str, Any]
 
@@ -71,7 +73,7 @@ class Record(BaseModel, ABC):
         if not isinstance(row, dict):
             raise InvalidRow("expected a JSON object")
         try:
-            return cls.model_validate(row)
+            return cls.model_validate(present_values(row))
         except ValidationError as error:
             # `from None`: pydantic's report of many lines would stand before the one sentence.
             raise InvalidRow(_sentence(error)) from None
@@ -86,12 +88,9 @@ class Record(BaseModel, ABC):
     def _normalize(cls, row: Row) -> Row:
         row = cls.normalize(dict(row))
         for name, field in cls.model_fields.items():
-            # A missing key gets the same message as a wrong value. An empty optional one (a
-            # column of a Parquet file has a value in every row) is as good as missing.
+            # A missing key gets the same message as a wrong value.
             if field.is_required():
                 row.setdefault(name, None)
-            elif name in row and row[name] is None:
-                del row[name]
         return row
 
     @property
@@ -115,8 +114,9 @@ class Record(BaseModel, ABC):
         return (self.model_extra or {}).get(key)
 
     def duplicate_key(self) -> str:
-        """Equal for rows that differ only in case, white space or keys outside of `identity`."""
-        return normalized_text(*(getattr(self, name) for name in self.identity))
+        """Equal for rows that differ only in keys outside of `identity` and as `comparable_text`
+        says."""
+        return comparable_text(*(getattr(self, name) for name in self.identity))
 
 
 class DocumentRecord(Record):
@@ -141,9 +141,13 @@ class PromptRecord(Record):
 
     @classmethod
     def normalize(cls, row: Row) -> Row:
-        # A row may have both, for example a prompt and the conversation that it was taken from.
-        if not row.get("prompt") and isinstance(row.get("messages"), list):
-            row["prompt"] = check_prompt(row["messages"], "messages")
+        prompt, messages = row.get("prompt"), row.get("messages")
+        if not prompt and isinstance(messages, list):
+            row["prompt"] = check_prompt(messages, "messages")
+        # With an answer it is what the prompt was taken from; without one it may say more.
+        elif prompt and messages and _ends_with_user(messages):
+            check_messages(messages, "messages", last="user")
+            row["prompt"] = joined_prompt(check_prompt(prompt, "prompt"), messages, "messages")
         return row
 
     @property
@@ -161,7 +165,7 @@ class DemonstrationRecord(Record):
 
     @classmethod
     def normalize(cls, row: Row) -> Row:
-        if row.get("messages") is None and "response" in row:
+        if not row.get("messages") and "response" in row:
             prompt = PromptRecord.parse(row).prompt
             response = check_text(row["response"], "response")
             row["messages"] = [*as_messages(prompt), {"role": "assistant", "content": response}]
@@ -213,9 +217,12 @@ class ResponsesRecord(Record):
         responses, ended = row.get("responses"), row.get("ended")
         if isinstance(responses, list):
             if not ended:
-                row["ended"] = [True] * len(responses)
-            elif not isinstance(ended, list) or not are_flags(ended, len(responses)):
+                ended = [True] * len(responses)
+            elif isinstance(ended, list):
+                ended = [_flag(value) for value in ended]
+            if not isinstance(ended, list) or not are_flags(ended, len(responses)):
                 raise InvalidRow(f"key 'ended': expected {len(responses)} times true or false")
+            row["ended"] = ended
         return row
 
     @model_validator(mode="after")
@@ -251,16 +258,19 @@ class RankingRecord(ResponsesRecord):
     @classmethod
     def normalize(cls, row: Row) -> Row:
         # A row that has both forms says more by its ranking.
-        if "responses" not in row and "chosen" in row:
-            row |= _from_pair(row)
+        if not row.get("responses") and "chosen" in row:
+            row |= ranking_of_pair(row)
         row = super().normalize(row)
         # The prompt is checked before the ranks, and both by hand, for the sake of the messages.
         check_prompt(row.get("prompt"), "prompt")
         responses, ranks = _responses_field(row.get("responses")), row.get("ranks")
+        if isinstance(ranks, list):
+            ranks = [_as_int(rank) for rank in ranks]
         if not isinstance(ranks, list) or not are_ranks(ranks, len(responses)):
             raise InvalidRow(
                 f"key 'ranks': expected {len(responses)} whole numbers from 1 (best), equal for ties"
             )
+        row["ranks"] = ranks
         return row
 
 
@@ -274,21 +284,23 @@ SCHEMAS: dict[str, type[Record]] = {
 """The record of each kind of data in section `data` of the config."""
 
 
-def _from_pair(row: Row) -> Row:
-    """Prompt, responses and ranks of a pair."""
-    chosen, rejected = row["chosen"], row.get("rejected")
-    prompt = row.get("prompt")
-    if isinstance(chosen, list):
-        chosen = check_messages(chosen, "chosen", last="assistant")
-        rejected = check_messages(rejected, "rejected", last="assistant")
-        if chosen[:-1] != rejected[:-1]:
-            raise InvalidRow(
-                "keys 'chosen' and 'rejected': expected two conversations that differ in the last message"
-            )
-        prompt = prompt or chosen[:-1]
-        chosen, rejected = chosen[-1]["content"], rejected[-1]["content"]
-    responses = [check_text(chosen, "chosen"), check_text(rejected, "rejected")]
-    return {"prompt": prompt, "responses": responses, "ranks": [1, 2]}
+def _ends_with_user(messages: Any) -> bool:
+    """Whether this is a conversation to answer, and not one that was answered."""
+    return (
+        isinstance(messages, list) and isinstance(messages[-1], dict) and messages[-1].get("role") == "user"
+    )
+
+
+def _flag(value: Any) -> Any:
+    # Not known: as where the whole list is left out.
+    return True if value is None else value
+
+
+def _as_int(value: Any) -> Any:
+    # Tables that hold a null or were made by pandas write whole numbers as 1.0.
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
 
 
 def _sentence(error: ValidationError) -> str:

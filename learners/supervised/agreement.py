@@ -88,10 +88,13 @@ class PairAgreement:
         return rates
 
 
-def count_agreeing(scores: Sequence[float], ranks: Sequence[int]) -> tuple[int, int]:
+def count_agreeing(scores: Sequence[float], ranks: Sequence[int]) -> tuple[float, int]:
     """(pairs ordered alike, pairs) over the non-tied pairs of one ranking; equal scores count as
-    ordered wrongly."""
+    half ordered alike, as chance would."""
     pairs = ranking_pairs(ranks)
-    # A model that gives every response the same score must not look like a good one.
-    agreeing = sum(scores[better] > scores[worse] for better, worse in pairs)
+    # Neither right nor wrong: what gives every response the same score is then no better and no
+    # worse than a coin.
+    agreeing = 0.0
+    for better, worse in pairs:
+        agreeing += (scores[better] > scores[worse]) + (scores[better] == scores[worse]) / 2
     return agreeing, len(pairs)

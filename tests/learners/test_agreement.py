@@ -13,7 +13,8 @@ from learners.supervised.agreement import PairAgreement, PairCounts, count_agree
         ([1.0, 2.0, 3.0], [1, 2, 3], (0, 3)),
         ([3.0, 1.0, 2.0], [1, 2, 3], (2, 3)),
         ([3.0, 1.0, 2.0], [1, 2, 2], (2, 2)),  # a tie makes no pair
-        ([1.0, 1.0], [1, 2], (0, 1)),  # equal scores are no order
+        ([1.0, 1.0], [1, 2], (0.5, 1)),  # equal scores are no order: as good as chance
+        ([1.0, 1.0, 0.0], [1, 2, 3], (2.5, 3)),
         ([1.0, 2.0], [1, 1], (0, 0)),
     ],
 )

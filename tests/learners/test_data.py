@@ -218,6 +218,23 @@ def test_fewer_than_two_prompts_to_divide_are_refused(tokenizer):
         demonstrations(tokenizer, [talk("a", "b"), talk("A", "c")])
 
 
+def test_rankings_without_a_preference_are_left_out_and_counted(tokenizer):
+    pairs = [{"prompt": p, "chosen": "a", "rejected": "b"} for p in "pq"]
+    same = {"prompt": "r", "chosen": "yes", "rejected": "yes"}
+    tied = {"prompt": "s", "responses": ["a", "b", "c"], "ranks": [1, 1, 1]}
+    alike = {"prompt": "t", "chosen": "Word. " + "x" * 99 + ".", "rejected": "Word. " + "y" * 99 + "."}
+    data, dataset = rankings(tokenizer, [*pairs, same, tied, alike], overlong="truncate")
+    assert len(data.groups) - 1 == 2
+    assert dataset.stats["no_preference"] == 3
+    with pytest.raises(UserError, match=r"there is 0 \(.*3 no preference"):
+        rankings(tokenizer, [same, tied, alike], overlong="truncate")
+    # The same words, once cut: the reward model sees the difference.
+    cut = {**same, "ended": [True, False]}
+    partly = {"prompt": "s", "responses": ["a", "a", "b"], "ranks": [1, 2, 2]}
+    data, dataset = rankings(tokenizer, [cut, partly])
+    assert dataset.stats["no_preference"] == 0
+
+
 def test_demonstrations_of_one_prompt_are_held_out_together(tokenizer):
     rows = [talk(f"Q{i // 2}?" if i % 2 else f" q{i // 2}?\n", f"answer {i}") for i in range(100)]
     data, _ = demonstrations(tokenizer, rows)

@@ -1,5 +1,7 @@
 """One schema for the rows that the reader, the collect stage, feedback and the reward stage exchange."""
 
+import json
+
 import pytest
 
 from learners.data.conversations import InvalidRow, normalized_text
@@ -18,15 +20,15 @@ POLICY = {"model": "hero", "version": "ppo-1"}
 
 
 def test_unknown_keys_are_kept_and_absent_ones_not_added():
-    row = {"prompt": "p", "answer": [1, {"x": None}], "model_dump": 3}
+    row = {"prompt": "p", "answer": [1, None, {"x": "y"}], "model_dump": 3}
     assert PromptRecord.parse(row).user_row() == row
     assert PromptRecord.parse(row).value_of("model_dump") == 3
     assert PromptRecord.parse(row).value_of("absent") is None
 
 
 def test_a_stored_row_reads_back_as_the_same_record():
-    full = {**RANKING, "policy": [POLICY] * 2, "decoding": [{"temperature": 1.0, "stop": None}] * 2}
-    full |= {"labeler": "ann", "time": 12.5, "row": {"prompt": "p", "answers": None}, "mood": "good"}
+    full = {**RANKING, "policy": [POLICY] * 2, "decoding": [{"temperature": 1.0, "stop": []}] * 2}
+    full |= {"labeler": "ann", "time": 12.5, "row": {"prompt": "p", "answers": [None]}, "mood": "good"}
     record = RankingRecord.parse(full)
     stored = record.stored_row()
     assert stored["schema_version"] == SCHEMA_VERSION
@@ -52,6 +54,8 @@ def test_responses_with_ranks_are_a_ranking():
         ({"schema_version": 2}, "key 'schema_version': input should be 1"),
         ({"ranks": [True, 2]}, "key 'ranks': expected 2 whole numbers from 1 (best), equal for ties"),
         ({"ranks": None}, "key 'ranks': expected 2 whole numbers from 1 (best), equal for ties"),
+        ({"ranks": [1.5, 2]}, "key 'ranks': expected 2 whole numbers from 1 (best), equal for ties"),
+        ({"ranks": [1, None]}, "key 'ranks': expected 2 whole numbers from 1 (best), equal for ties"),
         ({"responses": None}, "key 'responses': expected a list of at least two texts"),
         ({"ended": [True]}, "key 'ended': expected 2 times true or false"),
         ({"prompt": talk("a", "b")["messages"]}, "key 'prompt': the last message must be the user's"),
@@ -63,9 +67,102 @@ def test_a_wrong_ranking_is_one_sentence_that_names_the_key(change, message):
     assert str(error.value) == message
 
 
-def test_an_empty_optional_value_is_as_good_as_none():
+def test_null_is_absent_at_every_depth():
     record = RankingRecord.parse({**RANKING, "policy": None, "decoding": None, "ended": None})
     assert record.user_row() == {**RANKING, "ended": [True, True]}
+    row = {**talk("a", "b"), "answer": None, "tests": {"x": None, "y": [{"z": None}, None]}}
+    row["messages"][1]["tool_calls"] = None
+    assert DemonstrationRecord.parse(row).user_row() == {**talk("a", "b"), "tests": {"y": [{}, None]}}
+
+
+@pytest.mark.parametrize(
+    ("row", "responses"),
+    [
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "responses": None, "ranks": None}, ["a", "b"]),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "responses": []}, ["a", "b"]),
+        ({"chosen": None, "rejected": None, **RANKING}, ["a", "b"]),
+        (
+            {"prompt": None, "chosen": talk("p", "a")["messages"], "rejected": talk("p", "b")["messages"]},
+            "ab",
+        ),
+        ({**RANKING, "ranks": [1.0, 2.0]}, ["a", "b"]),
+        ({**RANKING, "ended": [True, None]}, ["a", "b"]),
+    ],
+)
+def test_empty_columns_beside_the_form_that_is_used(row, responses):
+    record = RankingRecord.parse(row)
+    assert (record.responses, record.ranks, record.ended) == (list(responses), [1, 2], [True, True])
+    assert type(record.ranks[0]) is int
+
+
+def test_a_demonstration_with_an_empty_conversation_is_its_prompt_and_response():
+    for empty in (None, []):
+        record = DemonstrationRecord.parse({"prompt": "p", "response": "r", "messages": empty})
+        assert record.messages == talk("p", "r")["messages"]
+
+
+FRENCH = [
+    {"role": "system", "content": "In French."},
+    *talk("What is red?", "Rouge.", "And blue?")["messages"],
+]
+
+
+def pair_after(conversation, **keys):
+    answers = [{"role": "assistant", "content": text} for text in ("Bleu.", "Blue.")]
+    return {"chosen": [*conversation, answers[0]], "rejected": [*conversation, answers[1]], **keys}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "conversation", "expected"),
+    [
+        ("What is red?", FRENCH, FRENCH),  # the first question alone
+        (" and blue?\n", FRENCH, FRENCH),
+        (FRENCH, FRENCH, FRENCH),
+        (FRENCH, FRENCH[-1:], FRENCH),
+        (FRENCH[1:], FRENCH, FRENCH),
+        (FRENCH, [], FRENCH),  # the answers alone
+        ("What is red?", FRENCH[2:], FRENCH[1:]),  # the conversation goes on after the prompt
+        ("And blue?", FRENCH[-1:], "And blue?"),
+        ("What is green?", FRENCH, None),
+        ([FRENCH[0], *talk("What is green?")["messages"]], FRENCH, None),
+    ],
+)
+def test_of_prompt_and_conversation_the_longer_counts_unless_they_differ(prompt, conversation, expected):
+    pair = pair_after(conversation, prompt=prompt)
+    if expected is None:
+        with pytest.raises(InvalidRow, match="keys 'prompt' and 'chosen': expected one conversation"):
+            RankingRecord.parse(pair)
+    else:
+        assert RankingRecord.parse(pair).prompt == expected
+        assert RankingRecord.parse(pair).responses == ["Bleu.", "Blue."]
+
+
+def test_a_prompt_beside_its_conversation():
+    assert PromptRecord.parse({"prompt": "And blue?", "messages": FRENCH}).prompt == FRENCH
+    with pytest.raises(InvalidRow, match="keys 'prompt' and 'messages': expected one conversation"):
+        PromptRecord.parse({"prompt": "And green?", "messages": FRENCH})
+    # One that was answered is where the prompt was taken from.
+    answered = talk("What is red?", "Red.")["messages"]
+    assert PromptRecord.parse({"prompt": "What is red?", "messages": answered}).prompt == "What is red?"
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ({"prompt": "p", "response": "cut \ud83d"}, "response"),
+        (
+            {"messages": [{"role": "user", "content": "\udc00"}, {"role": "assistant", "content": "b"}]},
+            "messages[0].content",
+        ),
+        ({"prompt": "p", "response": "r", "tests": [{"a": ["é\ud83d"]}]}, "tests[0].a[0]"),
+        ({"prompt": "p", "response": "r", "\ud83d": 1}, ""),
+    ],
+)
+def test_half_a_character_is_an_invalid_row(row, key):
+    with pytest.raises(InvalidRow) as error:
+        DemonstrationRecord.parse(row)
+    assert str(error.value).startswith(f"key '{key}': expected Unicode text, found half of a character (\\ud")
+    assert DemonstrationRecord.parse({"prompt": "p", "response": json.loads(r'"\ud83d\ude00 é"')})
 
 
 def test_the_prompt_decides_the_split_in_every_form():

@@ -77,10 +77,17 @@ def test_a_pair_of_conversations_ranks_their_last_messages():
         ("rows.jsonl", "", "no rows for data.prompts; 0 read"),
         ("rows.jsonl", "{", "line 1: not valid JSON"),
         ("rows.json", '[{"prompt": "p"},\n{"prompt"}\n]', "not valid JSON .*at line 2"),
-        ("rows.json", '{"prompt": "p"}', "expected a list of JSON objects"),
+        ("rows.json", '{"prompt": 1}', "rows.json, item 1: key 'prompt'"),
+        ("rows.json", '{"prompt": "p"}\n{"prompt": 1}', "rows.json, line 2: key 'prompt'"),
+        ("rows.json", '{"prompt": "p"}\n{"prompt"', "rows.json, line 2: not valid JSON"),
+        ("rows.jsonl", "[" * 99_999, "line 1: not JSON that can be read"),
+        ("rows.jsonl", f'{{"prompt": {"9" * 9999}}}', "line 1: not JSON that can be read"),
         ("rows.json", '[{"prompt": "p"}, {"prompt": 1}]', "rows.json, item 2: key 'prompt'"),
         ("rows.csv", "prompt,user\np,u\n,v\n", "rows.csv, row 2: key 'prompt'"),
         ("rows.csv", 'prompt\n"a\n', "rows.csv: cannot be read"),
+        ("rows.csv", "prompt,user\np,u\nq, r,u\n", "rows.csv, row 2: 3 cells, but the header has 2"),
+        ("rows.csv", "prompt,prompt\np,q\n", "two columns have one name; the columns are prompt, prompt"),
+        ("rows.jsonl.gz", "no gzip", "rows.jsonl.gz: cannot be read"),
         ("rows.parquet", "PAR", "rows.parquet: cannot be read"),
         ("rows.xlsx", "", "unknown kind of file; expected one of .txt, .jsonl"),
     ],
@@ -95,6 +102,18 @@ def test_text_in_another_encoding_is_an_error(tmp_path):
     (tmp_path / "a.txt").write_bytes("Füße".encode("latin-1"))
     with pytest.raises(UserError, match=r"a.txt: not text in UTF-8 \(invalid start byte at byte 1\)"):
         read("corpus", [tmp_path / "a.txt"])
+    (tmp_path / "a.csv").write_bytes("text\nFoot\nFüße\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a.csv: line 3: not text in UTF-8 \(invalid start byte at byte 1\)"):
+        read("corpus", [tmp_path / "a.csv"])
+    # A line of JSONL is a row, which can be skipped.
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in ("Foot", "Füße", "End")]
+    (tmp_path / "a.jsonl").write_bytes("\n".join(lines).encode("latin-1"))
+    with pytest.raises(
+        UserError, match=r"a.jsonl, line 2: not text in UTF-8 .*at byte 11\); save it as UTF-8"
+    ):
+        read("corpus", [tmp_path / "a.jsonl"])
+    rows, dataset = read("corpus", [tmp_path / "a.jsonl"], max_invalid_rows=1)
+    assert (rows, dataset.stats["invalid"]) == ([{"text": "Foot"}, {"text": "End"}], 1)
 
 
 def test_a_missing_file_is_an_error_that_names_data_root(tmp_path):
@@ -102,22 +121,27 @@ def test_a_missing_file_is_an_error_that_names_data_root(tmp_path):
         read("prompts", ["gsm8k/train.jsonl"], root=str(tmp_path / "somewhere"))
 
 
-def test_every_format_gives_the_same_rows(tmp_path):
-    from datasets import Dataset
-
-    rows = [
-        {"prompt": "NA", "response": "12", "user": "u1"},
-        {"prompt": 'two\nlines, "q"', "response": "b", "user": "u2"},
-    ]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+@pytest.mark.parametrize(
+    ("texts", "duplicates"),
+    [
+        (["Sort: 1 12", "Sort: 11 2"], 0),
+        (["What is 2 3 plus 1?", "What is 23 plus 1?"], 0),
+        (["a b", "ab"], 0),
+        (["What is 2²?", "What is 22?"], 0),
+        (["LaTeX: \\nu", "LaTeX: u"], 0),
+        (["Polish  the\u00a0desk\n", "polish the desk"], 1),
+        (["Fu\u0308\u00dfe", "F\u00fcsse"], 1),
+    ],
+)
+def test_only_case_and_the_amount_of_white_space_make_no_difference(tmp_path, texts, duplicates):
+    rows = [{"prompt": text, "id": i} for i, text in enumerate(texts)]
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    Dataset.from_list(rows).to_csv(tmp_path / "a.csv")
-    Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
-    Dataset.from_list(rows).to_parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet")
-    expected, _ = read("demonstrations", [tmp_path / "a.jsonl"])
-    assert expected[1]["messages"][0]["content"] == rows[1]["prompt"]
-    for name in ("a.json", "a.csv", "a.parquet", "hub"):  # a folder is read as a hub dataset is
-        assert read("demonstrations", [name], root=str(tmp_path))[0] == expected, name
+    _, dataset = read("prompts", [tmp_path / "a.json"], deduplicate=True)
+    assert dataset.stats["duplicate"] == duplicates
+    talks = [{"messages": talk(text, "yes")["messages"], "id": i} for i, text in enumerate(texts)]
+    (tmp_path / "b.json").write_text(json.dumps(talks))
+    _, dataset = read("demonstrations", [tmp_path / "b.json"], deduplicate=True)
+    assert dataset.stats["duplicate"] == duplicates
 
 
 def test_sources_are_mixed_by_weight_without_repeated_rows(tmp_path):
@@ -155,7 +179,9 @@ def test_rows_are_converted_by_a_function_of_the_user(tmp_path):
     )
     assert [row["prompt"] for row in rows] == ["p", "p"]
     (tmp_path / "b.jsonl").write_text('{"q": "p"}\n')
-    with pytest.raises(UserError, match=r"b.jsonl, line 1: .*:repeated: KeyError: 'n'"):
+    with pytest.raises(
+        UserError, match=r"b.jsonl, line 1: .*:repeated: KeyError: 'n' .*; the row has the keys q$"
+    ):
         read(
             "prompts",
             [{"path": str(tmp_path / "b.jsonl"), "convert": "tests.learners.test_sources:repeated"}],
@@ -166,3 +192,48 @@ def test_rows_are_converted_by_a_function_of_the_user(tmp_path):
 
 def repeated(row):
     return [{"prompt": row["q"]}] * row["n"]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("one_mapping", None),
+        ("generated", None),
+        ("nothing", "expected a list of rows .*, found None"),
+        ("a_text", "expected a list of rows .*, found 'p'"),
+        ("failing_generator", "RuntimeError: half-way"),
+        ("NO_FUNCTION", "is int; expected a function"),
+    ],
+)
+def test_what_a_convert_function_may_return(tmp_path, function, message):
+    (tmp_path / "a.jsonl").write_text('{"q": "p"}\n{"q": "r"}\n')
+    source = {"path": str(tmp_path / "a.jsonl"), "convert": f"tests.learners.test_sources:{function}"}
+    if message:
+        with pytest.raises(UserError, match=message):
+            read("prompts", [source])
+    else:
+        assert [row["prompt"] for row in read("prompts", [source])[0]] == ["p", "r"]
+
+
+NO_FUNCTION = 3
+
+
+def one_mapping(row):
+    return {"prompt": row["q"]}
+
+
+def generated(row):
+    yield {"prompt": row["q"]}
+
+
+def nothing(row):
+    return None
+
+
+def a_text(row):
+    return row["q"]
+
+
+def failing_generator(row):
+    yield {"prompt": row["q"]}
+    raise RuntimeError("half-way")
