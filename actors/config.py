@@ -24,8 +24,8 @@ class EngineConfig(Section):
     """GPUs of each actor or replica (of each of its workers under tensor parallelism)."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs that one engine's model is split over."""
-    dtype: DType = "float32"
-    """Arithmetic of the engine."""
+    dtype: DType = "auto"
+    """Arithmetic of the engine. auto: what the machine multiplies fast."""
     max_sequences: int = Field(256, ge=1)
     """Sequences that an engine processes at a time."""
     max_model_len: int | None = Field(None, ge=16)
@@ -41,8 +41,9 @@ class EngineConfig(Section):
 class RolloutConfig(EngineConfig):
     actors: int = Field(1, ge=1)
     """Rollout actors, each with one vLLM engine."""
-    dtype: DType = "float32"
-    """Arithmetic of the engine; a run sets it to ppo.dtype, so that rollouts and learner agree."""
+    dtype: DType = "auto"
+    """Arithmetic of the engine. auto: ppo.dtype, so that rollouts and learner agree; with another one
+    the weight-sync proof has the tolerance of the coarser of the two."""
     max_model_len: int | None = Field(None, ge=16)
     """Longest sequence of an engine, prompt and response, in tokens. Empty: model.context."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
@@ -160,7 +161,7 @@ class ScoringConfig(Section):
     """CPU threads of each actor."""
     gpus: float = Field(0.0, ge=0)
     """GPUs of each actor."""
-    dtype: DType = "float32"
-    """Arithmetic of both models."""
+    dtype: DType = "auto"
+    """Arithmetic of both models. auto: ppo.dtype, so that the KL to the reference starts at 0."""
     batch_tokens: int = Field(8192, ge=16)
     """Largest number of tokens in one forward pass, padding included."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from actors.config import Decoding, RolloutConfig
 from actors.weights.vllm import init_transfer, transfer_config
+from common.hardware import precise
 from learners.model_paths import resolve_model_path
 
 
@@ -118,7 +119,7 @@ def _load(model_path: str, config: RolloutConfig, seed: int) -> Any:
         chunked_prefill = False
     return LLM(
         model=model_path,
-        dtype=config.dtype,
+        dtype=precise(config.dtype),
         seed=seed,
         tensor_parallel_size=config.tensor_parallel,
         max_model_len=config.max_model_len,

@@ -181,7 +181,7 @@ def start(context: Context) -> Bench:
     policy, reward_model = run.model("sft"), run.model("reward")
     tokenizer = load_tokenizer(policy)
     rows, tokens = context.prompts("prompts", tokenizer, ppo.max_response_tokens)
-    settings = config.rollout.model_copy(update={"dtype": ppo.dtype, "max_model_len": config.model.context})
+    settings = config.rollout.model_copy(update={"max_model_len": config.model.context})
     arguments = {"name": "rollout-0", "model_path": str(policy), "config": settings}
     rollouts = RolloutFleet(
         "rollout", "bench.iteration:BenchRollout", [arguments], {"num_cpus": 0}, run.paths.logs

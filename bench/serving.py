@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("rates", nargs="*", default=["inf", "20"])
     args = parser.parse_args()
     model = args.model.absolute()
-    config = ServeConfig(port=PORTS["hero serve"])
+    config = ServeConfig(port=PORTS["hero serve"], dtype="float32")
     with vllm_server(config, model), running(model, config):
         for port in PORTS.values():
             run_client(port, model, "inf", WARM_UP_REQUESTS)

@@ -63,7 +63,9 @@ def actor_options(**env: str) -> dict[str, Any]:
 
 
 def start_engines(model: Path, count: int, folder: Path) -> RolloutFleet:
-    settings = RolloutConfig(threads=1, kv_cache_gib=0.05, max_sequences=16, max_model_len=64)
+    settings = RolloutConfig(
+        dtype="float32", threads=1, kv_cache_gib=0.05, max_sequences=16, max_model_len=64
+    )
     arguments = []
     for i in range(count):
         arguments.append({"name": f"rollout-{i}", "model_path": str(model), "config": settings})
@@ -73,12 +75,18 @@ def start_engines(model: Path, count: int, folder: Path) -> RolloutFleet:
 
 def start_learners(model: Path, folder: Path) -> LearnerFleet:
     """Two learner ranks that share the model by ZeRO-3."""
-    settings, model_config = LearnerConfig(ranks=2, zero_stage=3), ModelConfig(path=str(model))
+    settings, model_config = (
+        LearnerConfig(ranks=2, zero_stage=3, dtype="float32"),
+        ModelConfig(path=str(model)),
+    )
     arguments = [{"rank": rank, "config": settings, "model": model_config} for rank in range(2)]
     target = "actors.learner:LearnerActor"
     fleet = LearnerFleet("learner", target, arguments, actor_options(), folder / "logs")
     fleet.join()
-    fleet.wait(fleet.submit_start_ppo(model, None, PPOConfig(advantage="grpo"), None, 0), "start_ppo")
+    fleet.wait(
+        fleet.submit_start_ppo(model, None, PPOConfig(advantage="grpo", dtype="float32"), None, 0),
+        "start_ppo",
+    )
     return fleet
 
 

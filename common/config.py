@@ -12,7 +12,9 @@ from pydantic import (
     model_validator,
 )
 
-DType = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16"]
+DType = Literal["auto", "float32", "bfloat16"]
+"""Values of a dtype key. The driver resolves auto to a Precision before anything runs (`common.hardware`)."""
 
 
 class Section(BaseModel):

@@ -129,9 +129,9 @@ class LearnerConfig(Section):
     3)."""
     micro_batch_tokens: int = Field(4096, ge=16)
     """Largest number of tokens, padding included, in one forward pass of a rank."""
-    dtype: DType = "bfloat16"
+    dtype: DType = "auto"
     """Precision of the supervised stages (pretrain, sft, reward). bfloat16 keeps float32 master
-    weights."""
+    weights. auto: what the machine multiplies fast."""
     packing: bool = True
     """Put several sequences in each row of a forward pass, so that there is little padding."""
     weights_dir: str | None = None

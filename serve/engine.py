@@ -26,6 +26,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from actors.config import Decoding
 from actors.weights.vllm import swap_weights, transfer_config
+from common.hardware import precise
 from serve.config import ServeConfig
 from serve.gateway import MODEL_ROUTES
 from serve.request_stats import request_versions
@@ -142,7 +143,7 @@ def engine_arguments(
     values: dict[str, Any] = {
         "model": model,
         "served-model-name": name,
-        "dtype": config.dtype,
+        "dtype": precise(config.dtype),
         "tensor-parallel-size": config.tensor_parallel,
         "max-num-seqs": config.max_sequences,
         "allowed-origins": "[]",

@@ -6,9 +6,10 @@ Used by the sync probe of training (`cluster.rl.weight_sync`) and by the canary 
 
 from __future__ import annotations
 
-from common.config import DType
+from common.config import DType, Precision
+from common.hardware import precise
 
-DEFAULT_TOLERANCE: dict[DType, float] = {"float32": 1e-5, "bfloat16": 0.05}
+DEFAULT_TOLERANCE: dict[Precision, float] = {"float32": 1e-5, "bfloat16": 0.05}
 """Nats, mean absolute difference. Equal weights give about 2.5e-7 in float32 and 1.5e-3 in
 bfloat16."""
 
@@ -18,4 +19,9 @@ def logprob_tolerance(dtype: DType, max_logprob_error: float | None) -> float:
     default of the dtype."""
     if max_logprob_error is not None:
         return max_logprob_error
-    return DEFAULT_TOLERANCE[dtype]
+    return DEFAULT_TOLERANCE[precise(dtype)]
+
+
+def coarser(first: DType, second: DType) -> DType:
+    """Of two dtypes that compute the same numbers, the one that decides how closely they agree."""
+    return first if first == "bfloat16" else second

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from actors.weights.files import iter_weights
-from actors.weights.tolerance import logprob_tolerance
+from actors.weights.tolerance import coarser, logprob_tolerance
 from actors.weights.transport import WeightTransport
 from cluster.context import Context
 from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.fleets.rollout_fleet import RolloutFleet
+from common.config import DType
 from common.errors import WeightSyncError
 from learners.model_paths import model_folder
 from learners.rl.config import PPOConfig
@@ -40,10 +41,12 @@ class WeightSync:
         transport: WeightTransport,
         config: PPOConfig,
         prompts: Sequence[Sequence[int]],
+        engine_dtype: DType,
     ) -> None:
         """The first of `prompts` are the probes."""
         self.learners, self.rollouts, self.transport = learners, rollouts, transport
         self.config = config
+        self.dtype = coarser(config.dtype, engine_dtype)
         self.probes = [np.array(tokens, dtype=np.int32) for tokens in prompts[:NUM_PROBES]]
 
     def push(self, version: int) -> dict[str, float]:
@@ -71,7 +74,7 @@ class WeightSync:
         errors = [np.abs(np.concatenate(engine) - expected) for engine in engines]
         mean = max(float(error.mean()) for error in errors)
         largest = max(float(error.max()) for error in errors)
-        tolerance = logprob_tolerance(self.config.dtype, self.config.max_logprob_error)
+        tolerance = logprob_tolerance(self.dtype, self.config.max_logprob_error)
         # Written so that a mean of nan fails too.
         if not mean <= tolerance:
             raise WeightSyncError(

@@ -98,7 +98,14 @@ class PPOStage:
         self.scorers = fleets.scorers(policy, reward_model)
         self.learners.wait(starting, "start_ppo")
         self.flops = self.learners.flops_per_token()
-        self.weights = WeightSync(self.learners, self.rollouts, fleets.transport, config, self.heldout.tokens)
+        self.weights = WeightSync(
+            self.learners,
+            self.rollouts,
+            fleets.transport,
+            config,
+            self.heldout.tokens,
+            context.config.rollout.dtype,
+        )
 
         folder = self.paths.stage("ppo").checkpoints
         self.checkpoints = Checkpoints(folder, self.learners.save, config.keep_checkpoints)

@@ -54,8 +54,9 @@ class PPOConfig(Section):
     advantage: str = "gae"
     """The algorithm: gae (PPO with a critic), grpo, dr_grpo, rloo, reinforce, reinforce_pp or
     reinforce_pp_baseline."""
-    dtype: DType = "float32"
-    """Precision of policy, critic and rollout engines."""
+    dtype: DType = "auto"
+    """Precision of policy and critic, and of rollout engines and scoring actors that do not say
+    otherwise. auto: what the machine multiplies fast."""
     kl_coef: float = Field(0.35, ge=0)
     """Weight of the per-token KL penalty to the SFT policy. With kl_target: its first value."""
     kl_in: Literal["reward", "loss"] = "reward"

@@ -207,7 +207,7 @@ def exercise_refusals(actor, model, transport, sequences, folder):
 def exercise_engine(folder, queue):
     from actors.rollout import RolloutActor
 
-    config = RolloutConfig(kv_cache_gib=0.05, max_sequences=128, max_model_len=64, threads=2)
+    config = RolloutConfig(dtype="float32", kv_cache_gib=0.05, max_sequences=128, max_model_len=64, threads=2)
     actor = RolloutActor("rollout-0", str(folder / "model"), config, seed=0, version=LOADED_VERSION)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     decoding, end_token = Decoding(max_tokens=12), model.config.eos_token_id

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 
 def make_actor(folder, reward_model="reward", batch_tokens=128, **rewards):
-    config = ScoringConfig(batch_tokens=batch_tokens)
+    config = ScoringConfig(dtype="float32", batch_tokens=batch_tokens)
     reward_path = str(folder / reward_model) if reward_model else None
     sources = RewardsConfig(**rewards)
     return ScoringActor(str(folder / "policy"), reward_path, config, sources, fixtures.MODEL)

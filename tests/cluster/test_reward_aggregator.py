@@ -39,7 +39,7 @@ def scorers(tmp_path_factory):
     arguments = {
         "reference": str(folder / "policy"),
         "reward_model": str(folder / "reward"),
-        "config": ScoringConfig(),
+        "config": ScoringConfig(dtype="float32"),
         "rewards": RewardsConfig(sources=SOURCES),
         "model": fixtures.MODEL,
     }

@@ -152,7 +152,14 @@ def reward(actor, folder, steps=2):
 
 
 def ppo_config(**changes) -> PPOConfig:
-    plain = {"prompts": 12, "responses": 1, "minibatches": 3, "epochs": 2, "optimizer": optimizer()}
+    plain = {
+        "dtype": "float32",
+        "prompts": 12,
+        "responses": 1,
+        "minibatches": 3,
+        "epochs": 2,
+        "optimizer": optimizer(),
+    }
     critic = {} if changes.get("advantage", "gae") != "gae" else {"critic_optimizer": optimizer()}
     return PPOConfig(**(plain | critic | changes))
 

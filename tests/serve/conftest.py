@@ -39,7 +39,9 @@ def make_run(root: Path, **settings) -> RunDirectory:
     weights that are nan, wide-1 of another shape, and half-1, which passes every check until an
     engine reads its tensors."""
     run = RunDirectory(
-        RunConfig(run_dir=str(root), serve={"kv_cache_gib": 0.1, "keep_versions": 9, **settings})
+        RunConfig(
+            run_dir=str(root), serve={"dtype": "float32", "kv_cache_gib": 0.1, "keep_versions": 9, **settings}
+        )
     )
     countries = ("France", "Peru", "Chad", "Iran")
     write_jsonl(run.paths.data("heldout"), [{"prompt": f"What is the capital of {c}?"} for c in countries])

@@ -6,7 +6,9 @@ from serve.canary import REFUSAL_PATTERN, RUDE_PATTERN, regression
 from serve.config import CanaryConfig, ServeConfig
 
 GOOD = {"logprob_error": 3e-7, "reward": 1.0, "rude": 0.1, "refusal": 0.0, "ended": 1.0, "length": 9.0}
-LIMITS = ServeConfig(canary=CanaryConfig(max_reward_drop=0.5, max_rude_rise=0.2, max_refusal_rise=0.1))
+LIMITS = ServeConfig(
+    dtype="float32", canary=CanaryConfig(max_reward_drop=0.5, max_rude_rise=0.2, max_refusal_rise=0.1)
+)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,114 @@
+"""The probe measures this machine; what it says decides; nobody computes with an unresolved dtype."""
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+from common import hardware
+from common.hardware import bfloat16_factor, choose, fast_dtype, is_slow, precise, slow_warning
+
+PROBE = "from common.hardware import *; print(bfloat16_factor(), *fast_dtype('cpu'), sep='|')"
+
+
+def probe(**environment):
+    """(factor, dtype, reason) in a new process."""
+    command = [sys.executable, "-c", PROBE]
+    printed = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    factor, dtype, reason = printed.stdout.strip().split("|")
+    return float(factor), dtype, reason
+
+
+@pytest.fixture
+def set_factor(monkeypatch):
+    """Gives the probe a result."""
+
+    def replace(factor):
+        monkeypatch.setattr(hardware, "bfloat16_factor", lambda: factor)
+        fast_dtype.cache_clear()
+
+    yield replace
+    fast_dtype.cache_clear()
+
+
+def test_cpu_without_bfloat16_units_gets_float32():
+    # With AVX2 alone, oneDNN has no bfloat16 kernels, as on a CPU that has nothing more.
+    factor, dtype, reason = probe(ONEDNN_MAX_CPU_ISA="AVX2")
+    assert factor < 0.2
+    assert dtype == "float32"
+    assert reason == f"this CPU multiplies bfloat16 {factor:.2g} times as fast as float32"
+
+
+def test_cpu_with_bfloat16_units_gets_bfloat16():
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512") or "amx_bf16" not in flags():
+        pytest.skip("this CPU has no matrix units for bfloat16")
+    factor, dtype, _ = probe()
+    assert factor > 1.2
+    assert dtype == "bfloat16"
+
+
+def flags():
+    with open("/proc/cpuinfo") as info:
+        return info.read()
+
+
+@pytest.mark.parametrize(
+    ("factor", "dtype", "slow"),
+    [(0.02, "float32", True), (0.9, "float32", False), (1.1, "float32", False), (1.3, "bfloat16", False)],
+)
+def test_factor_decides(set_factor, factor, dtype, slow):
+    set_factor(factor)
+    assert fast_dtype("cpu").dtype == dtype
+    assert is_slow("bfloat16", "cpu") == slow
+    assert not is_slow("float32", "cpu")
+    assert not is_slow("bfloat16", "cuda")
+
+
+def test_warning_has_keys_factor_and_remedy(set_factor):
+    set_factor(0.0189)
+    assert slow_warning(["learners.dtype", "ppo.dtype"]) == (
+        "warning: learners.dtype and ppo.dtype: bfloat16, but this CPU multiplies bfloat16 0.019 times as "
+        "fast as float32; set float32 or auto there"
+    )
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")]
+)
+def test_compute_capability_decides_on_gpus(monkeypatch, capability, dtype):
+    cuda = {
+        "is_available": lambda: True,
+        "get_device_capability": lambda: capability,
+        "get_device_name": lambda: "Card",
+    }
+    monkeypatch.setattr(torch, "cuda", types.SimpleNamespace(**cuda))
+    fast_dtype.cache_clear()
+    choice = fast_dtype("cuda")
+    fast_dtype.cache_clear()
+    assert choice.dtype == dtype
+    assert f"Card has compute capability {capability[0]}.{capability[1]}" in choice.reason
+
+
+def test_gpus_of_other_hosts_get_bfloat16():
+    if torch.cuda.is_available():
+        pytest.skip("this host has a GPU")
+    assert fast_dtype("cuda").dtype == "bfloat16"
+    assert "no GPU to ask" in fast_dtype("cuda").reason
+
+
+def test_probe_gives_the_threads_back():
+    threads = torch.get_num_threads()
+    bfloat16_factor.cache_clear()
+    bfloat16_factor()
+    assert torch.get_num_threads() == threads
+
+
+def test_setting_wins_and_auto_must_be_resolved():
+    assert choose("bfloat16", "cpu").dtype == precise("bfloat16") == "bfloat16"
+    with pytest.raises(ValueError, match="still auto"):
+        precise("auto")
