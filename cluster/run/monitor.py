@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -122,7 +123,9 @@ class Monitor:
 
     def _artifact(self, path: Path) -> Any:
         kind = "model" if path.is_dir() else "data"
-        artifact = wandb.Artifact(f"{self.name}-{path.parent.name}-{path.name}", type=kind)
+        name = f"{self.name}-{path.parent.name}-{path.name}"
+        # W&B refuses other characters, and longer names: a stage would end on a file "my data.jsonl".
+        artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:128], type=kind)
         artifact.add_reference(path.absolute().as_uri(), checksum=False)
         return artifact
 

@@ -174,5 +174,13 @@ def _hub_rows(source: SourceConfig) -> Rows:
             f"{source.path}: neither a file or folder under data.root nor a hub dataset that can be read "
             f"({type(error).__name__}: {reason})"
         ) from error
+    dates = [name for name, feature in rows.features.items() if "timestamp" in str(feature)]
+    if dates and rows.info.builder_name == "json":
+        logging.warning(
+            "%s: the library `datasets` has made dates of the texts of %s; read a downloaded folder to keep "
+            "them",
+            source.path,
+            ", ".join(dates),
+        )
     for number, row in enumerate(rows, 1):
         yield f"{source.path}, row {number}", row

@@ -41,6 +41,14 @@ def test_continued_stage_has_every_step_once(root):
     assert len(list((root / "wandb").glob("offline-run-*/run-*.wandb"))) == 2
 
 
+def test_lineage_takes_any_name_of_a_run_or_file(root):
+    model = root / ("a long name " * 12) / "models of *"
+    model.mkdir(parents=True)
+    with Monitor(root, "ppo", "my run: ü", {}) as monitor:
+        monitor.lineage([root / "books" / "*.txt"], [model])
+    assert rows(root / "lineage.jsonl")[0]["produced"] == [str(model)]
+
+
 def test_report_holds_curves_evaluation_and_escaped_answers(root):
     with Monitor(root, "ppo", "x", {}) as monitor:
         for step in range(1, 1001):

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from common.errors import UserError
 from learners.data.config import DataConfig, SourceConfig
 from learners.data.formats import COMPRESSIONS
-from learners.data.locations import local_path
+from learners.data.locations import _hub_rows, local_path
 from tests.learners.fixtures import reader, talk
 
 ROWS = [
@@ -189,6 +189,18 @@ def test_a_plan_finds_missing_files_and_wrong_splits(tmp_path):
     assert local_path(SourceConfig(path="owner/dataset", split="test", subset="x"), config) is None
     with pytest.raises(UserError, match=r"data.heldout=.*a.jsonl: no split 'test'"):
         local_path(SourceConfig(path="a.jsonl", split="test"), config, "data.heldout")
+
+
+def test_a_hub_dataset_says_what_the_library_has_made_of_texts(tmp_path, caplog):
+    # The library takes a folder for a hub dataset.
+    (tmp_path / "a.jsonl").write_text(json_lines([{"prompt": "p", "when": "2024-01-02 03:04:05"}] * 3))
+    rows = list(_hub_rows(SourceConfig(path=str(tmp_path), split="train[:2]")))
+    assert [where for where, _ in rows] == [f"{tmp_path}, row 1", f"{tmp_path}, row 2"]
+    assert "has made dates of the texts of when" in caplog.text
+    with pytest.raises(
+        UserError, match=r"neither a file or folder under data.root nor a hub dataset .*'large'"
+    ):
+        list(_hub_rows(SourceConfig(path=str(tmp_path), subset="large")))
 
 
 def test_cells_of_a_table(tmp_path):
