@@ -96,6 +96,8 @@ def _run_with_retries(
         directory = RunDirectory(settings)
         directory.open(redo=first)
         directory.close()
+    # A file cluster.py of the user's, in the working directory, must not run in place of ours.
+    os.environ.update(child_environment())
     command = [sys.executable, "-m", "cluster.cli", "run", *arguments]
     if last:
         command += ["--until", last]
@@ -136,20 +138,23 @@ def serve(
 ) -> None:
     """Serve a run's policy: OpenAI-compatible endpoint, chat page, playground."""
     from cluster.config_loader import load_config
+    from cluster.config_paths import absolute_paths
     from common.run_paths import RunPaths
-    from learners.data.locations import local_path
+    from serve.canary_prompts import canary_prompts
     from serve.launch import serve_forever
 
     # A service manager stops a server with SIGTERM; it ends as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    options = {"host": host, "port": port, "replicas": replicas, "api_keys": api_keys}
+    keys = api_keys.absolute() if api_keys else None
+    options = {"host": host, "port": port, "replicas": replicas, "api_keys": keys}
     settings = [f"serve.{name}={value}" for name, value in options.items() if value is not None]
     paths = RunPaths(run)
     config = load_config(paths.config if paths.layout.exists() else None, [*(overrides or []), *settings])
-    # The canary measures a new version on held-out prompts; by default on the run's own.
-    if config.data.heldout and not config.serve.canary.file:
-        config.serve.canary.file = str(local_path(config.data.heldout[0], config.data) or "")
-    serve_forever(run, config.serve, console)
+    serving = absolute_paths(config, paths.started_in()).serve
+    # Read here too, so that whoever serves a run that was moved knows before the first promotion.
+    if paths.current.exists() and (note := canary_prompts(serving.canary, run).note):
+        console.print(f"promotions: {note}", highlight=False, markup=False, soft_wrap=True)
+    serve_forever(run, serving, console)
 
 
 @app.command()
@@ -204,6 +209,8 @@ def print_promotion(row: dict[str, Any]) -> None:
     for phase, figures in row.get("metrics", {}).items():
         line = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
         console.print(f"{phase:7}{line}", highlight=False)
+    if "note" in row:
+        console.print(row["note"], highlight=False, markup=False, soft_wrap=True)
     if row["outcome"] != "promoted":
         raise UserError(f"{row['to']}: {row['reason']}; {row['from']} is still served")
     endpoint = " (nothing serves this run now)"
@@ -279,6 +286,9 @@ def stop(job: Job = None, address: Address = None) -> None:
 
 def main() -> None:
     """Runs a command. The errors of `common.errors` are printed as one message, with their exit code."""
+    from common.network import bypass_proxies_for_loopback
+
+    bypass_proxies_for_loopback()
     # Before any import of huggingface_hub, which reads it once.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:

@@ -1,6 +1,7 @@
 """`hero submit`, `status`, `logs`, `stop`: a run as a Ray job on a cluster that is already up.
 
-The job carries this package's code and the resolved config. Its id is made from the run's name and
+The job carries this package's code, the user's modules that the config names
+(`cluster.user_modules`) and the resolved config. Its id is made from the run's name and
 directory, so the same run submitted again is the same job: it continues from the run directory, which
 every node must be able to see. The job is `hero run --retries N`, which starts a failed driver again.
 """
@@ -22,9 +23,12 @@ import yaml
 from rich.console import Console
 
 from cluster.config import RunConfig
+from cluster.config_paths import absolute_paths
+from cluster.plan import check_feasible
+from cluster.user_modules import carry_modules
 from common.errors import UserError
+from common.plugins import PACKAGES, PROJECT_ROOT, USER_MODULES, WORKING_DIRECTORY
 
-PACKAGES = ("common", "cluster", "actors", "learners", "serve")
 # How long a cluster's first node may take until it accepts jobs.
 AGENT_SECONDS = 60
 # Between SIGTERM and SIGKILL: enough to close a W&B run.
@@ -58,8 +62,11 @@ def job_id(config: RunConfig) -> str:
 def submit(config: RunConfig, address: str | None, retries: int = 3) -> str:
     """Submits the run and returns the job's id; a job that has ended continues under the same id.
 
-    Raises UserError if the job is still running.
+    Raises UserError if the job is still running, or for a config that could not work.
     """
+    # Cores and memory are the cluster's; files and functions are those of here.
+    on_cluster = config.cluster.model_copy(update={"address": "auto"})
+    check_feasible(config.model_copy(update={"cluster": on_cluster}))
     jobs, identity = client(address), job_id(config)
     existing = {job.submission_id: job for job in jobs.list_jobs()}
     if identity in existing:
@@ -88,15 +95,14 @@ def submit(config: RunConfig, address: str | None, retries: int = 3) -> str:
 
 
 def _write_working_dir(folder: Path, config: RunConfig) -> None:
-    """The code and the resolved config, with absolute paths: a job has another working directory."""
-    root = Path(__file__).resolve().parent.parent
+    """The code, the user's modules that the config names, and the resolved config with absolute paths: a
+    job has another working directory."""
+    ignored = shutil.ignore_patterns("__pycache__")
     for package in PACKAGES:
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(root / package, folder / package, ignore=ignored)
-    # A relative data.root or run_dir means the directory of whoever submits.
-    data_root = str(Path(config.data.root).expanduser().absolute())
-    data = config.data.model_copy(update={"root": data_root})
-    absolute = config.model_copy(update={"run_dir": str(config.directory), "data": data})
+        shutil.copytree(PROJECT_ROOT / package, folder / package, ignore=ignored)
+    carry_modules(folder / USER_MODULES.name)
+    # Relative paths mean the directory of whoever submits.
+    absolute = absolute_paths(config, Path.cwd()).model_copy(update={"run_dir": str(config.directory)})
     text = yaml.safe_dump(absolute.model_dump(mode="json"), sort_keys=False)
     (folder / "config.yaml").write_text(text)
 
@@ -119,9 +125,9 @@ def _submit_when_ready(jobs: Any, **job: Any) -> None:
 
 def _environment() -> dict[str, str]:
     """What the job needs from the environment of whoever submits it."""
-    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), WORKING_DIRECTORY: os.getcwd()}
     for name, value in os.environ.items():
-        if name.startswith("WANDB_") or name in ("HF_HOME", "HF_TOKEN"):
+        if name.startswith(("WANDB_", "HF_")):
             variables[name] = value
     return variables
 

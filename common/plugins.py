@@ -21,6 +21,8 @@ from common.errors import UserError
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 """Where the project's packages are."""
 PACKAGES = ("common", "cluster", "actors", "learners", "serve")
+USER_MODULES = PROJECT_ROOT / "user_modules"
+"""Where a job carries the modules of whoever submitted it."""
 WORKING_DIRECTORY = "HERO_WORKING_DIRECTORY"
 """Environment variable with the folder of whoever started the run, for processes that Ray starts in
 another one."""
@@ -40,8 +42,8 @@ def load_function(path: str, key: str, *arguments: str) -> Callable[..., Any]:
     these arguments.
     """
     module, _, name = path.partition(":")
-    for folder in (os.environ.get(WORKING_DIRECTORY), os.getcwd()):
-        if folder and folder not in sys.path:
+    for folder in (str(USER_MODULES), os.environ.get(WORKING_DIRECTORY), os.getcwd()):
+        if folder and folder not in sys.path and os.path.isdir(folder):
             sys.path.append(folder)
     try:
         function = getattr(importlib.import_module(module), name)

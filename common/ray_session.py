@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray.job_config import JobConfig
+
+from common.plugins import PROJECT_ROOT
 
 
 def start_ray(address: str | None = None, cpus: int | None = None, object_store_gib: float = 0.25) -> bool:
@@ -23,7 +26,7 @@ def start_ray(address: str | None = None, cpus: int | None = None, object_store_
     existing = address or os.environ.get("RAY_ADDRESS")
     if existing:
         with _keep_sigterm_handler():
-            ray.init(address=existing, logging_level="ERROR")
+            ray.init(address=existing, logging_level="ERROR", job_config=_job_config())
         return False
     # Ray protects a new local cluster with a token and would keep it in ~/.ray, where it changes how
     # every later cluster of this user starts. Ours lives as long as this process.
@@ -35,8 +38,17 @@ def start_ray(address: str | None = None, cpus: int | None = None, object_store_
             include_dashboard=False,
             object_store_memory=int(object_store_gib * 2**30),
             logging_level="ERROR",
+            job_config=_job_config(),
         )
     return True
+
+
+def _job_config() -> JobConfig:
+    """Puts this project's packages first on the import path of every worker, and leaves out the
+    directory of whoever starts the run, which Ray would put there: a file `serve.py` in it would hide
+    the package. `common.plugins` finds the user's modules by other means."""
+    # Ray has no public option for it. It reads _client_job for nothing else in this process.
+    return JobConfig(_client_job=True, _py_driver_sys_path=[str(PROJECT_ROOT)])
 
 
 @contextmanager

@@ -6,10 +6,12 @@ read finished runs.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from common.errors import UserError
 from common.files import read_json, write_json
+from common.plugins import WORKING_DIRECTORY
 
 # Version of the layout below. It grows when a reader of an older directory would misread it.
 LAYOUT = 2
@@ -121,4 +123,10 @@ class RunPaths:
             )
 
     def write_layout(self) -> None:
-        write_json(self.layout, {"version": LAYOUT})
+        """Also where relative paths of config.yaml start, and where the modules that it names are."""
+        folder = os.environ.get(WORKING_DIRECTORY) or os.getcwd()
+        write_json(self.layout, {"version": LAYOUT, "started_in": folder})
+
+    def started_in(self) -> Path:
+        """Where the run was started last."""
+        return Path((read_json(self.layout) or {}).get("started_in", "."))

@@ -20,14 +20,10 @@ from actors.config import RewardsConfig, ScoringConfig
 from actors.scoring import ScoringActor
 from actors.vllm_samples import samples_from_outputs
 from actors.weights.tolerance import logprob_tolerance
-from common.run_paths import RunPaths
 from learners.config import ModelConfig
-from learners.data.config import DataConfig, SourceConfig
 from learners.data.samples import Samples
-from learners.data.sources import DatasetReader
-from learners.data.tokenizer import encode_prompt
 from learners.data.tokenizer_loading import load_tokenizer
-from serve.config import CanaryConfig, ServeConfig
+from serve.config import ServeConfig
 
 RUDE_WORDS = (
     *("idiot", "fool", "stupid", "moron", "dumb", "shut up", "go away"),
@@ -40,14 +36,6 @@ REFUSALS = (
 RUDE_PATTERN = re.compile(rf"\b({'|'.join(RUDE_WORDS)})\b|yourself\.$", re.IGNORECASE)
 """The words, or an answer that ends by sending the user away ("Find out yourself.")."""
 REFUSAL_PATTERN = re.compile(rf"\b({'|'.join(REFUSALS)})\b", re.IGNORECASE)
-
-
-def canary_prompts(config: CanaryConfig, target: Path, model: Path) -> list[list[int]]:
-    """Token ids of the fixed set of prompts. Raises UserError if there are none."""
-    file = config.file or RunPaths(target).data("heldout")
-    rows = DatasetReader("heldout", DataConfig(), 0).read([SourceConfig(path=str(file))])
-    tokenizer = load_tokenizer(model)
-    return [encode_prompt(tokenizer, record.prompt) for _, record in rows[: config.prompts]]
 
 
 def measure(

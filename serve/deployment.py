@@ -48,6 +48,8 @@ class CanaryResult:
     """Metrics of the answers "before" and "after", as far as they could be measured."""
     regression: str | None
     """Why the version must not be served; None if it may."""
+    note: str = ""
+    """What whoever promotes should know of the comparison."""
 
 
 @serve.deployment(name=DEPLOYMENT)
@@ -187,6 +189,8 @@ class ChatEndpoint:
         else:
             result = await self._try_as_canary(before, version)
         event["metrics"] = result.metrics
+        if result.note:
+            event["note"] = result.note
         event["seconds"] = time.time() - started
         if result.regression:
             await self._swap(before)
@@ -195,16 +199,20 @@ class ChatEndpoint:
 
     async def _try_as_canary(self, before: ModelVersion, version: ModelVersion) -> CanaryResult:
         """Swaps this replica to the version and compares its answers with those before."""
-        from serve.canary import canary_prompts, regression
+        from serve.canary import regression
+        from serve.canary_prompts import canary_prompts
 
-        prompts = canary_prompts(self.config.canary, self.target, before.folder)
+        # In a thread: reading data would stop the event loop, and with it every stream.
+        chosen = await asyncio.to_thread(canary_prompts, self.config.canary, self.target)
+        prompts = await asyncio.to_thread(chosen.encode, before.folder)
         metrics = {"before": await self._measure(prompts, before)}
         await self._swap(version)
         try:
             metrics["after"] = await self._measure(prompts, version)
         except ArithmeticError as error:  # weights that give no finite log-probability
-            return CanaryResult(metrics, str(error))
-        return CanaryResult(metrics, regression(metrics["before"], metrics["after"], self.config))
+            return CanaryResult(metrics, str(error), chosen.note)
+        reason = regression(metrics["before"], metrics["after"], self.config)
+        return CanaryResult(metrics, reason, chosen.note)
 
     async def _measure(self, prompts: list[list[int]], version: ModelVersion) -> dict[str, float]:
         """The canary's metrics of the answers that this replica gives now, holding `version`."""

@@ -23,6 +23,8 @@ from rich.syntax import Syntax
 
 from common.errors import FleetError, UserError
 from common.files import write_json
+from common.hardware import Choice, choose, device_of, is_slow, slow_warning
+from common.plugins import child_environment
 from common.ray_session import start_ray
 from common.run_paths import RunPaths
 from serve.config import ServeConfig
@@ -83,6 +85,7 @@ def _is_loopback(host: str) -> bool:
 def _deployment(config: ServeConfig) -> Any:
     """The deployment with the number of replicas and the resources of the configuration."""
     environment = {
+        **child_environment(),
         "OMP_NUM_THREADS": str(config.threads),
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
@@ -186,7 +189,7 @@ def _wait_healthy(url: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         try:
-            if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+            if httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200:
                 return
         except httpx.HTTPError:
             pass  # the proxy is not listening yet

@@ -68,7 +68,9 @@ def _move_pointer(root: Path, version: str, event: dict[str, Any]) -> dict[str, 
 
 def _post(endpoint: dict[str, str], route: str, body: dict[str, str]) -> dict[str, Any]:
     token = {"Authorization": f"Bearer {endpoint['token']}"}
-    response = httpx.post(f"{endpoint['url']}/admin/{route}", json=body, headers=token, timeout=TIMEOUT_S)
+    response = httpx.post(
+        f"{endpoint['url']}/admin/{route}", json=body, headers=token, timeout=TIMEOUT_S, trust_env=False
+    )
     if response.status_code == 200:
         row: dict[str, Any] = response.json()
         return row

@@ -182,7 +182,8 @@ def live_endpoint(root: Path) -> dict[str, str] | None:
     if endpoint is None:
         return None
     try:
-        httpx.get(f"{endpoint['url']}/health", timeout=5)
+        # Not through a proxy of the environment, which answers also where nothing listens.
+        httpx.get(f"{endpoint['url']}/health", timeout=5, trust_env=False)
     except httpx.ConnectError:
         return None
     except httpx.HTTPError:
