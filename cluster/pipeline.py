@@ -12,13 +12,14 @@ from cluster.config import RunConfig
 from cluster.context import Context
 from cluster.fleets.manager import FleetManager
 from cluster.plan import check_feasible, check_stage_option
+from cluster.precision import resolve
 from cluster.quickstart.generate import write_quickstart_data
 from cluster.run.directory import RunDirectory
 from cluster.run.report import write_report
 from cluster.run.timings import Timings
 from cluster.stage_registry import STAGES, stage_spec
-from common.errors import FleetError
-from common.files import append_row
+from common.errors import FleetError, StartError
+from common.files import append_row, read_json, write_json
 
 
 def run_stages(config: RunConfig, first: str | None = None, last: str | None = None) -> RunDirectory:
@@ -30,16 +31,22 @@ def run_stages(config: RunConfig, first: str | None = None, last: str | None = N
     for option, stage in (("--from", first), ("--until", last)):
         if stage is not None:
             check_stage_option(config, option, stage)
+    config, precisions = resolve(config, redo=first)
     # Before the directory exists: a refused command leaves nothing behind.
     check_feasible(config)
     run = RunDirectory(config)
     run.open(redo=first)
+    for line in precisions:
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
     # All stages and not only the config's: a stage that --from discarded loses its time as well.
     unfinished = [stage for stage in STAGES if not run.done(stage)]
     pending = [stage for stage in _up_to(config.stages, last) if stage in unfinished]
     if not pending:
         return run
     timings = Timings(run.paths.timings, unfinished)
+    for stage in config.stages[: config.stages.index(pending[-1])]:
+        if stage not in pending:
+            run.check_result(stage)
     make_quickstart_data(run)
     fleets = FleetManager(config, run.root)
     try:
@@ -48,6 +55,7 @@ def run_stages(config: RunConfig, first: str | None = None, last: str | None = N
         context = Context(config, run, fleets)
         for stage in pending:
             started = time.time()
+            run.begin(stage)
             results = run_with_recovery(context, stage)
             run.finish(stage, time.time() - started, {**results, **context.data_stats()})
             timings.add(stage)
@@ -63,8 +71,8 @@ def run_with_recovery(context: Context, stage: str) -> dict[str, Any]:
 
     Dead and hung actors are replaced and the others stay. The stage continues from its last
     checkpoint, as it does when the driver is restarted. An actor that failed but is alive has met
-    an error of data or code, which would only occur again, so it ends the run. Raises FleetError
-    then, and after `cluster.max_restarts` replacements.
+    an error of data or code, which would only occur again, so it ends the run; and so does one whose
+    constructor has failed. Raises FleetError then, and after `cluster.max_restarts` replacements.
     """
     runner, limit = stage_spec(stage).load(), context.config.cluster.max_restarts
     restarts = 0
@@ -73,6 +81,8 @@ def run_with_recovery(context: Context, stage: str) -> dict[str, Any]:
         context.readers.clear()
         try:
             return runner(context)
+        except StartError:
+            raise  # also of an actor that was to replace another
         except FleetError as error:
             failed_at = time.time()
             replaced = context.fleets.replace_lost()
@@ -112,9 +122,13 @@ def make_quickstart_data(run: RunDirectory) -> None:
         kinds.update(stage_spec(stage).reads)
     if all(getattr(run.config.data, kind) for kind in kinds):
         return
-    # The generator writes the held-out prompts last, so all files are there once these are.
-    if not run.paths.data("heldout").exists():
+    # Written last, so all files are there once it is. Stages that were made from other data have been
+    # refused or discarded when the run was opened.
+    settings = run.config.quickstart.model_dump()
+    if read_json(run.paths.quickstart_config) != settings:
+        run.paths.quickstart_config.unlink(missing_ok=True)
         write_quickstart_data(run.paths, run.config.quickstart)
+        write_json(run.paths.quickstart_config, settings)
 
 
 def _up_to(stages: list[str], last: str | None) -> list[str]:

@@ -29,9 +29,12 @@ class StageSpec:
     """Kinds of data that the stage takes from section data of the config, or else from the
     quickstart's generator. The rankings are not among them: without a file of the user's they come
     from the collect stage."""
-    fingerprint: tuple[str, ...] = ()
-    """Sections of the config that the result depends on. A finished stage is refused when one of
-    them has changed."""
+    depends_on: tuple[str, ...] = ()
+    """Sections and keys of the config that the result depends on, beside its data and those of
+    EVERY_STAGE. A run does not go on with a stage when one of them has changed
+    (`cluster.run.stage_inputs`)."""
+    result: str = "model"
+    """File or folder in the stage's own that later stages read."""
     exports_policy: bool = False
     """Whether STAGE/model is a policy, which the evaluate stage can sample from."""
 
@@ -47,7 +50,7 @@ STAGE_SPECS = (
         title="tokenizer and language model",
         run="cluster.stages.pretrain:run",
         reads=("corpus",),
-        fingerprint=("pretrain",),
+        depends_on=("pretrain", "learners.dtype", "data.documents"),
         exports_policy=True,
     ),
     StageSpec(
@@ -55,7 +58,7 @@ STAGE_SPECS = (
         title="policy fine-tuned on demonstrations",
         run="cluster.stages.sft:run",
         reads=("demonstrations",),
-        fingerprint=("sft",),
+        depends_on=("sft", "learners.dtype", "data.split_key"),
         exports_policy=True,
     ),
     StageSpec(
@@ -63,20 +66,21 @@ STAGE_SPECS = (
         title="ranked responses",
         run="cluster.stages.collect:run",
         reads=("prompts",),
-        fingerprint=("collect",),
+        depends_on=("collect", "rollout.dtype"),
+        result="rankings.jsonl",
     ),
     StageSpec(
         name="reward",
         title="reward model",
         run="cluster.stages.reward:run",
-        fingerprint=("reward_model",),
+        depends_on=("reward_model", "learners.dtype", "data.split_key", "data.rankings"),
     ),
     StageSpec(
         name="ppo",
         title="policy trained by PPO",
         run="cluster.stages.ppo:run",
         reads=("prompts", "heldout"),
-        fingerprint=("rewards", "ppo"),
+        depends_on=("rewards", "ppo", "rollout.dtype", "scoring.dtype", "reward_model.path"),
         exports_policy=True,
     ),
     StageSpec(
@@ -84,9 +88,33 @@ STAGE_SPECS = (
         title="every policy on held-out prompts",
         run="cluster.stages.evaluate:run",
         reads=("heldout",),
-        fingerprint=("evaluate",),
+        depends_on=("evaluate", "rewards"),
+        result="results.json",
     ),
 )
+# What every stage's result depends on.
+EVERY_STAGE = ("seed", "model", "data.deduplicate", "data.overlong")
+
+WITHOUT_EFFECT = (
+    "model.attention",
+    "model.gradient_checkpointing",
+    "pretrain.checkpoint_every",
+    "sft.checkpoint_every",
+    "reward_model.checkpoint_every",
+    "rewards.quarantine_share",
+    "rewards.sources.retries",
+    "rewards.sources.timeout_s",
+    "rewards.sources.workers",
+    "rewards.sources.concurrency",
+    "ppo.evaluate_every",
+    "ppo.checkpoint_every",
+    "ppo.keep_checkpoints",
+    "ppo.publish_every",
+    "ppo.promote_every",
+    "ppo.max_logprob_error",
+)
+"""Keys inside those sections that change how a stage works, and how often it writes something, but
+not its result: somebody changes them to get past a failure, and the work until then must count."""
 
 # Names of the stages in their order.
 STAGES = tuple(spec.name for spec in STAGE_SPECS)

@@ -51,6 +51,10 @@ class FleetError(HeroError, RuntimeError):
     exit_code = 1
 
 
+class StartError(FleetError):
+    """An actor's constructor raised an error, which another start would only raise again."""
+
+
 # Exit code after Ctrl-C or SIGTERM, as shells use it.
 INTERRUPTED = 130
 # Exit codes after which `hero run --retries` starts the run again. 1 is also an unexpected
@@ -62,3 +66,11 @@ def is_disk_full(error: BaseException) -> bool:
     """Whether a write failed because the disk, or the user's quota on it, is full."""
     # EDQUOT: on shared file systems the user's quota ends before the disk does.
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def one_line(error: BaseException | None, limit: int = 400) -> str:
+    """The message of any exception for the inside of another message."""
+    text = " ".join(str(error).split()) or "no message"
+    if len(text) > limit:
+        text = text[:limit] + " …"
+    return text

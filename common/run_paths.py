@@ -22,6 +22,7 @@ class StagePaths:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.inputs = folder / "inputs.json"
         self.done = folder / "done.json"
         self.model = folder / "model"
         self.checkpoints = folder / "checkpoints"
@@ -69,6 +70,7 @@ class RunPaths:
         self.weights = root / "weights"
         self.wandb = root / "wandb"
         self.quickstart_data = root / "data"
+        self.quickstart_config = self.quickstart_data / "quickstart.json"
         # Serving.
         self.versions = root / "versions"
         self.current = root / "current.json"

@@ -14,28 +14,44 @@ from pathlib import Path
 from typing import Any
 
 from cluster.fleets.heartbeat import HeartbeatSender
+from common.errors import HeroError, StartError, one_line
 from common.logs import log_to
 from common.plugins import load_object
 
 
 class ActorHost:
     """Hosts `target` ("module:Class") made with `arguments`. `heartbeat_key` is where its heartbeat
-    is stored."""
+    is stored.
+
+    If the target cannot be made, the actor stays and answers every call with the error. Were it
+    raised here, Ray would report a dead actor without the error's class, as if its process had been
+    killed; and a dead actor is started again.
+    """
 
     def __init__(
         self, name: str, target: str, log: str, arguments: dict[str, Any], heartbeat_key: str
     ) -> None:
-        log_to(Path(log), name)
         self.name = name
         self._busy_s = 0.0
         self._heartbeat = HeartbeatSender(heartbeat_key)
-        # Loading a model counts as a call, so `cluster.call_timeout_s` bounds it too.
-        with self._heartbeat.during("start"):
-            self.hosted = load_object(target)(**arguments)
+        self._start_error: HeroError | None = None
+        try:
+            log_to(Path(log), name)
+            # Loading a model counts as a call, so `cluster.call_timeout_s` bounds it too.
+            with self._heartbeat.during("start"):
+                self.hosted = load_object(target)(**arguments)
+        except HeroError as error:
+            traceback.print_exc()
+            self._start_error = error
+        except Exception as error:
+            traceback.print_exc()
+            what = f"{type(error).__name__}: {one_line(error)}"
+            self._start_error = StartError(f"{name} failed to start ({what}); see {log}")
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Calls a method of the hosted object; object references among the arguments arrive as
         their values."""
+        self.check_started()
         started = time.perf_counter()
         try:
             with self._heartbeat.during(method):
@@ -45,6 +61,12 @@ class ActorHost:
             raise
         finally:
             self._busy_s += time.perf_counter() - started
+
+    def check_started(self) -> None:
+        """Raises the error of the start, if it failed."""
+        if self._start_error is not None:
+            # A new one: each raise adds to an error's traceback, and calls may be many.
+            raise type(self._start_error)(str(self._start_error))
 
     def busy(self) -> float:
         """Seconds spent in calls so far; the rest of an actor's time is waiting for work."""

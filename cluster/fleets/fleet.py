@@ -19,6 +19,8 @@ An actor as its fleet knows it:
       ▼                     ▼   │ restart: a new process with the same name
     reported              dead, hung
 
+Fails: its constructor raised (`ActorHost`). It answers every call with that error, which ends the
+run, since the next start would only raise it again.
 Dead: Ray reports that its process has ended. Hung: no heartbeat for `cluster.heartbeat_timeout_s`,
 or one call that lasts longer than `cluster.call_timeout_s`. Actors of a new fleet are members at
 once: Ray queues calls until they have started. Learners are not restarted one by one: their process
@@ -34,12 +36,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.config import ClusterConfig
 from cluster.fleets.actor_host import ActorHost
 from cluster.fleets.heartbeat import HeartbeatMonitor, poll
-from common.errors import FleetError, HeroError
+from common.errors import FleetError, HeroError, StartError, one_line
 
 WATCH_S = 2.0
 """Seconds between two looks at the heartbeats of the actors that the driver waits for."""
@@ -162,9 +164,12 @@ class Fleet:
             # The message is complete, and its class decides the exit code of the process.
             if isinstance(cause, HeroError):
                 raise type(cause)(str(cause)) from None
-            what = f"failed in {doing} ({type(cause).__name__}: {_first_line(cause)})"
+            what = f"failed in {doing} ({type(cause).__name__}: {one_line(cause)})"
             raise FleetError(f"{name} {what}; see {self._log(name)}") from error
         except RayError as error:
+            # The host itself could not be made: its module or its arguments cannot be loaded there.
+            if isinstance(error, RayActorError) and error.actor_init_failed:
+                raise StartError(f"{name} failed to start ({one_line(error)})") from error
             what = f"died during {doing} ({_first_line(error)})"
             raise FleetError(f"{name} {what}; see {self._log(name)}") from error
 
@@ -209,6 +214,8 @@ class Fleet:
             for ref in ready:
                 try:
                     ray.get(ref)
+                except RayTaskError:
+                    pass  # it has answered
                 except RayError:
                     lost.add(index_of[ref])
                     # A lost node takes several actors, and Ray reports their deaths within a second
@@ -231,7 +238,7 @@ class Fleet:
     def add(self, arguments: dict[str, Any]) -> None:
         """Starts one more actor; it gets no calls before `admit_started`."""
         member = self._start_actor(f"{self.kind}-{self.expected_size}", arguments)
-        self._starting.append((member, member.actor.busy.remote()))
+        self._starting.append((member, member.actor.check_started.remote()))
 
     def admit_started(self) -> list[str]:
         """Makes the added actors that have started members, in order. Returns a message for each,
@@ -241,6 +248,9 @@ class Fleet:
             member, ref = self._starting.pop(0)
             try:
                 ray.get(ref)
+            except RayTaskError as error:
+                messages.append(str(error.cause))
+                ray.kill(member.actor)
             except RayError as error:
                 log = self._log(member.name)
                 messages.append(f"{member.name} failed to start ({_first_line(error)}); see {log}")

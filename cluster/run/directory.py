@@ -8,26 +8,28 @@ crash reads complete ones.
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from rich.console import Console
 
 from cluster.config import RunConfig
+from cluster.run.checkpoints import MANIFEST
+from cluster.run.stage_inputs import changes, checkpoint_inputs, stage_inputs
 from cluster.stage_registry import stage_spec, stages_from
-from common.errors import UserError
+from common.errors import UserError, is_disk_full
 from common.files import read_json, write_json, write_text
 from common.run_paths import RunPaths
 from learners.data.config import SourceConfig
 from learners.data.locations import local_path
 from serve.versions import current_policy, live_endpoint, set_current, store
 
-# Sections that the first stage of a run depends on, and so all that follow.
-COMMON_SECTIONS = ("seed", "data", "quickstart", "model")
+SHOWN_CHANGES = 6
+"""Keys that a refusal names; another model changes a dozen."""
 
 
 class RunDirectory:
@@ -46,17 +48,21 @@ class RunDirectory:
         """Creates the directory, takes the lock, discards `redo` and later stages, writes the
         resolved config.
 
-        Raises UserError before anything is removed: for the layout of an older version, if another
-        driver holds the lock, or if a stage that is not done again was finished with another
-        configuration.
+        Raises UserError before anything is removed: for a path that cannot be a run directory, for
+        the layout of an older version, if another driver holds the lock, or if a stage that is not
+        done again has results or checkpoints of other inputs.
         """
         self.paths.check_layout()
-        self.root.mkdir(parents=True, exist_ok=True)
+        self._create()
         # The lock comes first: another driver may be about to finish the stages that are checked.
         self._take_lock()
-        self._check_fingerprints(redo)
+        outdated = self._check_inputs(stages_from(redo) if redo else ())
         if redo:
             self.discard_from(redo)
+        for stage in outdated:
+            message = f"{stage}: interrupted with other inputs before a checkpoint; it begins again"
+            Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
+            shutil.rmtree(self.paths.stage(stage).folder)
         # After the discard, so that config.yaml never describes results of an older configuration.
         self.paths.write_layout()
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
@@ -133,21 +139,25 @@ class RunDirectory:
         record: dict[str, Any] | None = read_json(self.paths.stage(stage).done)
         return record
 
+    def begin(self, stage: str) -> None:
+        """Records what the stage is made from; `open` has made sure that nothing of other inputs is
+        there."""
+        write_json(self.paths.stage(stage).inputs, self._inputs(stage))
+
     def finish(self, stage: str, seconds: float, results: dict[str, Any]) -> None:
         """Records that a stage is finished; from then on it is skipped."""
-        record = {
-            "config": self.fingerprint(stage),
-            "seconds": seconds,
-            "time": time.time(),
-            "results": results,
-        }
+        record = {"seconds": seconds, "time": time.time(), "results": results}
         write_json(self.paths.stage(stage).done, record)
 
-    def fingerprint(self, stage: str) -> str:
-        """Digest of the configuration that the stage's result depends on."""
-        values = self.config.model_dump(mode="json")
-        relevant = {section: values[section] for section in self._fingerprint_sections(stage)}
-        return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+    def check_result(self, stage: str) -> None:
+        """Raises UserError if a finished stage's result is gone, which later stages would meet much
+        later."""
+        result = self.paths.stage(stage).folder / stage_spec(stage).result
+        if not result.exists():
+            raise UserError(
+                f"{result} is missing, although stage {stage} is finished; put it back, or add "
+                f"--from {stage} to do it again"
+            )
 
     def discard_from(self, first: str) -> None:
         """Removes what the stage and all later ones have written, but not a version that an
@@ -183,8 +193,20 @@ class RunDirectory:
         if not live_endpoint(self.root):
             set_current(self.root, name, who="hero run", why="trained while nothing served the run")
 
+    def _create(self) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.paths.lock, "a")  # noqa: SIM115 (held until the process ends)
+        except OSError as error:
+            if is_disk_full(error):
+                raise
+            raise UserError(
+                f"run_dir={self.root}: no directory that can be written to ({error.strerror}: "
+                f"{error.filename}); choose another run_dir"
+            ) from None
+
     def _take_lock(self) -> None:
-        self._lock = open(self.paths.lock, "a")  # noqa: SIM115 (held until the process ends)
+        assert self._lock is not None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -192,21 +214,50 @@ class RunDirectory:
                 f"{self.root}: another `hero run` is at work in this directory; wait for it or stop it"
             ) from None
 
-    def _check_fingerprints(self, redo: str | None) -> None:
-        redone = stages_from(redo) if redo else ()
-        for stage in self.config.stages:
-            record = self.done(stage)
-            if stage in redone or record is None or record["config"] == self.fingerprint(stage):
-                continue
-            sections = ", ".join(self._fingerprint_sections(stage))
-            raise UserError(
-                f"{self.root}: stage {stage} was finished with another configuration of {sections}; "
-                f"add --from {stage} to do it again, or choose another run_dir"
-            )
+    def _inputs(self, stage: str) -> dict[str, Any]:
+        return {
+            "inputs": stage_inputs(self.config, stage),
+            "checkpoints": checkpoint_inputs(self.config),
+        }
 
-    def _fingerprint_sections(self, stage: str) -> tuple[str, ...]:
-        sections = stage_spec(stage).fingerprint
-        # Later stages depend on these through the first one, which is refused before them.
-        if stage == self.config.stages[0]:
-            return (*COMMON_SECTIONS, *sections)
-        return sections
+    def _check_inputs(self, redone: Sequence[str]) -> list[str]:
+        """The interrupted stages of other inputs that have nothing to lose. Raises UserError for a
+        stage that has."""
+        outdated = []
+        for stage in self.config.stages:
+            paths = self.paths.stage(stage)
+            recorded = read_json(paths.inputs)
+            # A finished stage without a record is one of an older version.
+            if stage in redone or not paths.folder.exists() or (recorded is None and self.done(stage)):
+                continue
+            changed = ["inputs that an older version did not record"]
+            if recorded:
+                now = self._inputs(stage)
+                changed = changes(recorded["inputs"], now["inputs"])
+                if not self.done(stage) and self._has_checkpoint(stage):
+                    changed += changes(recorded["checkpoints"], now["checkpoints"])
+            if changed and (self.done(stage) or self._has_work(stage)):
+                raise UserError(self._refusal(stage, changed))
+            if changed:
+                outdated.append(stage)
+        return outdated
+
+    def _refusal(self, stage: str, changed: Sequence[str]) -> str:
+        state, use = "interrupted", "continue it"
+        if self.done(stage):
+            state, use = "finished", "keep its result"
+        named = ", ".join(changed[:SHOWN_CHANGES])
+        if len(changed) > SHOWN_CHANGES:
+            named += f" and {len(changed) - SHOWN_CHANGES} more keys"
+        return (
+            f"{self.root}: stage {stage} was {state} with other inputs: {named}; change that back to "
+            f"{use}, add --from {stage} to do it again, or choose another run_dir"
+        )
+
+    def _has_checkpoint(self, stage: str) -> bool:
+        return any(self.paths.stage(stage).checkpoints.glob(f"*/{MANIFEST}"))
+
+    def _has_work(self, stage: str) -> bool:
+        """Whether an interrupted stage left what takes long to make."""
+        of_stage = {"collect": self.paths.responses, "reward": self.paths.fold_counts}
+        return self._has_checkpoint(stage) or (stage in of_stage and of_stage[stage].exists())

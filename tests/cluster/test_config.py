@@ -6,8 +6,16 @@ import yaml
 from cluster import stage_registry
 from cluster.config import RunConfig
 from cluster.config_loader import all_keys, load_config
-from cluster.run.directory import RunDirectory
-from cluster.stage_registry import STAGE_SPECS, STAGES, StageSpec, policy_stages, stages_from
+from cluster.run.stage_inputs import CHECKPOINT_KEYS, FILE_KEYS, stage_inputs
+from cluster.stage_registry import (
+    EVERY_STAGE,
+    STAGE_SPECS,
+    STAGES,
+    WITHOUT_EFFECT,
+    StageSpec,
+    policy_stages,
+    stages_from,
+)
 from common.errors import UserError
 from learners import objectives
 from learners.data.config import KINDS
@@ -72,6 +80,14 @@ def test_overrides_win_over_the_file_and_it_over_the_defaults(path):
         (["model.heads=7"], "each must divide the one before it"),
         (["ppo.max_response_tokens=256"], "leaves no room for a prompt"),
         (["name='a b'"], "name: "),
+        (["stages=[sft"], "override 'stages=[sft': not valid YAML (expected ',' or ']'"),
+        (["ppo={kl_coef: 1, kl_coef: 2}"], "not valid YAML (kl_coef is given twice"),
+        (["=3"], "expected dotted.key=value"),
+        (["ppo.=3"], "expected dotted.key=value"),
+        (["data.corpus=[a.txt]", "data.corpus.0.path=b.txt"], "corpus is a list; give it whole"),
+        (["ppo.kl_target=.inf"], "ppo.kl_target: Input should be a finite number"),
+        (["stages=[pretrain]", "model.context=96"], "pretrain.sequence_length=128 is over model.context=96"),
+        (["stages=[ppo]", "model.context=32"], "leaves no room for a prompt in model.context=32"),
     ],
 )
 def test_error_names_the_key_and_what_is_expected(path, overrides, message):
@@ -98,7 +114,19 @@ def test_every_advantage_has_its_function():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [1", "line 2: not valid YAML"), ("- 1", "expected keys and values, got list")]
+    ("text", "message"),
+    [
+        ("a: [1", "line 2: not valid YAML"),
+        ("- 1", "expected keys and values, got list"),
+        (
+            "ppo: {kl_coef: 1}\nsft: {epochs: 1}\nppo: {lam: 1}",
+            "line 3: not valid YAML (ppo is given twice, first in line 1",
+        ),
+        ("sft:\n  epochs: 1\n  epochs: 2", "line 3: not valid YAML (epochs is given twice, first in line 2"),
+        ("1: 2", "Keys should be strings"),
+        ("ppo.kl_coef: 1", "keys of a file are nested"),
+        ("a: 1\n---\nb: 1", "line 2: not valid YAML"),
+    ],
 )
 def test_file_that_is_no_config_is_named(tmp_path, text, message):
     file = tmp_path / "bad.yaml"
@@ -106,6 +134,39 @@ def test_file_that_is_no_config_is_named(tmp_path, text, message):
     with pytest.raises(UserError, match=r"bad\.yaml") as error:
         load_config(file)
     assert message in str(error.value)
+
+
+def test_file_in_another_encoding_is_named(tmp_path):
+    file = tmp_path / "latin.yaml"
+    file.write_bytes("name: caf\xe9\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.yaml: byte 9 is not UTF-8"):
+        load_config(file)
+    file.write_bytes(b"\xef\xbb\xbfname: with_mark\n")
+    assert load_config(file).name == "with_mark"
+
+
+def test_sections_may_be_empty_or_share_keys(tmp_path):
+    file = tmp_path / "empty.yaml"
+    file.write_text("ppo:\n  optimizer:\nsft: {epochs: 3, <<: {epochs: 4, batch_size: 8}}\n")
+    config = load_config(file, ["reward_model.optimizer.lr=1"])
+    assert config.ppo == load_config(None).ppo
+    assert (config.sft.epochs, config.sft.batch_size) == (3, 8)
+    assert load_config(file, ["ppo.optimizer.lr=0.5"]).ppo.optimizer.lr == 0.5
+
+
+def test_stages_that_are_not_run_refuse_nothing(path):
+    config = load_config(path, ["stages=[sft,reward]", "model.context=30", "learners.micro_batch_tokens=64"])
+    assert config.model.context == 30
+
+
+def test_home_directory_in_every_path(path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    keys = ["run_dir", "model.path", "model.chat_template", "learners.weights_dir", "reward_model.path"]
+    keys += ["data.root", "data.corpus", "serve.api_keys", "serve.canary.file", "serve.models.a.path"]
+    config = load_config(path, [f"{key}=~/x" for key in keys])
+    values = yaml.safe_dump(config.model_dump(mode="json"))
+    assert values.count("/home/ann/x") == len(keys)
+    assert "~" not in values
 
 
 def test_missing_file_is_named():
@@ -119,8 +180,10 @@ def test_every_key_is_documented():
 
 
 def test_every_stage_names_existing_sections_data_and_function():
+    keys = all_keys(RunConfig).keys()
+    assert {*EVERY_STAGE, *WITHOUT_EFFECT, *CHECKPOINT_KEYS, *FILE_KEYS} <= keys
     for spec in STAGE_SPECS:
-        assert set(spec.fingerprint) <= RunConfig.model_fields.keys()
+        assert set(spec.depends_on) <= keys
         assert set(spec.reads) <= set(KINDS)
         assert callable(spec.load())
         assert spec.title
@@ -140,4 +203,4 @@ def test_new_stage_is_one_row(monkeypatch, path):
     config = load_config(path, ["stages=[pretrain,distill]"])
     assert config.stages == ["pretrain", "distill"]
     assert stage_registry.stage_spec("distill").load() is all_keys
-    assert RunDirectory(config).fingerprint("distill")
+    assert stage_inputs(config, "distill")["seed"] == 0

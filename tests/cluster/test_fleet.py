@@ -4,15 +4,20 @@ before it would hang."""
 import os
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 import ray
 
 from cluster.config import ClusterConfig, RunConfig
+from cluster.context import Context
 from cluster.fleets.fleet import Fleet
 from cluster.fleets.manager import SECTIONS, FleetManager
-from common.errors import DiskFullError, FleetError, UserError, WeightSyncError
+from cluster.pipeline import run_with_recovery
+from cluster.run.directory import RunDirectory
+from cluster.stage_registry import StageSpec
+from common.errors import DiskFullError, FleetError, StartError, UserError, WeightSyncError
 from common.files import write_json
 from common.ray_session import start_ray
 
@@ -22,7 +27,12 @@ ERRORS = {error.__name__: error for error in (UserError, DiskFullError, WeightSy
 class Worker:
     """Hosted by the actors of this test."""
 
-    def __init__(self, number=0):
+    def __init__(self, number=0, error_name=None, marker=None):
+        """Raises an error if one is named, and if the marker is there already."""
+        if error_name and (marker is None or os.path.exists(marker)):
+            raise ERRORS.get(error_name, ZeroDivisionError)("model/config.json:\nno layers")
+        if marker:
+            Path(marker).touch()
         self.number = number
 
     def pid(self):
@@ -55,11 +65,11 @@ def session():
 
 @pytest.fixture
 def make_fleet(session, tmp_path):
-    """Makes fleets of Workers, one for each number; stops them at the end."""
+    """Makes fleets of Workers, one for each number, or each dict of arguments; stops them at the end."""
     fleets = []
 
     def make(numbers, kind="worker", **limits):
-        arguments = [{"number": number} for number in numbers]
+        arguments = [number if isinstance(number, dict) else {"number": number} for number in numbers]
         target = "tests.cluster.test_fleet:Worker"
         fleet = Fleet(kind, target, arguments, {"num_cpus": 0}, tmp_path, ClusterConfig(**limits))
         fleets.append(fleet)
@@ -153,6 +163,41 @@ def test_actor_that_exits_is_dead_and_one_that_failed_a_call_is_not(fleet):
     assert fleet.dead_or_hung() == [1]
 
 
+@pytest.mark.parametrize("name", [*ERRORS, "ZeroDivisionError"])
+def test_constructor_that_raises_is_no_death_and_its_error_reaches_the_driver(make_fleet, tmp_path, name):
+    fleet = make_fleet([{"error_name": name}])
+    with pytest.raises(ERRORS.get(name, StartError)) as caught:
+        fleet.all("double", 1)
+    expected = "model/config.json:\nno layers"
+    if name not in ERRORS:
+        log = tmp_path / "worker-0.log"
+        expected = f"worker-0 failed to start (ZeroDivisionError: model/config.json: no layers); see {log}"
+    assert str(caught.value) == expected
+    assert "Traceback" in (tmp_path / "worker-0.log").read_text()
+    assert fleet.dead_or_hung() == []
+
+
+def test_replacement_that_cannot_start_ends_the_run(make_fleet, tmp_path, monkeypatch):
+    fleet = make_fleet([{"error_name": "ValueError", "marker": str(tmp_path / "marker")}], kind="rollout")
+    manager = FleetManager(RunConfig.model_validate({"run_dir": str(tmp_path / "run")}), tmp_path)
+    manager.adopt(fleet)
+    victim = fleet.all("pid")[0]
+    starts = []
+
+    def stage(context):
+        starts.append(1)
+        if len(starts) == 1:
+            os.kill(victim, signal.SIGKILL)
+        fleet.all("double", 1)
+
+    monkeypatch.setattr(StageSpec, "load", lambda spec: stage)
+    context = Context(manager.config, RunDirectory(manager.config), manager)
+    with pytest.raises(StartError, match=r"rollout-0 failed to start \(ZeroDivisionError: model/config.json"):
+        run_with_recovery(context, "ppo")
+    assert len(starts) == 2
+    manager.transport.close()
+
+
 def test_call_over_the_call_timeout_is_a_hang(make_fleet):
     fleet = make_fleet([0], call_timeout_s=4)
     message = r"worker-0 hangs in sleep \(in this call for . s, over cluster.call_timeout_s=4"
@@ -172,7 +217,7 @@ def test_started_actors_are_admitted_and_removed_ones_finish_their_calls(make_fl
         messages += fleet.admit_started()
         time.sleep(0.1)
     assert messages[0] == "worker-1 has joined"
-    assert messages[1].startswith("worker-2 failed to start")
+    assert messages[1].startswith("worker-2 failed to start (TypeError: ")
     assert fleet.names == ["worker-0", "worker-1"]
     assert fleet.all("double", 5) == [10, 11]
     last = [fleet.submit(1, "double", i) for i in range(3)]

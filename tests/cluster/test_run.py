@@ -29,6 +29,7 @@ def changed(run, **values):
 
 def finish(run, *stages):
     for stage in stages:
+        run.begin(stage)
         run.paths.stage(stage).model.mkdir(parents=True)
         run.finish(stage, 1.0, {})
 
@@ -56,9 +57,8 @@ def test_finished_stage_of_another_config_is_refused_and_kept(run):
     finish(run, "pretrain", "sft")
     run.close()
     other = changed(run, sft=run.config.sft.model_copy(update={"batch_size": 1}))
-    with pytest.raises(
-        UserError, match="stage sft was finished with another configuration of sft; add --from sft"
-    ):
+    refusal = r"stage sft was finished with other inputs: sft.batch_size 64 \(now 1\); .*add --from sft"
+    with pytest.raises(UserError, match=refusal):
         other.open()
     with pytest.raises(UserError, match="stage sft"):
         other.open(redo="collect")
@@ -76,7 +76,7 @@ def test_change_of_config_concerns_only_stages_that_use_it(run, section, value):
     stage = {"seed": "pretrain", "ppo": "ppo"}[section]
     if section == "ppo":
         value = run.config.ppo.model_copy(update=value)
-    with pytest.raises(UserError, match=f"stage {stage} was finished with another configuration"):
+    with pytest.raises(UserError, match=f"stage {stage} was finished with other inputs: {section}"):
         changed(run, **{section: value}).open()
 
 
@@ -90,6 +90,24 @@ def test_redone_stage_discards_later_ones_and_their_pointer(run):
     assert not run.paths.stage("ppo").folder.exists()
     assert not run.paths.version("ppo-3").exists()
     assert not run.paths.current.exists()
+
+
+@pytest.mark.parametrize("path", ["file", "file/run", "/proc/run"])
+def test_run_directory_that_cannot_be_is_one_message(tmp_path, path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"no directory that can be written to .* choose another run_dir"):
+        RunDirectory(RunConfig(run_dir=str(tmp_path / path))).open()
+
+
+def test_result_that_is_gone_is_named(run):
+    run.open()
+    finish(run, "sft")
+    run.check_result("sft")
+    run.paths.stage("sft").model.rmdir()
+    with pytest.raises(
+        UserError, match=r"sft/model is missing, although stage sft is finished; .*--from sft"
+    ):
+        run.check_result("sft")
 
 
 def test_model_that_was_not_made_yet_is_named(run):
@@ -112,7 +130,7 @@ def test_run_of_an_older_layout_is_refused(run):
 def test_new_run_records_its_layout(run):
     run.open()
     run.paths.check_layout()
-    assert read_json(run.paths.layout) == {"version": 2}
+    assert read_json(run.paths.layout)["version"] == 2
 
 
 def test_checkpoints_keep_the_newest_and_ignore_uncommitted(tmp_path):
