@@ -75,9 +75,12 @@ class Monitor:
         self._metrics.flush()
 
     def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
-        """A table of responses; all rows have the keys of the first."""
-        columns = list(rows[0])
-        table = wandb.Table(columns=columns, data=[[row[name] for name in columns] for row in rows])
+        """A table of responses."""
+        # A judge may measure some responses in more ways than others.
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        table = wandb.Table(columns=columns)
+        for row in rows:
+            table.add_data(*(_cell(row.get(name)) for name in columns))
         self._wandb.log({"samples": table}, step=step)
         for row in rows:
             _append(self._paths.samples, {"step": step, **row})
@@ -130,10 +133,18 @@ class Monitor:
         return artifact
 
 
+def _cell(value: Any) -> Any:
+    """A conversation as text: W&B refuses a column whose values have different keys or types."""
+    if isinstance(value, (list, dict)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return value
+
+
 def _append(path: Path, row: dict[str, Any]) -> None:
     # Not flushed to the disk each time: a restart removes and repeats the rows after its checkpoint.
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        # Messages of a Parquet file may hold dates.
+        file.write(json.dumps(row, default=str) + "\n")
 
 
 def _remove_rows_after(path: Path, last_step: int, stage: str) -> list[dict[str, Any]]:

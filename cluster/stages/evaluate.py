@@ -70,7 +70,8 @@ def answer_lines(rows: Sequence[dict[str, Any]], answers: Mapping[str, Sequence[
     for index, row in enumerate(rows):
         by_stage = {stage: stage_answers[index] for stage, stage_answers in answers.items()}
         line = {"prompt": row["prompt"], "task": row.get("task"), "answers": by_stage}
-        lines.append(json.dumps(line) + "\n")
+        # Messages of a Parquet file may hold dates.
+        lines.append(json.dumps(line, default=str) + "\n")
     return "".join(lines)
 
 

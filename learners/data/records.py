@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, model_validator
+from pydantic_core import to_jsonable_python
 
 from learners.data.conversations import (
     InvalidRow,
@@ -74,6 +75,8 @@ class Record(BaseModel, ABC):
             raise InvalidRow("expected a JSON object")
         try:
             return cls.model_validate(present_values(row))
+        except RecursionError:
+            raise InvalidRow("its values are nested too deeply to be read") from None
         except ValidationError as error:
             # `from None`: pydantic's report of many lines would stand before the one sentence.
             raise InvalidRow(_sentence(error)) from None
@@ -104,8 +107,11 @@ class Record(BaseModel, ABC):
         return self.model_dump(exclude_unset=True)
 
     def stored_row(self) -> Row:
-        """A plain dict to write as a line of a file."""
-        return {"schema_version": SCHEMA_VERSION, **self.user_row()}
+        """A plain dict of JSON values to write as a line of a file."""
+        row = {"schema_version": SCHEMA_VERSION, **self.user_row()}
+        # Rows of tables hold dates, decimals and NaN: they become texts and null.
+        stored: Row = to_jsonable_python(row, inf_nan_mode="null", bytes_mode="base64", fallback=str)
+        return stored
 
     def value_of(self, key: str) -> Any:
         """The value of a key of the row, whether the schema knows it or not; None without it."""

@@ -1,6 +1,7 @@
 """What a run leaves to look at: metrics.jsonl, W&B's own files, lineage, and one HTML page."""
 
 import json
+from datetime import datetime
 
 import pytest
 
@@ -39,6 +40,16 @@ def test_continued_stage_has_every_step_once(root):
     assert [row["step"] for row in rows(root / "ppo" / "samples.jsonl")] == [1, 2]
     assert rows(root / "lineage.jsonl")[0]["produced"] == [str(model)]
     assert len(list((root / "wandb").glob("offline-run-*/run-*.wandb"))) == 2
+
+
+def test_samples_of_prompts_in_every_form(root):
+    talk = [{"role": "user", "content": "x"}]
+    named = [{"role": "user", "content": "x", "name": "n", "when": datetime(2024, 1, 2)}]
+    with Monitor(root, "ppo", "x", {}) as monitor:
+        monitor.samples(1, [{"prompt": p, "text": "t", "score": 1.0} for p in ("x", talk, named)])
+        monitor.samples(1, [{"score": 1.0}, {"score": None, "right": True}])
+    prompts = [row["prompt"] for row in rows(root / "ppo" / "samples.jsonl")[:3]]
+    assert prompts == ["x", talk, [{**named[0], "when": "2024-01-02 00:00:00"}]]
 
 
 def test_lineage_takes_any_name_of_a_run_or_file(root):

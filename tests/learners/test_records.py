@@ -1,6 +1,8 @@
 """One schema for the rows that the reader, the collect stage, feedback and the reward stage exchange."""
 
 import json
+from datetime import datetime
+from decimal import Decimal
 
 import pytest
 
@@ -34,6 +36,25 @@ def test_a_stored_row_reads_back_as_the_same_record():
     assert stored["schema_version"] == SCHEMA_VERSION
     assert stored == {**full, "schema_version": SCHEMA_VERSION, "ended": [True, True]}
     assert RankingRecord.parse(stored).user_row() == {**record.user_row(), "schema_version": SCHEMA_VERSION}
+
+
+def test_a_stored_row_of_a_table_is_json():
+    row = {
+        "when": datetime(2024, 1, 2, 3, 4),
+        "price": Decimal("1.50"),
+        "score": float("nan"),
+        "image": b"\xff",
+    }
+    record = ResponsesRecord.parse({"prompt": "p", "responses": ["a", "b"], "row": row})
+    assert record.row == row
+    stored = json.loads(json.dumps(record.stored_row(), allow_nan=False))
+    assert stored["row"] == {"when": "2024-01-02T03:04:00", "price": "1.50", "score": None, "image": "_w=="}
+
+
+def test_a_row_nested_too_deeply_is_invalid():
+    row = {"prompt": "p", "tests": json.loads("[" * 900 + "]" * 900)}
+    with pytest.raises(InvalidRow, match="nested too deeply"):
+        PromptRecord.parse(row)
 
 
 def test_responses_with_ranks_are_a_ranking():
