@@ -14,13 +14,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
-from learners.data.conversations import Messages, as_messages, normalized_text
+from learners.data.conversations import InvalidRow, Messages, as_messages, normalized_text
 from learners.data.datasets import TokenData
 from learners.data.records import Row
 from learners.data.samples import offsets_of
 from learners.data.sources import DatasetReader, SourceRow
 from learners.data.split import EmptySideError, held_out, split_position, split_threshold
-from learners.data.tokenizer import document_separator, encode_prompt
+from learners.data.tokenizer import document_separator
+from learners.data.turn_tokens import encode_conversation, encode_prompt
 
 ALWAYS_TRAINING, ALWAYS_VALIDATION = 1.0, -1.0  # positions beyond every threshold
 
@@ -94,7 +95,11 @@ def encode_prompts(
     for where, record in rows:
         messages = as_messages(record.prompt)
         encode = partial(_encode_prompt_ending, tokenizer, messages)
-        fitted = reader.fit_to_length(where, messages[-1]["content"], encode, limit)
+        try:
+            fitted = reader.fit_to_length(where, messages[-1]["content"], encode, limit)
+        except InvalidRow as error:
+            reader.leave_out_invalid(where, error)
+            continue
         if fitted is None:
             continue
         text, ids = fitted
@@ -115,7 +120,7 @@ def encode_demonstrations(
     validation_share: float = 0.1,
 ) -> TokenData:
     """Conversations in the tokenizer's chat template; only the assistant's tokens are learned,
-    the end token too.
+    the end token too, with which each ends.
 
     Held out by `data.split_key` or, without it, by the conversation up to the last message of the
     user. Raises UserError for fewer than two different ones."""
@@ -124,13 +129,14 @@ def encode_demonstrations(
     positions: list[float] = []
     for where, record in rows:
         encode = partial(_encode_conversation_ending, tokenizer, record.messages)
-        fitted = reader.fit_to_length(where, record.messages[-1]["content"], encode, context)
+        try:
+            fitted = reader.fit_to_length(where, record.messages[-1]["content"], encode, context)
+        except InvalidRow as error:
+            reader.leave_out_invalid(where, error)
+            continue
         if fitted is None:
             continue
         ids, mask = zip(*fitted[1], strict=True)
-        # Refused also where max_invalid_rows would skip a row: the template is wrong for all rows.
-        if not any(mask):
-            raise UserError(f"{where}: the chat template leaves no assistant token to learn")
         sequences.append(np.array(ids, dtype=np.int32))
         masks.append(np.array(mask, dtype=bool))
         positions.append(split_position(reader.split_value(record) or record.split_text))
@@ -141,51 +147,6 @@ def encode_demonstrations(
         loss_mask_N=np.concatenate(masks),
         is_validation_S=np.array(positions) < threshold,
     )
-
-
-def encode_conversation(
-    messages: Messages, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[bool]]:
-    """Token ids and assistant mask. A template without {% generation %} marks gets its mask by
-    rendering prefixes."""
-    if "{% generation %}" in str(tokenizer.chat_template):
-        encoded = tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        return list(encoded["input_ids"]), [bool(flag) for flag in encoded["assistant_masks"]]
-    ids: list[int] = []
-    mask: list[bool] = []
-    for end, message in enumerate(messages, 1):
-        is_assistant = message["role"] == "assistant"
-        if is_assistant:
-            # What the template writes before the assistant's words is not learned.
-            _extend(ids, mask, _render(messages[: end - 1], tokenizer, open_turn=True), False, tokenizer)
-        _extend(ids, mask, _render(messages[:end], tokenizer, open_turn=False), is_assistant, tokenizer)
-    return ids, mask
-
-
-def _render(messages: Messages, tokenizer: PreTrainedTokenizerBase, open_turn: bool) -> str:
-    """The conversation in the chat template; with `open_turn` up to where the assistant begins to
-    write."""
-    if not messages:
-        return ""
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
-
-
-def _extend(
-    ids: list[int], mask: list[bool], text: str, learn: bool, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Brings `ids` and `mask` to the tokens of a longer text, whose new tokens have the mask
-    `learn`."""
-    longer = list(tokenizer.encode(text, add_special_tokens=False))
-    if longer[: len(ids)] != ids:
-        raise UserError(
-            f"tokenizer {tokenizer.name_or_path}: its chat template writes the start of a conversation "
-            "differently once it goes on, so the assistant's tokens cannot be told apart; mark them with "
-            "{% generation %} in the template"
-        )
-    mask += [learn] * (len(longer) - len(ids))
-    ids[:] = longer
 
 
 def choose_threshold(
@@ -231,5 +192,5 @@ def _encode_conversation_ending(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str
 ) -> list[tuple[int, bool]]:
     """(token id, whether it is learned) of a conversation with another last message."""
-    ids, mask = encode_conversation(_with_ending(messages, text), tokenizer)
+    ids, mask = encode_conversation(tokenizer, _with_ending(messages, text))
     return list(zip(ids, mask, strict=True))

@@ -13,14 +13,14 @@ from functools import partial
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from learners.data.conversations import as_messages
+from learners.data.conversations import InvalidRow, Messages, as_messages
 from learners.data.datasets import RankingData
 from learners.data.encoding import choose_threshold
 from learners.data.records import RankingRecord
 from learners.data.samples import offsets_of
 from learners.data.sources import DatasetReader, SourceRow
 from learners.data.split import linked_positions, prompt_positions, split_position
-from learners.data.tokenizer import encode_prompt
+from learners.data.turn_tokens import encode_response
 
 # As many responses as Ouyang et al. 2022 (arXiv:2203.02155, section 3.5) had ranked at most.
 MAX_GROUP_SIZE = 9
@@ -172,13 +172,16 @@ def _encode_responses(
     source_row: SourceRow, tokenizer: PreTrainedTokenizerBase, context: int, reader: DatasetReader
 ) -> list[TokenIds] | None:
     """Prompt and response in tokens, for each response of a ranking; None if `data.overlong`
-    leaves the ranking out."""
+    leaves the ranking out, or it is skipped since it cannot be encoded."""
     record = source_row.record
-    prompt_ids = encode_prompt(tokenizer, record.prompt)
     sequences = []
     for response, ended in zip(record.responses, record.ended, strict=True):
-        encode = partial(_append_response, tokenizer, prompt_ids, ended)
-        fitted = reader.fit_to_length(source_row.where, response, encode, context)
+        encode = partial(_encode_response, tokenizer, record.prompt, ended)
+        try:
+            fitted = reader.fit_to_length(source_row.where, response, encode, context)
+        except InvalidRow as error:
+            reader.leave_out_invalid(source_row.where, error)
+            return None
         # Without one of its responses a ranking would say something else.
         if fitted is None:
             return None
@@ -186,14 +189,11 @@ def _encode_responses(
     return sequences
 
 
-def _append_response(
-    tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], ended: bool, response: str
+def _encode_response(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, ended: bool, response: str
 ) -> list[int]:
-    ids = [*prompt_ids, *tokenizer.encode(response, add_special_tokens=False)]
     # A response that was cut has no end, and the reward model is to see that.
-    if ended:
-        ids.append(tokenizer.eos_token_id)
-    return ids
+    return encode_response(tokenizer, prompt, response, ended)
 
 
 def _oracle_scores(record: RankingRecord, oracle_score: OracleScore | None) -> list[float | None]:

@@ -14,7 +14,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from common.errors import UserError
-from learners.data.conversations import Messages, as_messages
 
 PAD, END_OF_TEXT, END_OF_TURN = "<|pad|>", "<|endoftext|>", "<|end|>"
 UNKNOWN = "<|unknown|>"
@@ -84,8 +83,7 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise UserError(
             f"tokenizer {tokenizer.name_or_path}: pad and end are the same token "
-            f"({tokenizer.eos_token!r}), so a model would never learn to stop; set model.pad_token or "
-            "model.end_token to another"
+            f"({tokenizer.eos_token!r}), so a model would never learn to stop; set model.pad_token to another"
         )
     return int(tokenizer.eos_token_id)
 
@@ -97,10 +95,3 @@ def document_separator(tokenizer: PreTrainedTokenizerBase) -> int:
     if separator is None:
         return end_token(tokenizer)
     return int(separator)
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:
-    """Token ids of a conversation (or of its only message) up to the point where the assistant
-    begins to write."""
-    text = tokenizer.apply_chat_template(as_messages(prompt), tokenize=False, add_generation_prompt=True)
-    return list(tokenizer.encode(text, add_special_tokens=False))

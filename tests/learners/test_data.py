@@ -8,7 +8,8 @@ from learners.data.encoding import encode_demonstrations, encode_prompts, pack_c
 from learners.data.ranking_groups import encode_rankings
 from learners.data.records import SCHEMAS
 from learners.data.sources import SourceRow
-from learners.data.tokenizer import document_separator, encode_prompt, end_token, train_tokenizer
+from learners.data.tokenizer import document_separator, end_token, train_tokenizer
+from learners.data.turn_tokens import encode_prompt
 from tests.learners.fixtures import reader, talk
 
 TEXTS = ["The capital of France is Paris.", "What is 12 plus 7?"] * 10
@@ -67,9 +68,12 @@ def test_a_template_without_generation_marks_gives_the_same_mask(tokenizer):
     assert one.loss_mask_N.tolist() == two.loss_mask_N.tolist()
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
+def test_a_template_that_rewrites_the_start_gives_the_right_mask_or_is_refused(tokenizer):
     fickle = train_tokenizer(TEXTS, 320)
     fickle.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    data, _ = demonstrations(fickle, [talk("a", "b", "c", "d"), talk("a", "b")])
+    assert tokenizer.decode(data.tokens_N[data.loss_mask_N]) == "bd<|end|>b<|end|>"
+    fickle.chat_template = "{{ messages[-1].content }}" + fickle.chat_template
     with pytest.raises(UserError, match="differently once it goes on"):
         demonstrations(fickle, [talk("a", "b", "c", "d"), talk("a", "b")])
 

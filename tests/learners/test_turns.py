@@ -1,0 +1,382 @@
+"""Turns of the assistant in chat templates: where they begin, which token ends them, and that one text has
+one encoding, whether it is demonstrated, ranked or sampled."""
+
+import json
+from itertools import count
+
+import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from common.errors import UserError
+from learners.config import ModelConfig
+from learners.data.chat_template import tell_once, turn_form
+from learners.data.conversations import InvalidRow
+from learners.data.encoding import encode_demonstrations, encode_prompts
+from learners.data.ranking_groups import encode_rankings
+from learners.data.records import SCHEMAS
+from learners.data.sources import SourceRow
+from learners.data.tokenizer import end_token
+from learners.data.tokenizer_loading import load_tokenizer
+from learners.data.turn_tokens import encode_conversation, encode_prompt, encode_response, response_texts
+from tests.learners.fixtures import reader, talk
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+MARKED = (
+    "{%- for m in messages -%}{{- '<|im_start|>' + m['role'] + '\n' -}}{%- if m['role'] == 'assistant' -%}"
+    "{%- generation -%}{{- m['content'] + '<|im_end|>' -}}{%- endgeneration -%}{%- else -%}"
+    "{{- m['content'] + '<|im_end|>' -}}{%- endif -%}{{- '\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+SPECIAL = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<answer>", "</answer>"]
+TEXTS = ["\n\n", "\n\nHello.\n\n", "user\nassistant\nsystem\n", "It is 4. Hello there."] * 9
+HELLO = talk("Hi", "Hello.")["messages"]
+
+
+def chatml(template=CHATML, end="<|im_end|>", pad="<|pad|>", special=SPECIAL):
+    """A byte-level BPE tokenizer that, as those of Llama 3 and Qwen, makes one token of two line breaks."""
+    core = Tokenizer(models.BPE())
+    pattern = Regex(r"\s*[\r\n]+| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+")
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator(TEXTS, trainer)
+    others = [token for token in special if token not in (end, pad)]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token=end,
+        pad_token=pad,
+        additional_special_tokens=others,
+        chat_template=template,
+    )
+
+
+def sentencepiece():
+    """As Llama 2's: a space mark is put before every piece of text, also before an answer alone."""
+    vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", "<pad>"])}
+    for byte in range(256):
+        vocabulary[f"<0x{byte:02X}>"] = len(vocabulary)
+    for piece in ("▁", "\n", *"Paris.C<|usertan>", "▁P", "Pa", "▁Pa", "is", "▁is"):
+        vocabulary.setdefault(piece, len(vocabulary))
+    merges = [("▁", "P"), ("P", "a"), ("▁P", "a"), ("i", "s"), ("▁", "is")]
+    core = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    template = (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, chat_template=template, **special)
+
+
+def learned(tokenizer, messages):
+    """The learned part of a conversation, with | where tokens that are not learned stand between."""
+    ids, mask = encode_conversation(tokenizer, messages)
+    parts, was = [], False
+    for token, flag in zip(ids, mask, strict=True):
+        if flag and not was:
+            parts.append([])
+        if flag:
+            parts[-1].append(token)
+        was = flag
+    return "|".join(tokenizer.decode(part) for part in parts)
+
+
+def source_rows(kind, *rows):
+    return [SourceRow(f"here, row {n}", SCHEMAS[kind].parse(row)) for n, row in enumerate(rows, 1)]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Saves a tokenizer and gives a function that loads it with settings of the config."""
+
+    folders = (tmp_path / str(number) for number in count())
+
+    def save(tokenizer):
+        folder = next(folders)
+        tokenizer.save_pretrained(folder)
+        return lambda **settings: load_tokenizer(folder, ModelConfig(path=str(folder), **settings))
+
+    tell_once.cache_clear()
+    return save
+
+
+# The end of a turn.
+
+
+def test_the_template_decides_which_token_ends_a_turn_and_says_so_once(saved, caplog):
+    load = saved(chatml(end="<|endoftext|>"))
+    tokenizer = load()
+    load()
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert len(caplog.records) == 1
+    assert caplog.messages[0].endswith(
+        "the template ends a turn with <|im_end|>, which is used as end token instead of the tokenizer's "
+        "<|endoftext|>"
+    )
+    # Whatever is learned, ranked or sampled ends with the same token.
+    end = end_token(tokenizer)
+    assert encode_conversation(tokenizer, HELLO)[0][-1] == end
+    assert encode_response(tokenizer, "Hi", "Hello.", ended=True)[-1] == end
+    assert encode_response(tokenizer, "Hi", "Hello.", ended=False)[-1] != end
+
+
+def test_an_end_token_that_the_template_never_writes_is_refused(saved):
+    load = saved(chatml())
+    assert load(end_token="<|im_end|>").eos_token == "<|im_end|>"
+    message = (
+        r"model.end_token=<\|endoftext\|>: the chat template of .* ends a turn with <\|im_end\|> and does not"
+    )
+    with pytest.raises(UserError, match=message):
+        load(end_token="<|endoftext|>")
+
+
+def test_a_token_that_follows_the_last_turn_alone_ends_no_turn(saved):
+    # As Phi-3 writes: the end of the document after the end of its last turn.
+    load = saved(
+        chatml(CHATML + "{% if not add_generation_prompt %}<|endoftext|>{% endif %}", "<|endoftext|>")
+    )
+    tokenizer = load()
+    assert tokenizer.eos_token == "<|im_end|>"
+    rows = talk("a", "b", "c", "d")["messages"]
+    assert learned(tokenizer, rows) == "b<|im_end|>|d<|im_end|>"
+    # The config may want the other one.
+    assert learned(load(end_token="<|endoftext|>"), rows) == "b|d<|im_end|>\n<|endoftext|>"
+
+
+def test_a_template_without_an_end_learns_the_tokenizers_end_after_the_last_answer(saved, caplog):
+    template = "{% for m in messages %}{{ '\n' + m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    load = saved(chatml(template + "{% if add_generation_prompt %}{{ '\nassistant: ' }}{% endif %}"))
+    tokenizer = load()
+    assert (
+        "the template writes no special token after a turn; <|im_end|> is learned as the end" in caplog.text
+    )
+    assert learned(tokenizer, talk("a", "b", "c", "d")["messages"]) == "b|d<|im_end|>"
+    ids = encode_response(tokenizer, "a", "b", ended=True)
+    assert tokenizer.decode(ids) == "\nuser: a\n\nassistant: b<|im_end|>"
+
+
+def test_marks_that_leave_the_end_token_out_are_extended_to_it():
+    inside = MARKED.replace(
+        "{{- m['content'] + '<|im_end|>' -}}{%- endgeneration -%}",
+        "{{- m['content'] -}}{%- endgeneration -%}{{- '<|im_end|>' -}}",
+    )
+    assert inside != MARKED
+    assert learned(chatml(inside), talk("a", "b", "c", "d")["messages"]) == "b<|im_end|>|d<|im_end|>"
+
+
+# Marks and templates.
+
+
+@pytest.mark.parametrize(
+    "marks", ["{% generation %}", "{%- generation -%}", "{%-generation-%}", "{%+ generation +%}"]
+)
+def test_marks_are_known_however_they_are_written(marks):
+    # Words are rewritten, so that only the marks tell where they are.
+    template = MARKED.replace("{%- generation -%}", marks).replace(
+        "m['content'] + '<|im_end|>' -}}{%- end", "m['content'] | replace('b', 'e') + '<|im_end|>' -}}{%- end"
+    )
+    assert learned(chatml(template), talk("a", "b", "c", "d")["messages"]) == "e<|im_end|>|d<|im_end|>"
+
+
+def test_of_several_named_templates_the_default_counts(saved):
+    load = saved(chatml({"default": CHATML, "tool_use": MARKED}))
+    assert learned(load(), HELLO) == "Hello.<|im_end|>"
+    load = saved(chatml({"rag": CHATML, "tool_use": MARKED}))
+    with pytest.raises(UserError, match="has chat templates named rag, tool_use and none named default"):
+        load()
+
+
+def test_only_what_is_needed_of_a_conversation_is_rendered():
+    picky = "{% if not messages | map(attribute='role') | select('eq', 'user') | list %}"
+    picky += "{{ raise_exception('No user') }}{% endif %}"
+    system = {"role": "system", "content": "Be nice."}
+    assert learned(chatml(picky + CHATML), [system, *HELLO]) == "Hello.<|im_end|>"
+    # The prompt of the first turn is refused; the turn is found all the same.
+    greeting = {"role": "assistant", "content": "Welcome."}
+    assert (
+        learned(chatml(picky + CHATML), [system, greeting, *HELLO]) == "Welcome.<|im_end|>|Hello.<|im_end|>"
+    )
+
+
+def test_reasoning_that_the_template_removes_from_earlier_turns_is_not_missed():
+    thinking = CHATML.replace(
+        "+ m['content'] +", "+ (m['content'] if loop.last else m['content'].split('</think>')[-1] | trim) +"
+    )
+    rows = talk("2+2?", "<think>\nI add.\n</think>\n\nIt is 4.", "1+1?", "<think>\nHm.\n</think>\n\nIt is 2.")
+    expected = "It is 4.<|im_end|>|<think>\nHm.\n</think>\n\nIt is 2.<|im_end|>"
+    assert learned(chatml(thinking), rows["messages"]) == expected
+
+
+# Where prompt and answer meet.
+
+
+def test_a_token_of_header_and_answer_is_two_as_in_sampling():
+    tokenizer = chatml()
+    prompt = encode_prompt(tokenizer, "Hi")
+    assert len(tokenizer.encode("\n\n")) == 1
+    ids, mask = encode_conversation(tokenizer, talk("Hi", "\nHello.")["messages"])
+    assert ids[: len(prompt)] == prompt
+    assert mask == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
+    assert tokenizer.decode(ids[len(prompt) :]) == "\nHello.<|im_end|>"
+
+
+def test_a_header_that_takes_white_space_in_is_not_learned():
+    header = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    header += "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    tokenizer = chatml(header)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [AddedToken("<|user|>"), AddedToken("<|assistant|>", rstrip=True)]}
+    )
+    assert learned(tokenizer, talk("a", "One.", "b", " Two.")["messages"]) == "One.<|im_end|>| Two.<|im_end|>"
+
+
+TEXTS_OF_POLICIES = ["Paris.", " Paris. ", "\nPa", "", "is Pa<answer>4</answer> is"]
+
+
+@pytest.mark.parametrize("make", [chatml, sentencepiece, lambda: chatml(MARKED)])
+def test_demonstration_ranking_and_sample_of_one_text_are_the_same_tokens(make):
+    tokenizer = make()
+    prompt = encode_prompt(tokenizer, "Capital?")
+    for text in TEXTS_OF_POLICIES:
+        demonstrated, _ = encode_conversation(tokenizer, talk("Capital?", text)["messages"])
+        assert encode_response(tokenizer, "Capital?", text, ended=True) == demonstrated
+        assert demonstrated[: len(prompt)] == prompt
+        sampled = demonstrated[len(prompt) :]
+        (back,) = response_texts(tokenizer, [sampled])
+        assert encode_response(tokenizer, "Capital?", back, ended=True) == demonstrated
+        cut = encode_response(tokenizer, "Capital?", back, ended=False)
+        assert [*cut, tokenizer.eos_token_id] == demonstrated
+
+
+def test_an_answer_has_no_space_mark_that_no_policy_writes():
+    tokenizer = sentencepiece()
+    prompt = encode_prompt(tokenizer, "Capital?")
+    ids = encode_response(tokenizer, "Capital?", "Paris", ended=True)
+    assert tokenizer.convert_ids_to_tokens(ids[len(prompt) :]) == ["Pa", "r", "is", "</s>"]
+
+
+@pytest.mark.parametrize("written", ["{{ ' ' + m['content'] }}", "{{ ' ' + m['content'] | trim }}"])
+def test_a_space_that_the_template_writes_before_answers_is_not_doubled(written):
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %}"
+        + written
+        + "<|im_end|>{% endif %}{% endfor %}"
+    )
+    tokenizer = chatml(template)
+    prompt = encode_prompt(tokenizer, "Hi")
+    for text in (" Hello.", " Hello. ", " \nHello."):
+        sampled = [*tokenizer.encode(text), tokenizer.eos_token_id]
+        (back,) = response_texts(tokenizer, [sampled])
+        assert back == text[1:]
+        assert encode_response(tokenizer, "Hi", back, ended=True) == prompt + sampled
+
+
+# The text that rewards, labelers and judges get.
+
+
+def test_special_tokens_that_a_policy_writes_are_seen():
+    tokenizer = chatml()
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    answer = tokenizer.encode("<answer>4</answer> .")
+    assert response_texts(tokenizer, [[*answer, end], answer, [*answer, end, pad, pad], [end], []]) == [
+        *["<answer>4</answer> ."] * 3,
+        "",
+        "",
+    ]
+
+
+# Rows that a template or a tokenizer refuses.
+
+REFUSES_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+)
+SYSTEM = {"role": "system", "content": "Be nice."}
+HALF = json.loads('"\\ud83d"')
+
+
+def encode_all(kind, rows, tokenizer, **config):
+    dataset = reader(kind, **config)
+    located = source_rows(kind, *rows)
+    if kind == "prompts":
+        kept, _ = encode_prompts(located, tokenizer, 99, dataset)
+        return len(kept), dataset
+    if kind == "rankings":
+        return len(encode_rankings(located, tokenizer, 99, dataset, 0.4).groups) - 1, dataset
+    return len(encode_demonstrations(located, tokenizer, 99, dataset).lengths_S), dataset
+
+
+def prompts_of(kind, prompts):
+    answers = {
+        "demonstrations": {"response": "x"},
+        "rankings": {"chosen": "x", "rejected": "y"},
+        "prompts": {},
+    }
+    return [{"prompt": prompt, **answers[kind]} for prompt in prompts]
+
+
+@pytest.mark.parametrize("kind", ["demonstrations", "rankings", "prompts"])
+def test_a_row_that_the_template_refuses_is_named_and_may_be_skipped(kind):
+    tokenizer = chatml(REFUSES_SYSTEM + CHATML)
+    refused = [SYSTEM, {"role": "user", "content": "c"}]
+    rows = prompts_of(kind, ["a", "b", refused, "d"])
+    message = r"here, row 3: the chat template refuses the conversation \(System role not supported\)"
+    with pytest.raises(UserError, match=message):
+        encode_all(kind, rows, tokenizer)
+    count, dataset = encode_all(kind, rows, tokenizer, max_invalid_rows=1)
+    assert count == 3
+    assert dataset.stats["invalid"] == 1
+
+
+def test_a_text_that_the_tokenizer_cannot_encode_is_an_invalid_row():
+    with pytest.raises(InvalidRow, match="the tokenizer cannot encode the text"):
+        encode_prompt(chatml(), f"c {HALF}")
+
+
+# What is checked when a tokenizer is loaded.
+
+
+def test_pad_and_end_are_compared_as_the_template_has_them(saved):
+    # Equal in the tokenizer's own settings, but turns end with another token.
+    tokenizer = saved(chatml(end="<|endoftext|>", pad="<|endoftext|>"))()
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    load = saved(chatml(pad="<|im_end|>"))
+    with pytest.raises(UserError, match="pad and end are the same token"):
+        load()
+    assert load(pad_token="<|pad|>").pad_token == "<|pad|>"
+    load = saved(chatml(pad=None))
+    with pytest.raises(
+        UserError, match=r"it has no pad token; set model.pad_token .*, for example <\|pad\|>"
+    ):
+        load()
+
+
+def test_settings_that_cannot_be_taken_are_refused_by_name(saved, tmp_path):
+    load = saved(chatml())
+    with pytest.raises(
+        UserError, match=r"model.end_token=<\|imend\|>: .* no such token; similar ones: <\|im_end\|>"
+    ):
+        load(end_token="<|imend|>")
+    with pytest.raises(UserError, match=r"model.chat_template=nowhere.jinja: no such file"):
+        load(chat_template="nowhere.jinja")
+    broken = tmp_path / "broken.jinja"
+    for template in ("{% for m in messages %}", "{{ messages[0]['content'] }}", "{{ nothing.at.all }}"):
+        broken.write_text(template)
+        with pytest.raises(UserError, match=r"set model.chat_template to one that"):
+            load(chat_template=str(broken))
+
+
+def test_the_form_of_a_turn_is_what_stands_around_its_words():
+    form = turn_form(chatml(CHATML.replace("m['content'] + '<", "m['content'] + ' <")))
+    assert (form.opening, form.closing, form.token) == ("", " <|im_end|>", "<|im_end|>")
