@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from actors.config import RewardsConfig, RolloutConfig, ScoringConfig
 from cluster.quickstart.config import QuickstartConfig
 from cluster.stage_registry import STAGES
-from common.config import Section
+from common.config import LocalPath, Section
 from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
 from learners.data.config import DataConfig
 from learners.rl.config import PPOConfig
@@ -59,7 +59,8 @@ class EvaluateConfig(Section):
     """Longest response, the end token included."""
     judge: str | None = "cluster.quickstart.oracle:judge"
     """module:function (row, response, ended) -> the score (a number), or a mapping of measures that
-    has "score". Empty: reward and KL only."""
+    has "score". Empty: reward and KL only. The default knows the quickstart's prompts; with
+    data.heldout of your own it is empty."""
     samples: int = Field(1, ge=1)
     """Responses sampled for each prompt. With more than one, pass@k and mean@k (the mean over all)
     are measured."""
@@ -94,7 +95,7 @@ class AlarmsConfig(Section):
 class RunConfig(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run: its W&B group, and the default of its directory."""
-    run_dir: str | None = None
+    run_dir: LocalPath | None = None
     """Directory of the run. Empty: runs/NAME."""
     seed: int = Field(0, ge=0)
     """Seed of all random draws."""
@@ -149,8 +150,32 @@ class RunConfig(Section):
         return stages
 
     @model_validator(mode="after")
+    def _judge_knows_the_prompts(self) -> RunConfig:
+        """The default judge is the quickstart's oracle, which would measure nonsense on other
+        prompts."""
+        if self.data.heldout and "judge" not in self.evaluate.model_fields_set:
+            self.evaluate = self.evaluate.model_copy(update={"judge": None})
+        return self
+
+    @model_validator(mode="after")
     def _sequences_fit(self) -> RunConfig:
-        """A pretraining sequence fits the context and a micro-batch, a response leaves room for a prompt."""
+        """In the stages that are run, a pretraining sequence fits the context and a micro-batch, and a
+        response leaves room for a prompt."""
+        context = self.model.context
+        if "pretrain" in self.stages:
+            self._pretraining_fits()
+        # The PPO stage evaluates with the settings of the evaluate stage.
+        limits = {"collect": {"collect"}, "ppo": {"ppo"}, "evaluate": {"ppo", "evaluate"}}
+        for section, stages in limits.items():
+            limit = getattr(self, section).max_response_tokens
+            if limit >= context and stages & set(self.stages):
+                raise ValueError(
+                    f"{section}.max_response_tokens={limit} leaves no room for a prompt in "
+                    f"model.context={context}"
+                )
+        return self
+
+    def _pretraining_fits(self) -> None:
         length, context = self.pretrain.sequence_length, self.model.context
         if length > context:
             raise ValueError(f"pretrain.sequence_length={length} is over model.context={context}")
@@ -160,15 +185,3 @@ class RunConfig(Section):
                 f"learners.micro_batch_tokens={self.learners.micro_batch_tokens}; "
                 "a sequence must fit a micro-batch"
             )
-        limits = {
-            "ppo": self.ppo.max_response_tokens,
-            "collect": self.collect.max_response_tokens,
-            "evaluate": self.evaluate.max_response_tokens,
-        }
-        for section, limit in limits.items():
-            if limit >= context:
-                raise ValueError(
-                    f"{section}.max_response_tokens={limit} leaves no room for a prompt in "
-                    f"model.context={context}"
-                )
-        return self

@@ -29,7 +29,7 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
     values = _read_yaml(path)
     for override in overrides or []:
         key, equals, text = override.partition("=")
-        if not equals or not key:
+        if not equals or not all(key.split(".")):
             raise UserError(f"override {override!r}: expected dotted.key=value, for example ppo.kl_coef=0.1")
         _apply(values, key.split("."), text, override)
     try:
@@ -39,15 +39,43 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
         raise UserError("\n".join(messages)) from None
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key can be given once: YAML itself lets the last one win, silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            # `<<` merges other mappings, whose keys the mapping's own may override.
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                problem = f"{key.value} is given twice, first in line {lines[key.value]}; keep one"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str, where: str, has_lines: bool) -> Any:
+    """The value of a YAML text. Raises UserError that names `where` it stands, and the line."""
+    try:
+        return yaml.load(text, _StrictLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        if mark and has_lines:
+            where += f", line {mark.line + 1}"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", error)
+        raise UserError(f"{where}: not valid YAML ({problem})") from None
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     if path.is_dir() or not path.exists():
         raise UserError(f"{path}: no such config file; the recipes are in configs/")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    values = _parse(text, str(path), has_lines=True) or {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected keys and values, got {type(values).__name__}")
     return values
@@ -55,11 +83,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _apply(values: dict[str, Any], keys: list[str], text: str, override: str) -> None:
     for key in keys[:-1]:
-        values = values.setdefault(key, {})
+        if values.get(key) is None:  # absent, or a section of the file whose lines are comments
+            values[key] = {}
+        values = values[key]
+        if isinstance(values, list):
+            raise UserError(f"override {override!r}: {key} is a list; give it whole, as {key}=[…]")
         if not isinstance(values, dict):
             raise UserError(f"override {override!r}: {key} is a value, not a section")
     if text:
-        values[keys[-1]] = yaml.safe_load(text)
+        values[keys[-1]] = _parse(text, f"override {override!r}", has_lines=False)
     else:
         # The override `key=`: the default applies again.
         values.pop(keys[-1], None)
@@ -70,6 +102,8 @@ def _explain(path: Path, details: Any) -> str:
     key = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
         location = [part for part in details["loc"] if isinstance(part, str)]
+        if "." in location[-1]:
+            return f"{path}: {key}: keys of a file are nested, as in `ppo: {{kl_coef: 0.1}}`"
         return f"{path}: unknown key {key}; {_suggestion(location[:-1], location[-1])}"
     message = details["msg"].removeprefix("Value error, ")
     if isinstance(details.get("input"), dict):

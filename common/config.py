@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+import os.path
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     SerializerFunctionWrapHandler,
@@ -16,6 +18,9 @@ Precision = Literal["float32", "bfloat16"]
 DType = Literal["auto", "float32", "bfloat16"]
 """Values of a dtype key. The driver resolves auto to a Precision before anything runs (`common.hardware`)."""
 
+LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A file or folder, or a name that is none; `~` is the home directory, as in a shell."""
+
 
 class Section(BaseModel):
     """A part of the configuration. The docstrings of its fields are the help texts.
@@ -24,11 +29,24 @@ class Section(BaseModel):
     """
 
     # Field docstrings become descriptions, which a test requires for every key.
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     def inactive_keys(self) -> dict[str, str]:
         """Keys without effect beside the values of the others: key -> the setting that it needs."""
         return {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, values: Any) -> Any:
+        """A section without keys, for example `ppo:` with its lines commented out, has its defaults."""
+        if not isinstance(values, dict):
+            return values
+        kept = {}
+        for key, value in values.items():
+            field = cls.model_fields.get(key)
+            if value is not None or field is None or not isinstance(field.default, Section):
+                kept[key] = value
+        return kept
 
     @model_validator(mode="after")
     def _reject_inactive(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,11 @@ from contextlib import contextmanager
 import ray
 from ray.job_config import JobConfig
 
+from common.errors import UserError
 from common.plugins import PROJECT_ROOT
+
+CONNECT_S = 5.0
+"""How long a cluster may take to accept a connection."""
 
 
 def start_ray(address: str | None = None, cpus: int | None = None, object_store_gib: float = 0.25) -> bool:
@@ -23,10 +28,9 @@ def start_ray(address: str | None = None, cpus: int | None = None, object_store_
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # When one call of several fails, nobody waits for the others any more; Ray would print their errors.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    existing = address or os.environ.get("RAY_ADDRESS")
-    if existing:
-        with _keep_sigterm_handler():
-            ray.init(address=existing, logging_level="ERROR", job_config=_job_config())
+    existing = address or os.environ.get("RAY_ADDRESS") or "local"
+    if existing != "local":
+        _join(existing, "cluster.address" if address else "RAY_ADDRESS")
         return False
     # Ray protects a new local cluster with a token and would keep it in ~/.ray, where it changes how
     # every later cluster of this user starts. Ours lives as long as this process.
@@ -41,6 +45,29 @@ def start_ray(address: str | None = None, cpus: int | None = None, object_store_
             job_config=_job_config(),
         )
     return True
+
+
+def _join(address: str, setting: str) -> None:
+    """Connects to a cluster. Raises UserError if none answers: Ray itself would try for more than a minute,
+    and fill the terminal."""
+    remedy = f"start one with `ray start --head`, or correct {setting} (without it a run starts its own Ray)"
+    if address != "auto":
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if not host or not port.isdecimal():
+            raise UserError(f"{setting}={address}: expected auto or HOST:PORT")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(
+                f"{setting}={address}: no Ray cluster answers there ({reason}); {remedy}"
+            ) from None
+    try:
+        with _keep_sigterm_handler():
+            ray.init(address=address, logging_level="ERROR", job_config=_job_config())
+    except ConnectionError as error:
+        reason = str(error).partition(".")[0]
+        raise UserError(f"{setting}={address}: no Ray cluster to join ({reason}); {remedy}") from None
 
 
 def _job_config() -> JobConfig:

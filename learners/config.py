@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from common.config import DType, Section
+from common.config import DType, LocalPath, Section
 
 
 class LoRAConfig(Section):
@@ -26,7 +26,7 @@ class LoRAConfig(Section):
 
 
 class ModelConfig(Section):
-    path: str | None = None
+    path: LocalPath | None = None
     """A causal language model to start from: a local Hugging Face folder or a hub name. Empty:
     random weights."""
     layers: int = Field(2, ge=1)
@@ -53,7 +53,7 @@ class ModelConfig(Section):
     lora: LoRAConfig | None = None
     """Train low-rank adapters of the linear layers and freeze the weights. Empty: train all
     weights."""
-    chat_template: str | None = None
+    chat_template: LocalPath | None = None
     """Jinja file of the chat template, for a tokenizer that has none. Empty: the tokenizer's
     own."""
     end_token: str | None = None
@@ -134,7 +134,7 @@ class LearnerConfig(Section):
     weights. auto: what the machine multiplies fast."""
     packing: bool = True
     """Put several sequences in each row of a forward pass, so that there is little padding."""
-    weights_dir: str | None = None
+    weights_dir: LocalPath | None = None
     """Folder through which weights reach the rollout engines; learners and engines of all hosts
     must see it. Empty: shared memory of this machine, or the run directory where there is none."""
 
@@ -190,7 +190,7 @@ class SFTConfig(Section):
 
 
 class RewardModelConfig(Section):
-    path: str | None = None
+    path: LocalPath | None = None
     """A sequence-classification folder with one output to start from. Empty: the SFT model with a
     new scalar head."""
     epochs: int = Field(1, ge=1)

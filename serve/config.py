@@ -9,13 +9,13 @@ from __future__ import annotations
 from pydantic import Field
 
 from actors.config import Decoding, EngineConfig
-from common.config import Section
+from common.config import LocalPath, Section
 
 
 class ExtraModelConfig(Section):
     """A model that is served beside the current policy."""
 
-    path: str
+    path: LocalPath
     """A version of the run (ppo-20), one of its stages (sft), or a Hugging Face folder."""
     decoding: Decoding = Decoding()
     """Decoding settings that a request does not give."""
@@ -38,7 +38,7 @@ class CanaryConfig(Section):
     prompts: int = Field(16, ge=1)
     """Size of the fixed set of prompts that one replica answers before and after it takes a
     version."""
-    file: str | None = None
+    file: LocalPath | None = None
     """JSONL of prompts, {"prompt": …}. Empty: the run's held-out prompts."""
     max_tokens: int = Field(32, ge=1)
     """Longest answer to one of these prompts, in tokens."""
@@ -79,7 +79,7 @@ class ServeConfig(EngineConfig):
     """Longest request body, KiB; a longer one is answered 413."""
     max_choices: int = Field(16, ge=1)
     """Largest number of responses (`n`) of one request."""
-    api_keys: str | None = None
+    api_keys: LocalPath | None = None
     """File of API keys, made by `hero key`. Empty: no keys, and only clients on this machine are
     served."""
     requests_per_minute: int | None = Field(None, ge=1)

@@ -3,11 +3,13 @@ command."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from common.files import read_json, read_jsonl
@@ -26,12 +28,14 @@ def print_summary(root: Path, console: Console) -> None:
     _print_failures(paths, console)
     _print_costs(paths, console)
     if paths.report.exists():
-        console.print(f"report: {paths.report}")
+        console.print(f"report: {paths.report}", markup=False, soft_wrap=True)
     if paths.current.exists():
         shown = root
         if root.is_relative_to(Path.cwd()):
             shown = root.relative_to(Path.cwd())
-        console.print(f"talk to it: [bold]hero serve {shown}[/], then [bold]hero chat[/] in another terminal")
+        command = escape(shlex.join(["hero", "serve", str(shown)]))
+        hint = f"talk to it: [bold]{command}[/], then [bold]hero chat[/] in another terminal"
+        console.print(hint, soft_wrap=True)
 
 
 def _print_evaluation(paths: RunPaths, console: Console) -> None:

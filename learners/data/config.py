@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from common.config import Section
+from common.config import LocalPath, Section
 
 
 class SourceConfig(Section):
-    path: str
+    path: LocalPath
     """A file (.txt, .jsonl, .json, .csv, .tsv, .parquet, .arrow; texts also as .gz, .bz2, .zst), a
     pattern like books/*.txt, a folder of data files, what save_to_disk wrote, or a hub name like
     owner/dataset."""
@@ -48,7 +48,7 @@ Sources = Annotated[list[SourceConfig] | None, BeforeValidator(_as_source_list)]
 
 
 class DataConfig(Section):
-    root: str = "."
+    root: LocalPath = "."
     """Folder that relative paths of this section start from."""
     corpus: Sources = None
     """Text for pre-training: .txt files, or rows with "text". Empty: the quickstart's."""

@@ -1,0 +1,32 @@
+"""A cluster that is not there is a message at once."""
+
+import socket
+import time
+
+import pytest
+
+from common.errors import UserError
+from common.ray_session import start_ray
+
+
+@pytest.fixture
+def closed_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_address_where_nothing_answers_is_named_within_seconds(closed_port, monkeypatch):
+    started = time.monotonic()
+    with pytest.raises(UserError, match=f"cluster.address=127.0.0.1:{closed_port}: no Ray cluster answers"):
+        start_ray(f"127.0.0.1:{closed_port}")
+    monkeypatch.setenv("RAY_ADDRESS", f"ray://localhost:{closed_port}")
+    with pytest.raises(UserError, match=r"RAY_ADDRESS=ray://localhost.*or correct RAY_ADDRESS"):
+        start_ray()
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("address", ["somewhere", "host:port", ":6379"])
+def test_address_of_another_form_is_named(address):
+    with pytest.raises(UserError, match="expected auto or HOST:PORT"):
+        start_ray(address)
