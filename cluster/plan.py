@@ -1,12 +1,14 @@
 """`hero plan`: what a run would do, before anything starts: arithmetic, placement, memory, and what
 cannot work.
 
-Loads neither Ray nor torch, so that it answers at once; `hero run` makes the same checks first.
+Loads no Ray, and torch only where the config names a model to open (`cluster.model_checks`): it answers
+at once, or in a few seconds. `hero run` makes the same checks first.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import psutil
 import yaml
@@ -14,23 +16,26 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config import RunConfig
-from cluster.placement import GIB, parameters, placement, total_memory_gib, vocabulary
+from cluster.memory_estimate import GIB
+from cluster.model_shape import policy_shape
+from cluster.placement import placement, total_memory_gib
+from cluster.precision import resolve
 from cluster.run.directory import RunDirectory
 from common.errors import UserError
-from common.plugins import load_object
+from common.plugins import load_function
 from learners.data.config import KINDS
 
 
 def print_plan(config: RunConfig, console: Console) -> None:
     """Prints the resolved config, the arithmetic, the placement; raises UserError if the run cannot
     work."""
+    config, precisions = resolve(config, serving=True)
     console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False)
-    arithmetic = Table(title="Batch arithmetic", title_justify="left")
-    arithmetic.add_column("quantity")
-    arithmetic.add_column("value", justify="right")
-    for quantity, value in batch_arithmetic(config):
-        arithmetic.add_row(quantity, value)
-    console.print(arithmetic)
+    for line in precisions:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    check_starting_models(config)
+    console.print(_figures("Model", model_figures(config)))
+    console.print(_figures("Batch arithmetic", batch_arithmetic(config)))
     fleets = Table(title="Placement", title_justify="left")
     for name in ("fleet", "actors", "threads each", "GPUs each", "GiB each, about", "holds"):
         fleets.add_column(name)
@@ -40,6 +45,28 @@ def print_plan(config: RunConfig, console: Console) -> None:
     console.print(fleets)
     console.print(f"memory over all processes: about {total_memory_gib(config):.1f} GiB")
     check_feasible(config)
+
+
+def _figures(title: str, figures: list[tuple[str, str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("quantity")
+    table.add_column("value", justify="right")
+    for quantity, value in figures:
+        table.add_row(quantity, value)
+    return table
+
+
+def model_figures(config: RunConfig) -> list[tuple[str, str]]:
+    """What the policy is, and the arithmetic that each part of the run uses: (quantity, value)."""
+    shape = policy_shape(config)
+    positions = "no limit" if shape.positions is None else f"{shape.positions:,}"
+    return [
+        ("starts from", config.model.path or "random weights"),
+        ("class", shape.architecture),
+        ("parameters", f"{shape.parameters:,}"),
+        ("vocabulary", f"{shape.vocabulary:,}"),
+        ("positions, model.context", f"{positions}, {config.model.context:,}"),
+    ]
 
 
 def batch_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
@@ -55,7 +82,6 @@ def batch_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
     micro_batches = -(-batch_tokens // (ppo.minibatches * learners.ranks * learners.micro_batch_tokens))
     steps = ppo.iterations * ppo.epochs * ppo.minibatches
     return [
-        ("model parameters", f"{parameters(config):,}"),
         ("pretraining tokens", f"{pretrain.steps} steps x {pretrain.batch_tokens} = {pretrain_tokens:,}"),
         ("collected responses", f"{collect.prompts} prompts x {collect.responses} = {collected:,}"),
         ("PPO batch", f"{ppo.prompts} prompts x {ppo.responses} responses = {batch} sequences"),
@@ -97,13 +123,13 @@ def check_data(config: RunConfig) -> None:
         RunDirectory(config).data(kind)
         for source in sources:
             if source.convert:
-                load_object(source.convert)
+                load_function(source.convert, f"data.{kind}.convert", "row")
 
 
 def check_reward_functions(config: RunConfig) -> None:
     for source in config.rewards.sources:
         if source.kind == "function":
-            load_object(source.path)
+            load_function(source.path, "rewards.sources.path", "row", "response", "ended")
 
 
 def check_reward_model(config: RunConfig) -> None:
@@ -123,14 +149,39 @@ def check_rankings(config: RunConfig) -> None:
         )
 
 
-def check_one_tokenizer(config: RunConfig) -> None:
-    policy, reward = vocabulary(config.model.path), vocabulary(config.reward_model.path)
-    if policy and reward and policy != reward:
+def check_judge(config: RunConfig) -> None:
+    """The function exists, where a stage calls it."""
+    if config.evaluate.judge and {"reward", "ppo", "evaluate"}.intersection(config.stages):
+        load_function(config.evaluate.judge, "evaluate.judge", "row", "response", "ended")
+
+
+def check_whole_data(config: RunConfig) -> None:
+    """Nothing of the quickstart's is silently mixed with the user's prompts."""
+    data = config.data
+    for given, missing in (("prompts", "heldout"), ("heldout", "prompts")):
+        if "ppo" in config.stages and getattr(data, given) and not getattr(data, missing):
+            raise UserError(
+                f"data.{given} is set and data.{missing} is not: the ppo stage would take those of the "
+                f"quickstart beside yours; set data.{missing} too"
+            )
+    if "collect" in config.stages and data.prompts:
         raise UserError(
-            f"model.path={config.model.path} has a vocabulary of {policy} and "
-            f"reward_model.path={config.reward_model.path} one of {reward}; policy and reward model must use "
-            "one tokenizer"
+            "the simulated labelers of stage collect know the quickstart's prompts only, and data.prompts is "
+            "set; leave collect out and give data.rankings, or leave reward out too and score with "
+            "rewards.sources of kind function or http"
         )
+
+
+def check_starting_models(config: RunConfig) -> None:
+    """The models and the tokenizer that the config names can be opened, trained and sampled from."""
+    template = config.model.chat_template
+    if template and not Path(template).is_file():
+        raise UserError(f"model.chat_template={template}: no such file; it should hold a Jinja template")
+    if config.model.path or config.reward_model.path:
+        # Imports torch and transformers: seconds that a model with random weights does not need.
+        from cluster.model_checks import check_models
+
+        check_models(config)
 
 
 def check_attention_width(config: RunConfig) -> None:
@@ -185,11 +236,13 @@ def check_memory(config: RunConfig) -> None:
 # In the order in which their errors help most: files first, then the model, then the machine.
 CHECKS = (
     check_layout,
+    check_whole_data,
     check_data,
     check_reward_functions,
+    check_judge,
     check_reward_model,
     check_rankings,
-    check_one_tokenizer,
+    check_starting_models,
     check_attention_width,
     check_cores,
     check_gpus,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import safe_open
 
 from common.errors import UserError
+
+if TYPE_CHECKING:  # `hero plan` reads the names of the files without torch
+    import torch
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

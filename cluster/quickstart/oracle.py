@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.quickstart.grammar import GRAMMAR, SmallTalk
+from common.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,14 @@ class Verdict:
 
 def judge(row: dict[str, Any], response: str, ended: bool = True) -> Verdict:
     """Judges a response (text without special tokens) to a prompt row of the quickstart. `ended`
-    says whether the response ended by itself; one that was cut off is incoherent."""
+    says whether the response ended by itself; one that was cut off is incoherent. Raises UserError
+    for a row that is not the quickstart's."""
+    if "task" not in row:
+        raise UserError(
+            f"the oracle and the simulated labelers know the quickstart's prompts only, and not "
+            f"{row.get('prompt')!r}; set evaluate.judge to a function of your own or to null, and give "
+            "data.rankings instead of stage collect"
+        )
     # Models often add a space or a newline; that alone makes no response incoherent.
     text = " ".join(response.split())
     rude = GRAMMAR.is_rude(text)
