@@ -34,6 +34,13 @@ def ranking_of_pair(row: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": prompt, "responses": responses, "ranks": [1, 2]}
 
 
+def ends_with_user(messages: Any) -> bool:
+    """Whether this is a conversation to answer, and not one that was answered."""
+    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
+        return False
+    return messages[-1].get("role") == "user"
+
+
 def joined_prompt(prompt: str | Messages, conversation: Messages, key: str) -> str | Messages:
     """The prompt of a row that has both a prompt and, under `key`, a conversation up to the response.
 

@@ -24,8 +24,8 @@ from learners.data.conversations import (
     conversation_text,
     normalized_text,
 )
-from learners.data.pairs import joined_prompt, ranking_of_pair
-from learners.data.values import comparable_text, present_values
+from learners.data.pairs import ends_with_user, joined_prompt, ranking_of_pair
+from learners.data.values import comparable_text, present_values, whole_number
 
 Row = dict[str, Any]
 
@@ -151,7 +151,7 @@ class PromptRecord(Record):
         if not prompt and isinstance(messages, list):
             row["prompt"] = check_prompt(messages, "messages")
         # With an answer it is what the prompt was taken from; without one it may say more.
-        elif prompt and messages and _ends_with_user(messages):
+        elif prompt and ends_with_user(messages):
             check_messages(messages, "messages", last="user")
             row["prompt"] = joined_prompt(check_prompt(prompt, "prompt"), messages, "messages")
         return row
@@ -225,7 +225,8 @@ class ResponsesRecord(Record):
             if not ended:
                 ended = [True] * len(responses)
             elif isinstance(ended, list):
-                ended = [_flag(value) for value in ended]
+                # Not known is as where the whole list is left out.
+                ended = [flag is None or flag for flag in ended]
             if not isinstance(ended, list) or not are_flags(ended, len(responses)):
                 raise InvalidRow(f"key 'ended': expected {len(responses)} times true or false")
             row["ended"] = ended
@@ -271,7 +272,7 @@ class RankingRecord(ResponsesRecord):
         check_prompt(row.get("prompt"), "prompt")
         responses, ranks = _responses_field(row.get("responses")), row.get("ranks")
         if isinstance(ranks, list):
-            ranks = [_as_int(rank) for rank in ranks]
+            ranks = [whole_number(rank) for rank in ranks]
         if not isinstance(ranks, list) or not are_ranks(ranks, len(responses)):
             raise InvalidRow(
                 f"key 'ranks': expected {len(responses)} whole numbers from 1 (best), equal for ties"
@@ -288,25 +289,6 @@ SCHEMAS: dict[str, type[Record]] = {
     "rankings": RankingRecord,
 }
 """The record of each kind of data in section `data` of the config."""
-
-
-def _ends_with_user(messages: Any) -> bool:
-    """Whether this is a conversation to answer, and not one that was answered."""
-    return (
-        isinstance(messages, list) and isinstance(messages[-1], dict) and messages[-1].get("role") == "user"
-    )
-
-
-def _flag(value: Any) -> Any:
-    # Not known: as where the whole list is left out.
-    return True if value is None else value
-
-
-def _as_int(value: Any) -> Any:
-    # Tables that hold a null or were made by pandas write whole numbers as 1.0.
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
 
 
 def _sentence(error: ValidationError) -> str:

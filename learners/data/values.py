@@ -43,6 +43,13 @@ def _check_unicode(value: Any, key: str) -> None:
             ) from None
 
 
+def whole_number(value: Any) -> Any:
+    """1 for 1.0, which a table has where a number of its column is null; any other value as it is."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
 def comparable_text(*values: Any) -> str:
     """Equal for values that differ only in case, in the amount of white space between words and at the
     ends of texts, and in how accents are composed."""

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from contextlib import suppress
+from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -175,3 +176,11 @@ def test_endpoint_is_retried_within_timeout_and_concurrency(endpoint):
     assert kinds == ["ReadTimeout", "JSONDecodeError"]
     assert all(result.score == 4 for result in results[4:])
     assert 1 < endpoint.max_active <= 3
+
+
+def test_an_endpoint_gets_valid_json_of_any_row(endpoint):
+    reward = HTTPTextReward(HTTPReward(url=f"http://127.0.0.1:{endpoint.server_port}"))
+    row = {"price": float("nan"), "best": [float("inf")], "when": date(2024, 1, 2)}
+    assert results_of(reward, [row])[0].score == 4
+    expected = {"price": None, "best": [None], "when": "2024-01-02"}
+    assert endpoint.requests[0]["row"] == expected
