@@ -22,6 +22,7 @@ from learners.config import ModelConfig
 from learners.data.batching import pad, plan_micro_batches
 from learners.data.samples import Samples, concat_ranges
 from learners.data.tokenizer_loading import load_tokenizer
+from learners.data.turn_tokens import response_texts
 from learners.models import PolicyModule, ScalarModule, load_policy, load_scalar
 
 
@@ -101,7 +102,7 @@ class ScoringActor:
 
     def _requests(self, samples: Samples, rows: dict[int, dict[str, Any]]) -> list[RewardRequest]:
         responses = [samples.response(b) for b in range(samples.size)]
-        texts = self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+        texts = response_texts(self.tokenizer, responses)
         requests = []
         for b, text in enumerate(texts):
             row = rows.get(int(samples.prompt_ids_B[b]), {})

@@ -179,7 +179,7 @@ def start(context: Context) -> Bench:
     config, run, fleets = context.config, context.run, context.fleets
     ppo = config.ppo
     policy, reward_model = run.model("sft"), run.model("reward")
-    tokenizer = load_tokenizer(policy)
+    tokenizer = load_tokenizer(policy, config.model)
     rows, tokens = context.prompts("prompts", tokenizer, ppo.max_response_tokens)
     settings = config.rollout.model_copy(update={"max_model_len": config.model.context})
     arguments = {"name": "rollout-0", "model_path": str(policy), "config": settings}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from actors.config import RewardsConfig, ScoringConfig
 from actors.scoring import ScoringActor
@@ -23,6 +24,7 @@ from actors.weights.tolerance import logprob_tolerance
 from learners.config import ModelConfig
 from learners.data.samples import Samples
 from learners.data.tokenizer_loading import load_tokenizer
+from learners.data.turn_tokens import response_texts
 from serve.config import ServeConfig
 
 RUDE_WORDS = (
@@ -56,8 +58,7 @@ def measure(
     samples = samples_from_outputs(
         outputs, np.arange(len(outputs)), end_token=tokenizer.eos_token_id, loaded_version=None
     )
-    responses = [samples.response(b) for b in range(samples.size)]
-    texts = [text.strip() for text in tokenizer.batch_decode(responses, skip_special_tokens=True)]
+    texts = _answers(tokenizer, outputs)
     metrics = {
         "rude": _share_matching(RUDE_PATTERN, texts),
         "refusal": _share_matching(REFUSAL_PATTERN, texts),
@@ -65,6 +66,16 @@ def measure(
         "length": float(samples.response_lengths_B.mean()),
     }
     return _score(samples, model, reward_model, config) | metrics
+
+
+def _answers(tokenizer: PreTrainedTokenizerBase, outputs: Sequence[Any]) -> list[str]:
+    responses = []
+    for output in outputs:
+        completion = output.outputs[0]
+        tokens = list(completion.token_ids)
+        # Whichever token the engine has stopped at, it is no part of the answer.
+        responses.append(tokens[:-1] if completion.finish_reason == "stop" else tokens)
+    return [text.strip() for text in response_texts(tokenizer, responses)]
 
 
 def _share_matching(pattern: re.Pattern[str], texts: Sequence[str]) -> float:

@@ -21,6 +21,7 @@ from common.random_streams import Stream, generator
 from learners.data.samples import Samples
 from learners.data.tokenizer import end_token
 from learners.data.tokenizer_loading import load_tokenizer
+from learners.data.turn_tokens import response_texts
 from learners.rl.estimates import best_of_n, best_of_n_kl, pass_at_k
 
 Answer = dict[str, Any]
@@ -58,7 +59,7 @@ def respond(context: Context, prompts: EvaluationPrompts, temperature: float, co
     """Samples `count` responses to each prompt with the weights that the engines hold, and has
     them scored and judged."""
     policy = context.run.model("sft")
-    tokenizer = load_tokenizer(policy)
+    tokenizer = load_tokenizer(policy, context.config.model)
     rollouts = context.fleets.rollouts(policy)
     scorers = context.fleets.scorers(policy, context.run.reward_model())
     # The same seeds in every evaluation: differences between policies are then less noisy.
@@ -81,7 +82,7 @@ def respond(context: Context, prompts: EvaluationPrompts, temperature: float, co
     applies_CB = np.concatenate([part.applies_CB for part in scores], axis=1)
     rewards = reward_columns(raw_CB, applies_CB, context.config.rewards)
     responses = [samples.response(b) for b in range(samples.size)]
-    texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    texts = response_texts(tokenizer, responses)
     judge = context.judge()
     answers = []
     for b, text in enumerate(texts):

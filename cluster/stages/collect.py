@@ -6,7 +6,6 @@ simulated labelers here, from people elsewhere."""
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -20,12 +19,13 @@ from cluster.context import Context
 from cluster.quickstart.labelers import make_labelers
 from cluster.rl.weight_sync import load_weights
 from cluster.run.progress import progress
-from common.files import read_jsonl, truncate_partial_line, write_jsonl
+from common.files import read_jsonl, to_json, truncate_partial_line, write_jsonl
 from common.random_streams import Stream, derived_seed, generator
 from learners.data.records import RankingRecord, ResponsesRecord
 from learners.data.samples import Samples
 from learners.data.tokenizer import end_token
 from learners.data.tokenizer_loading import load_tokenizer
+from learners.data.turn_tokens import response_texts
 from learners.supervised.losses import ranking_pairs
 
 CHUNK = 128  # prompts between two writes: what an interruption can cost
@@ -43,7 +43,7 @@ def collect(context: Context) -> None:
     has written."""
     config, seed, path = context.config.collect, context.config.seed, context.run.paths.responses
     policy = context.run.model("sft")
-    tokenizer = load_tokenizer(policy)
+    tokenizer = load_tokenizer(policy, context.config.model)
     rows, tokens = context.prompts("prompts", tokenizer, config.max_response_tokens)
     order = generator(seed, Stream.COLLECT_PROMPTS).permutation(len(rows))[: config.prompts]
     # The order is drawn from the seed alone, so the lines that are there say how far it got.
@@ -72,7 +72,7 @@ def collect(context: Context) -> None:
             )
             for samples in rollouts.wait(refs, "generate"):
                 for record in sampled.records(samples):
-                    file.write(json.dumps(record.stored_row()) + "\n")
+                    file.write(to_json(record.stored_row()) + "\n")
             file.flush()  # an interrupted run keeps whole chunks
             bar.advance(len(prompt_ids), f"{config.responses} responses each")
 
@@ -101,7 +101,7 @@ class SampledPrompts:
     def records(self, samples: Samples) -> Iterator[ResponsesRecord]:
         """One record for each prompt, whose responses stand side by side in `samples`."""
         token_ids = [samples.response(b) for b in range(samples.size)]
-        texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        texts = response_texts(self.tokenizer, token_ids)
         for start in range(0, samples.size, self.responses):
             end = start + self.responses
             row = self.rows[samples.prompt_ids_B[start]]

@@ -6,7 +6,6 @@ and answers.jsonl (the sampled answers of all stages to the same prompt side by 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from cluster.rl.evaluation import Answer, EvaluationPrompts, judge_policy
 from cluster.rl.weight_sync import load_weights
 from cluster.run.progress import progress
 from cluster.stage_registry import policy_stages
-from common.files import write_json, write_text
+from common.files import to_json, write_json, write_text
 from learners.data.tokenizer_loading import load_tokenizer
 
 TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}
@@ -30,7 +29,7 @@ def run(context: Context) -> dict[str, Any]:
     """Returns what it writes to results.json."""
     config, paths = context.config.evaluate, context.run.paths
     context.run.stage("evaluate")
-    tokenizer = load_tokenizer(context.run.model("sft"))
+    tokenizer = load_tokenizer(context.run.model("sft"), context.config.model)
     rows, tokens = context.prompts("heldout", tokenizer, config.max_response_tokens)
     prompts = EvaluationPrompts(rows[: config.prompts], tokens[: config.prompts])
     stages = [stage for stage in policy_stages() if paths.stage(stage).model.is_dir()]
@@ -71,7 +70,7 @@ def answer_lines(rows: Sequence[dict[str, Any]], answers: Mapping[str, Sequence[
         by_stage = {stage: stage_answers[index] for stage, stage_answers in answers.items()}
         line = {"prompt": row["prompt"], "task": row.get("task"), "answers": by_stage}
         # Messages of a Parquet file may hold dates.
-        lines.append(json.dumps(line, default=str) + "\n")
+        lines.append(to_json(line) + "\n")
     return "".join(lines)
 
 

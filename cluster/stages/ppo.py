@@ -84,7 +84,7 @@ class PPOStage:
         if context.config.rewards.uses_reward_model:
             reward_model = context.run.model("reward")
         self.models: list[Path] = [path for path in (policy, reward_model) if path]
-        tokenizer = load_tokenizer(policy)
+        tokenizer = load_tokenizer(policy, context.config.model)
         rows, tokens = context.prompts("prompts", tokenizer, config.max_response_tokens)
         max_evaluated = context.config.evaluate.max_response_tokens
         heldout = EvaluationPrompts(*context.prompts("heldout", tokenizer, max_evaluated))
