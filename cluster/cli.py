@@ -88,6 +88,7 @@ def _run_with_retries(
     from cluster.plan import check_feasible, check_stage_option
     from cluster.run.directory import RunDirectory
     from cluster.supervisor import Supervisor
+    from common.plugins import child_environment
 
     if first:
         # Once and here: a retry with --from would discard what the attempt before has finished.

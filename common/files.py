@@ -66,15 +66,28 @@ def write_text(path: Path, text: str, mode: int = 0o644) -> None:
             file.write(text)
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """As JSON, also what the user's rows and functions may hold: values of numpy as numbers and lists,
+    dates and whatever else as text."""
+    return json.dumps(value, indent=indent, default=_json_value)
+
+
+def _json_value(value: Any) -> Any:
+    # Scalars and arrays of numpy and torch have it.
+    if callable(getattr(value, "tolist", None)):
+        return value.tolist()
+    return str(value)
+
+
 def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
-    write_text(path, json.dumps(value, indent=1) + "\n", mode)
+    write_text(path, to_json(value, indent=1) + "\n", mode)
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Replaces the content of a JSONL file by `rows`, one object a line."""
     with atomic_path(path) as partial, open(partial, "w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row) + "\n")
+            file.write(to_json(row) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -90,7 +103,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
     with open(path, "a", encoding="utf-8") as file:
         # A long row is written in several pieces, which could interleave with another process's.
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(json.dumps(row) + "\n")
+        file.write(to_json(row) + "\n")
         file.flush()
         os.fsync(file.fileno())
 

@@ -11,7 +11,6 @@ sources and B the number of responses.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from actors.config import RewardsConfig, RewardSource
 from actors.scoring import Scores
 from cluster.fleets.scoring_fleet import ScoringFleet
 from common.errors import RunStoppedError
+from common.files import to_json
 from learners.rl.scored_parts import ScoredPart
 
 Rows = dict[int, dict[str, Any]]
@@ -162,7 +162,7 @@ class RewardAggregator:
         failures = [failure for scores in results for failure in scores.failures]
         with open(self.quarantine, "a", encoding="utf-8") as file:
             for failure in failures:
-                file.write(json.dumps({"step": step, **failure}, default=str) + "\n")
+                file.write(to_json({"step": step, **failure}) + "\n")
         # A batch that lost everything stops the run too, however few that is of all so far:
         # there is nothing to learn from.
         kept_B = np.concatenate(kept)

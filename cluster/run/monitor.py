@@ -1,24 +1,21 @@
 """Where a run can be watched: a W&B run for each stage in one group, and a plain metrics.jsonl beside it.
 
-W&B is offline unless WANDB_API_KEY is set (or WANDB_MODE says otherwise); `wandb sync` uploads an offline
-run later. The W&B run id is stored with the stage, so an interrupted stage continues its own curve.
+W&B is offline unless WANDB_API_KEY is set (or WANDB_MODE says otherwise), or if it cannot be reached
+(`cluster.run.wandb_run`); `wandb sync` uploads an offline run later. The W&B run id is stored with the stage, so an interrupted stage continues its own curve.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import re
 import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
-import wandb
-
-from common.files import read_jsonl, truncate_partial_line, write_jsonl
+from cluster.run.wandb_run import WandbRun
+from common.files import read_jsonl, to_json, truncate_partial_line, write_jsonl
 from common.run_paths import RunPaths
 
 
@@ -36,8 +33,8 @@ class Monitor:
         id_file = self._paths.wandb_id
         if not id_file.exists():
             id_file.write_text(uuid.uuid4().hex[:8])
-        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-        self._wandb = wandb.init(
+        self._wandb = WandbRun(
+            self._run_paths.root,
             # One run for each stage: their steps would collide in one.
             project=os.environ.get("WANDB_PROJECT", "zero2hero"),
             group=self.name,
@@ -45,24 +42,14 @@ class Monitor:
             name=f"{self.name}-{self.stage}",
             id=id_file.read_text().strip(),
             resume="allow",
-            mode=os.environ.get("WANDB_MODE") or mode,  # type: ignore[arg-type]
-            dir=self._run_paths.root,
             config=self.config,
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                disable_git=True,
-                disable_code=True,
-                x_disable_meta=True,
-                disable_job_creation=True,
-            ),
         )
         self._metrics = self._open_metrics()
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         self._metrics.close()
-        self._wandb.finish(exit_code=0 if kind is None else 1)
+        self._wandb.finish(failed=kind is not None)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """One row of numbers. One that is not finite is written as null, so that it is visible."""
@@ -71,17 +58,12 @@ class Monitor:
         for name, value in metrics.items():
             row[name] = value if math.isfinite(value) else None
         # JSON has no nan, and a missing value would look like a metric that this step does not have.
-        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.write(to_json(row) + "\n")
         self._metrics.flush()
 
     def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """A table of responses."""
-        # A judge may measure some responses in more ways than others.
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        table = wandb.Table(columns=columns)
-        for row in rows:
-            table.add_data(*(_cell(row.get(name)) for name in columns))
-        self._wandb.log({"samples": table}, step=step)
+        self._wandb.log_table("samples", rows, step)
         for row in rows:
             _append(self._paths.samples, {"step": step, **row})
 
@@ -90,18 +72,13 @@ class Monitor:
         _append(self._paths.batches, {"step": step, "prompts": list(prompts), "digest": digest})
 
     def alarm(self, step: int, name: str, evidence: str) -> None:
-        self._wandb.alert(title=name, text=evidence, level="WARN")
+        self._wandb.alert(name, evidence)
         _append(self._paths.alarms, {"step": step, "alarm": name, "evidence": evidence})
 
     def lineage(self, consumed: Sequence[Path], produced: Sequence[Path]) -> None:
         """Files and models that this stage was made from and those it made, as W&B references and in
         lineage.jsonl."""
-        for path in consumed:
-            # Offline, W&B cannot look up what another run has logged.
-            if self._wandb.settings.mode == "online":
-                self._wandb.use_artifact(self._artifact(path))
-        for path in produced:
-            self._wandb.log_artifact(self._artifact(path))
+        self._wandb.lineage(self.name, consumed, produced)
         row = {
             "stage": self.stage,
             "time": time.time(),
@@ -124,27 +101,12 @@ class Monitor:
     def _open_metrics(self) -> IO[str]:
         return open(self._run_paths.metrics, "a", encoding="utf-8")
 
-    def _artifact(self, path: Path) -> Any:
-        kind = "model" if path.is_dir() else "data"
-        name = f"{self.name}-{path.parent.name}-{path.name}"
-        # W&B refuses other characters, and longer names: a stage would end on a file "my data.jsonl".
-        artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:128], type=kind)
-        artifact.add_reference(path.absolute().as_uri(), checksum=False)
-        return artifact
-
-
-def _cell(value: Any) -> Any:
-    """A conversation as text: W&B refuses a column whose values have different keys or types."""
-    if isinstance(value, (list, dict)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return value
-
 
 def _append(path: Path, row: dict[str, Any]) -> None:
     # Not flushed to the disk each time: a restart removes and repeats the rows after its checkpoint.
     with open(path, "a", encoding="utf-8") as file:
         # Messages of a Parquet file may hold dates.
-        file.write(json.dumps(row, default=str) + "\n")
+        file.write(to_json(row) + "\n")
 
 
 def _remove_rows_after(path: Path, last_step: int, stage: str) -> list[dict[str, Any]]:

@@ -1,10 +1,13 @@
 """Files and folders appear complete or not at all; readers and restarts never see a part."""
 
+import datetime
 import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from common.errors import UserError
 from common.files import (
@@ -34,9 +37,9 @@ def test_failed_write_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
+        write_json(path, {"a": {(): 1}})
     with pytest.raises(TypeError):
-        write_jsonl(path, [{"a": 2}, {"a": object()}])
+        write_jsonl(path, [{"a": 2}, {"a": {(): 1}}])
     assert read_json(path) == {"a": 1}
     assert names(tmp_path) == ["a.json"]
 
@@ -104,3 +107,21 @@ def test_second_holder_of_a_lock_is_refused(tmp_path):
             pass
     with try_lock(tmp_path / "lock", "busy"):
         pass
+
+
+def test_values_of_users_become_json(tmp_path):
+    """As rows of Parquet files, `convert` and judges hold them."""
+    row = {
+        "label": np.int64(3),
+        "score": np.float32(0.5),
+        "right": np.bool_(True),
+        "vector": np.arange(3),
+        "tensor": torch.tensor(2),
+        "day": datetime.date(2024, 1, 2),
+    }
+    plain = {"label": 3, "score": 0.5, "right": True, "vector": [0, 1, 2], "tensor": 2, "day": "2024-01-02"}
+    write_jsonl(tmp_path / "rows", [row])
+    append_row(tmp_path / "rows", row)
+    write_json(tmp_path / "one", row)
+    assert read_jsonl(tmp_path / "rows") == [plain, plain]
+    assert read_json(tmp_path / "one") == plain

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -14,10 +16,12 @@ from serve.versions import (
     current_policy,
     list_promotions,
     list_versions,
+    live_endpoint,
     locate,
     set_current,
     store,
 )
+from tests.runs import free_port
 
 
 @pytest.fixture
@@ -134,3 +138,33 @@ def test_what_a_crash_left_of_a_version_is_not_listed_and_removed(copy):
     store(copy, "ppo-8", copy / "sft" / "model", newest=9)
     assert list_versions(copy) == [*before, "ppo-8"]
     assert not partial.exists()
+
+
+class DeadEndProxy(BaseHTTPRequestHandler):
+    """A proxy of a company, which cannot reach this machine."""
+
+    def do_GET(self):
+        self.send_error(502)
+
+    do_POST = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_proxy_does_not_answer_for_an_endpoint_that_is_gone(copy, monkeypatch):
+    server = HTTPServer(("127.0.0.1", 0), DeadEndProxy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{server.server_port}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    endpoint = {"url": f"http://127.0.0.1:{free_port()}", "token": "t"}
+    (copy / "endpoint.json").write_text(json.dumps(endpoint))
+    assert live_endpoint(copy) is None
+    assert promotion.promote(copy, "ppo-2", "a test")["outcome"] == "promoted"
+    # One that listens is live, whatever it answers.
+    endpoint["url"] = f"http://127.0.0.1:{server.server_port}"
+    (copy / "endpoint.json").write_text(json.dumps(endpoint))
+    assert live_endpoint(copy) == endpoint
+    server.shutdown()
