@@ -11,7 +11,7 @@ from common.config import LocalPath, Section
 
 
 class SourceConfig(Section):
-    path: LocalPath
+    path: LocalPath = Field(min_length=1)
     """A file (.txt, .jsonl, .json, .csv, .tsv, .parquet, .arrow; texts also as .gz, .bz2, .zst), a
     pattern like books/*.txt, a folder of data files, what save_to_disk wrote, or a hub name like
     owner/dataset."""

@@ -71,7 +71,7 @@ def check_prompt(value: Any, key: str) -> str | Messages:
 
 def are_ranks(values: list[Any], count: int) -> bool:
     # `type` and not isinstance, since for Python true is an int.
-    return len(values) == count and all(type(value) is int and value >= 1 for value in values)
+    return len(values) == count and all(type(value) is int and 1 <= value < 2**31 for value in values)
 
 
 def are_flags(values: list[Any], count: int) -> bool:

@@ -31,7 +31,9 @@ def local_path(source: SourceConfig, config: DataConfig, key: str = "data") -> P
         return path
     if path.is_file():
         _check_format(path, key)
-    elif glob.has_magic(str(path)):
+    elif glob.has_magic(source.path):
+        # The folder's own name may hold brackets.
+        path = Path(glob.escape(config.root)).expanduser() / Path(source.path).expanduser()
         if not _matches(path):
             raise UserError(f"{key}={path}: no file has a name like this; data.root={config.root}")
     elif format_of(path) or not re.fullmatch(r"[\w-]+/[\w.-]+", source.path):
@@ -114,10 +116,13 @@ def _splits(path: Path, subset: str | None) -> Splits:
         return _folder_splits(path, subset)
     if subset:
         raise UserError(f"{path}: subset={subset}: a saved data set has no subsets; leave it out")
-    if (path / "state.json").is_file():
-        return {"train": _saved_files(path)}
-    names = json.loads((path / "dataset_dict.json").read_text())["splits"]
-    return {name: _saved_files(path / name) for name in names}
+    try:
+        if (path / "state.json").is_file():
+            return {"train": _saved_files(path)}
+        names = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        return {name: _saved_files(path / name) for name in names}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: cannot be read as a saved data set ({error})") from None
 
 
 def _matches(pattern: Path) -> list[Path]:

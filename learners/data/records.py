@@ -151,7 +151,7 @@ class PromptRecord(Record):
         if not prompt and isinstance(messages, list):
             row["prompt"] = check_prompt(messages, "messages")
         # With an answer it is what the prompt was taken from; without one it may say more.
-        elif prompt and ends_with_user(messages):
+        elif prompt and messages and ends_with_user(messages):
             check_messages(messages, "messages", last="user")
             row["prompt"] = joined_prompt(check_prompt(prompt, "prompt"), messages, "messages")
         return row

@@ -8,6 +8,7 @@ import json
 import pyarrow
 import pytest
 from datasets import Dataset, DatasetDict
+from pydantic import ValidationError
 
 from common.errors import UserError
 from learners.data.config import DataConfig, SourceConfig
@@ -187,8 +188,29 @@ def test_a_plan_finds_missing_files_and_wrong_splits(tmp_path):
     assert local_path(SourceConfig(path="a.jsonl", split="train[:5]"), config) == tmp_path / "a.jsonl"
     assert local_path(SourceConfig(path="*.jsonl"), config) == tmp_path / "*.jsonl"
     assert local_path(SourceConfig(path="owner/dataset", split="test", subset="x"), config) is None
+    with pytest.raises(ValidationError, match="path"):
+        DataConfig(prompts="")
     with pytest.raises(UserError, match=r"data.heldout=.*a.jsonl: no split 'test'"):
         local_path(SourceConfig(path="a.jsonl", split="test"), config, "data.heldout")
+
+
+def test_a_folder_whose_name_has_brackets(tmp_path):
+    folder = tmp_path / "data [1]"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"prompt": "p"}\n')
+    assert read("a.jsonl", folder, "prompts") == read("*.jsonl", folder, "prompts") == [{"prompt": "p"}]
+    with pytest.raises(UserError, match=r"b.jsonl: no such file"):
+        read("b.jsonl", folder, "prompts")
+
+
+def test_a_saved_data_set_that_is_not_whole_is_an_error(tmp_path):
+    Dataset.from_list([{"prompt": "p"}]).save_to_disk(tmp_path)
+    next(tmp_path.glob("*.arrow")).unlink()
+    with pytest.raises(UserError, match=r"data-00000-of-00001.arrow: cannot be read"):
+        read(tmp_path, kind="prompts")
+    (tmp_path / "state.json").write_text("")
+    with pytest.raises(UserError, match="cannot be read as a saved data set"):
+        read(tmp_path, kind="prompts")
 
 
 def test_a_hub_dataset_says_what_the_library_has_made_of_texts(tmp_path, caplog):

@@ -76,6 +76,7 @@ def test_responses_with_ranks_are_a_ranking():
         ({"ranks": [True, 2]}, "key 'ranks': expected 2 whole numbers from 1 (best), equal for ties"),
         ({"ranks": None}, "key 'ranks': expected 2 whole numbers from 1 (best), equal for ties"),
         ({"ranks": [1.5, 2]}, "key 'ranks': expected 2 whole numbers from 1 (best), equal for ties"),
+        ({"ranks": [1, 2**31]}, "key 'ranks': expected 2 whole numbers from 1 (best), equal for ties"),
         ({"ranks": [1, None]}, "key 'ranks': expected 2 whole numbers from 1 (best), equal for ties"),
         ({"responses": None}, "key 'responses': expected a list of at least two texts"),
         ({"ended": [True]}, "key 'ended': expected 2 times true or false"),
