@@ -1,7 +1,8 @@
 """Where a run can be watched: a W&B run for each stage in one group, and a plain metrics.jsonl beside it.
 
 W&B is offline unless WANDB_API_KEY is set (or WANDB_MODE says otherwise), or if it cannot be reached
-(`cluster.run.wandb_run`); `wandb sync` uploads an offline run later. The W&B run id is stored with the stage, so an interrupted stage continues its own curve.
+(`cluster.run.wandb_run`); `wandb sync` uploads an offline run later. The W&B run id is stored with the
+stage, so an interrupted stage continues its own curve.
 """
 
 from __future__ import annotations
