@@ -45,8 +45,12 @@ class Memory:
 
     @property
     def gib(self) -> float:
-        total = self.process + self.weights + self.gradients + self.optimizer
-        return (total + self.activations + self.kv_cache) / GIB
+        return self.held_gib + self.activations / GIB
+
+    @property
+    def held_gib(self) -> float:
+        """What the process keeps between two calls."""
+        return (self.process + self.weights + self.gradients + self.optimizer + self.kv_cache) / GIB
 
 
 @dataclass(frozen=True)
@@ -169,8 +173,14 @@ def rollout_memory(config: RunConfig) -> Memory:
     return Memory(
         process=PROCESS_GIB["rollout"] * GIB,
         weights=weights * size,
+        activations=float(_largest_engine_batch(config) * shape.vocabulary * LOGITS_BYTES),
         kv_cache=config.rollout.kv_cache_gib * GIB,
     )
+
+
+def _largest_engine_batch(config: RunConfig) -> int:
+    """Sequences that an engine samples a token for in one step."""
+    return min(config.rollout.max_sequences, config.ppo.prompts * config.ppo.responses)
 
 
 def scoring_memory(config: RunConfig) -> Memory:

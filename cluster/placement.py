@@ -81,8 +81,15 @@ def placement(config: RunConfig) -> list[FleetPlacement]:
 
 def memory_by_process(config: RunConfig) -> dict[str, float]:
     """GiB of one machine that runs everything: each fleet as a whole, the driver, Ray with its object
-    store, and the weight files that learners leave for engines in shared memory."""
-    sizes = {fleet.fleet: fleet.actors * fleet.memory.gib for fleet in placement(config)}
+    store, and the weight files that learners leave for engines in shared memory. At the moment at
+    which they need most together: without ppo.staleness only one fleet computes at a time."""
+    fleets = placement(config)
+    sizes = {fleet.fleet: fleet.actors * fleet.memory.held_gib for fleet in fleets}
+    computing = fleets
+    if not config.ppo.staleness:
+        computing = [max(fleets, key=lambda fleet: fleet.actors * fleet.memory.activations)]
+    for fleet in computing:
+        sizes[fleet.fleet] = fleet.actors * fleet.memory.gib
     sizes["driver"] = PROCESS_GIB["driver"]
     sizes["ray"] = PROCESS_GIB["ray"] + config.cluster.object_store_gib
     if _has_any(config, ROLLOUT_STAGES):

@@ -169,6 +169,18 @@ def test_home_directory_in_every_path(path, monkeypatch):
     assert "~" not in values
 
 
+def test_default_judge_is_not_applied_to_prompts_of_the_user(tmp_path):
+    assert load_config(None).evaluate.judge == "cluster.quickstart.oracle:judge"
+    own = load_config(None, ["data.heldout=heldout.jsonl"])
+    assert own.evaluate.judge is None
+    written = tmp_path / "config.yaml"
+    written.write_text(yaml.safe_dump(own.model_dump(mode="json")))
+    assert load_config(written) == own
+    assert load_config(None, ["data.heldout=h.jsonl", "evaluate.judge=mine:judge"]).evaluate.judge == (
+        "mine:judge"
+    )
+
+
 def test_missing_file_is_named():
     with pytest.raises(UserError, match=r"nowhere\.yaml: no such config file"):
         load_config("nowhere.yaml")

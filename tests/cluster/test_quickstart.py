@@ -15,6 +15,7 @@ from cluster.quickstart.generate import QuickstartWorld, write_quickstart_data
 from cluster.quickstart.grammar import GRAMMAR, Relation
 from cluster.quickstart.labelers import Labeler, make_labelers
 from cluster.quickstart.oracle import BEST_UTILITY, judge, utility
+from common.errors import UserError
 from common.run_paths import RunPaths
 from learners.objectives import ranking_pairs
 
@@ -153,6 +154,11 @@ def test_the_oracle_judges_by_the_grammar(row, text, factual, rude, coherent):
 
 def test_a_truncated_response_is_incoherent():
     assert not judge(FRANCE, "The capital of France is Paris.", ended=False).coherent
+
+
+def test_a_row_that_is_not_the_quickstarts_is_refused():
+    with pytest.raises(UserError, match=r"the quickstart's prompts only, and not 'What is 1\+1\?'"):
+        judge({"prompt": "What is 1+1?"}, "2.")
 
 
 def test_utility_orders_right_then_polite_then_coherent():
