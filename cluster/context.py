@@ -86,6 +86,18 @@ class Context:
         path = self.config.evaluate.judge
         return partial(_judge, load_function(path, "evaluate.judge", *JUDGE_ARGUMENTS), path)
 
+    def check_judge(self) -> None:
+        """Calls the judge once, on the first held-out prompt: its first call in training comes after
+        hours. The response is empty, which a policy may give too. Raises UserError if it fails."""
+        judge = self.judge()
+        if judge is None:
+            return
+        rows, _ = self.read("heldout")
+        try:
+            judge(rows[0].record.user_row(), "", True)
+        except UserError as error:
+            raise UserError(f"{error}, called before training with an empty response") from error
+
     def decoding(self, stage: str, temperature: float) -> Decoding:
         return Decoding(temperature=temperature, max_tokens=getattr(self.config, stage).max_response_tokens)
 

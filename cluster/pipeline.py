@@ -49,10 +49,12 @@ def run_stages(config: RunConfig, first: str | None = None, last: str | None = N
             run.check_result(stage)
     make_quickstart_data(run)
     fleets = FleetManager(config, run.root)
+    context = Context(config, run, fleets)
     try:
+        if any("heldout" in stage_spec(stage).reads for stage in pending):
+            context.check_judge()
         fleets.start()
         timings.add("start")
-        context = Context(config, run, fleets)
         for stage in pending:
             started = time.time()
             run.begin(stage)

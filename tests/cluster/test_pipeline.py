@@ -129,6 +129,21 @@ def test_finished_stage_is_skipped_and_from_does_it_again(hero, tmp_path):
     assert len(runs) == 2
 
 
+def failing_judge(row, response, ended):
+    return response.split()[0] == row["task"]
+
+
+def test_judge_is_called_once_before_anything_is_trained(hero):
+    trained = []
+    judge = "evaluate.judge=tests.cluster.test_pipeline:failing_judge"
+    more = ["stages=[pretrain,evaluate]", judge]
+    code, message = hero(lambda: trained.append(1) or {}, *more)
+    assert (code, trained) == (2, [])
+    assert f"{judge}: IndexError" in message
+    assert "called before training with an empty response" in message
+    assert "Traceback" not in message
+
+
 def test_retries_discard_the_stages_of_from_once(hero, monkeypatch, tmp_path):
     hero(dict)
     commands = []
