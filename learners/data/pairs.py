@@ -29,8 +29,10 @@ def ranking_of_pair(row: dict[str, Any]) -> dict[str, Any]:
                 "keys 'chosen' and 'rejected': expected two conversations that differ in the last message"
             )
         prompt = joined_prompt(check_prompt(prompt, "prompt"), before, "chosen") if prompt else before
-        chosen, rejected = chosen[-1]["content"], rejected[-1]["content"]
-    responses = [check_text(chosen, "chosen"), check_text(rejected, "rejected")]
+        # Models do answer with nothing; an empty text alone may as well be a cell that was left empty.
+        responses = [chosen[-1]["content"], rejected[-1]["content"]]
+    else:
+        responses = [check_text(chosen, "chosen"), check_text(rejected, "rejected")]
     return {"prompt": prompt, "responses": responses, "ranks": [1, 2]}
 
 

@@ -52,7 +52,11 @@ class DatasetReader:
         """The records of all sources. Raises UserError for an invalid row (if there are more of
         them than `data.max_invalid_rows`), for a file that cannot be read, and if no row is
         left."""
-        parts = [list(self._records(source)) for source in sources]
+        parts = []
+        for source in sources:
+            parts.append(list(self._records(source)))
+            if not parts[-1]:
+                logging.warning("data.%s: %s has no rows", self.kind, source.path)
         rows = self._mix(parts, [source.weight for source in sources])
         if self.config.deduplicate:
             rows = self._deduplicate(rows)

@@ -159,6 +159,13 @@ def test_of_prompt_and_conversation_the_longer_counts_unless_they_differ(prompt,
         assert RankingRecord.parse(pair).responses == ["Bleu.", "Blue."]
 
 
+def test_an_empty_answer_in_a_conversation_is_an_answer():
+    pair = {"chosen": talk("p", "a")["messages"], "rejected": talk("p", "")["messages"]}
+    assert RankingRecord.parse(pair).responses == ["a", ""]
+    with pytest.raises(InvalidRow, match="key 'rejected': expected a text that is not empty"):
+        RankingRecord.parse({"prompt": "p", "chosen": "a", "rejected": ""})
+
+
 def test_a_prompt_beside_its_conversation():
     assert PromptRecord.parse({"prompt": "And blue?", "messages": FRENCH}).prompt == FRENCH
     with pytest.raises(InvalidRow, match="keys 'prompt' and 'messages': expected one conversation"):

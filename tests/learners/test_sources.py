@@ -160,6 +160,13 @@ def test_sources_are_mixed_by_weight_without_repeated_rows(tmp_path):
         DataConfig(prompts=[{"path": "a.jsonl", "weight": 1}, "b.jsonl"])
 
 
+def test_a_source_without_rows_beside_others_is_told(tmp_path, caplog):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "p"}\n')
+    (tmp_path / "b.jsonl").write_text("")
+    assert len(read("prompts", ["a.jsonl", "b.jsonl"], root=str(tmp_path))[0]) == 1
+    assert caplog.messages == ["data.prompts: b.jsonl has no rows"]
+
+
 def test_duplicates_except_for_case_and_space_are_left_out(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text(
