@@ -5,6 +5,8 @@ Each command imports what it needs when it is called, so that `hero --help` and 
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import sys
@@ -24,6 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+
+# Errors of files whose permissions or place the user can correct.
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 
 EXIT_CODES = (
     "Exit codes: 0 finished. 1 an actor or the program failed. 2 wrong input. 3 stopped by a rule of the "
@@ -67,13 +72,14 @@ def run(
     settings = load_config(config, overrides)
     if retries:
         raise typer.Exit(_run_with_retries(settings, [str(config), *(overrides or [])], first, last, retries))
-    from cluster.pipeline import run_stages
     from cluster.run.summary import print_summary
     from cluster.supervisor import interrupt_on_signals
 
     # A Ray job, a service manager and a container are stopped with SIGTERM.
     interrupt_on_signals()
     try:
+        from cluster.pipeline import run_stages  # takes seconds, in which Ctrl-C may come too
+
         finished = run_stages(settings, first, last)
     except KeyboardInterrupt:
         print_error("stopped; the same command continues from the last checkpoint")
@@ -86,6 +92,7 @@ def _run_with_retries(
 ) -> int:
     """Runs `hero run` as a child process under a supervisor; returns its exit code."""
     from cluster.plan import check_feasible, check_stage_option
+    from cluster.precision import resolve
     from cluster.run.directory import RunDirectory
     from cluster.supervisor import Supervisor
     from common.plugins import child_environment
@@ -93,6 +100,7 @@ def _run_with_retries(
     if first:
         # Once and here: a retry with --from would discard what the attempt before has finished.
         check_stage_option(settings, "--from", first)
+        settings, _ = resolve(settings, redo=first)
         check_feasible(settings)
         directory = RunDirectory(settings)
         directory.open(redo=first)
@@ -148,7 +156,9 @@ def serve(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     keys = api_keys.absolute() if api_keys else None
     options = {"host": host, "port": port, "replicas": replicas, "api_keys": keys}
-    settings = [f"serve.{name}={value}" for name, value in options.items() if value is not None]
+    # Quoted: `::` would be a mapping in YAML.
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = [f"serve.{name}={json.dumps(value, default=str)}" for name, value in given.items()]
     paths = RunPaths(run)
     config = load_config(paths.config if paths.layout.exists() else None, [*(overrides or []), *settings])
     serving = absolute_paths(config, paths.started_in()).serve
@@ -298,6 +308,9 @@ def main() -> None:
         print_error(str(error))
         sys.exit(error.exit_code)
     except OSError as error:
+        if error.errno in NOT_WRITABLE:
+            print_error(f"{error.filename}: {error.strerror}; hero needs to read and write there")
+            sys.exit(UserError.exit_code)
         if not is_disk_full(error):
             raise
         print_error(

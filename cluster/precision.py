@@ -8,12 +8,13 @@ is served, which may be elsewhere; only `hero plan` shows what it would be here.
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import yaml
 
 from cluster.config import RunConfig
 from common.config import Precision
+from common.errors import UserError
 from common.hardware import Choice, choose, device_of, is_slow, slow_warning
 from common.run_paths import RunPaths
 
@@ -58,10 +59,19 @@ def _recorded(config: RunConfig) -> dict[str, Choice]:
     path = RunPaths(config.directory).config
     if not path.exists():
         return {}
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        values = None
+    # Somebody has edited it.
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{path}: damaged; it records this run's configuration and is not read as one: remove it, and "
+            "`hero run` writes it again"
+        )
     choices = {}
     for name in CHOSEN:
-        dtype = values.get(name, {}).get("dtype")
+        dtype: Any = (values.get(name) or {}).get("dtype")
         if dtype in get_args(Precision):
             choices[name] = Choice(dtype, "recorded in this run's config.yaml")
     return choices

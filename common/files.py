@@ -91,10 +91,11 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; None if there is no such file."""
+    """The content of a JSON file; None if there is no such file. Raises UserError if somebody has
+    damaged it: this program writes files whole."""
     if not path.exists():
         return None
-    return json.loads(path.read_text(encoding="utf-8"))
+    return _parse(path.read_text(encoding="utf-8"), str(path))
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
@@ -109,10 +110,21 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file; none if there is no such file."""
+    """Rows of a JSONL file; none if there is no such file. Raises UserError as `read_json` does."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with open(path, encoding="utf-8") as file:
+        return [_parse(line, f"{path}, line {number}") for number, line in enumerate(file, 1)]
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where}: damaged, not JSON ({error.msg} at column {error.colno}); put back what was there, "
+            "or remove the file (what it recorded is then done again)"
+        ) from None
 
 
 def truncate_partial_line(path: Path) -> None:

@@ -41,7 +41,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from cluster.config import ClusterConfig
 from cluster.fleets.actor_host import ActorHost
 from cluster.fleets.heartbeat import HeartbeatMonitor, poll
-from common.errors import FleetError, HeroError, StartError, one_line
+from common.errors import DiskFullError, FleetError, HeroError, StartError, is_disk_full, one_line
 
 WATCH_S = 2.0
 """Seconds between two looks at the heartbeats of the actors that the driver waits for."""
@@ -164,6 +164,11 @@ class Fleet:
             # The message is complete, and its class decides the exit code of the process.
             if isinstance(cause, HeroError):
                 raise type(cause)(str(cause)) from None
+            if is_disk_full(cause):
+                raise DiskFullError(
+                    f"{name} cannot write in {doing} ({cause}); free some space and run the same command, "
+                    "which continues from the last checkpoint"
+                ) from error
             what = f"failed in {doing} ({type(cause).__name__}: {one_line(cause)})"
             raise FleetError(f"{name} {what}; see {self._log(name)}") from error
         except RayError as error:

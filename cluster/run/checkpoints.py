@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from common.errors import DiskFullError
+from common.errors import DiskFullError, UserError
 from common.files import read_json, write_json
 
 MANIFEST = "manifest.json"
@@ -66,15 +66,11 @@ class Checkpoints:
         for outdated in older + later:
             shutil.rmtree(self.path(outdated))
 
-    def clear(self) -> None:
-        """Removes all checkpoints: the stage is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def corruption(self, step: int) -> str | None:
         """What is wrong with the files of a checkpoint; None if it is complete."""
         try:
             expected = (read_json(self.path(step) / MANIFEST) or {})["files"]
-        except (ValueError, KeyError):
+        except (UserError, KeyError, TypeError):
             return f"{MANIFEST} is missing or incomplete: its writing was not finished"
         actual = _file_sizes(self.path(step))
         for name, size in expected.items():

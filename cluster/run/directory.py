@@ -145,9 +145,11 @@ class RunDirectory:
         write_json(self.paths.stage(stage).inputs, self._inputs(stage))
 
     def finish(self, stage: str, seconds: float, results: dict[str, Any]) -> None:
-        """Records that a stage is finished; from then on it is skipped."""
+        """Records that a stage is finished, from then on it is skipped; then removes its
+        checkpoints: a crash between the two costs nothing."""
         record = {"seconds": seconds, "time": time.time(), "results": results}
         write_json(self.paths.stage(stage).done, record)
+        shutil.rmtree(self.paths.stage(stage).checkpoints, ignore_errors=True)
 
     def check_result(self, stage: str) -> None:
         """Raises UserError if a finished stage's result is gone, which later stages would meet much

@@ -260,14 +260,11 @@ class PPOStage:
         self.context.run.publish("ppo", step, self.paths.ppo_export)
 
     def finish(self) -> None:
-        """Exports and publishes the stage's model, then removes what only an unfinished stage
-        needs."""
+        """Exports and publishes the stage's model."""
         model = self.paths.stage("ppo").model
         self.learners.export(model, use_ema=True)
         self.monitor.lineage([*self.models, *self.context.run.data("prompts")], [model])
         self.context.run.publish("ppo", self.config.iterations, model)
-        # Last: whatever fails above is done again from the last checkpoint.
-        self.checkpoints.clear()
         shutil.rmtree(self.paths.ppo_export, ignore_errors=True)
 
     def write_best_of_n(self) -> None:

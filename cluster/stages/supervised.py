@@ -58,7 +58,6 @@ class SupervisedStage:
             monitor.log(step, results)
             self.learners.export(model)
             monitor.lineage(self.inputs, [model])
-        self.checkpoints.clear()
         return results
 
     def _restore(self) -> int:

@@ -71,6 +71,7 @@ def raising(error):
         (RunStoppedError("alarms.stop has kl: 12 nats"), 3, False),
         (DiskFullError("checkpoint: 0 MiB are free"), 4, True),
         (OSError(errno.ENOSPC, "No space left on device"), 4, True),
+        (PermissionError(errno.EACCES, "Permission denied", "run/logs"), 2, False),
         (WeightSyncError("weight sync to version 3: differs by 1.0"), 5, True),
         (KeyboardInterrupt(), 130, False),
     ],
@@ -79,7 +80,8 @@ def raising(error):
 def test_exit_code_says_whether_a_retry_can_help(hero, error, code, retried):
     actual, message = hero(raising(error))
     assert actual == code
-    assert str(error) in message
+    named = getattr(error, "filename", None) or str(error)
+    assert named in message
     assert "Traceback" not in message
     assert is_retried(code) == retried
 
@@ -127,6 +129,32 @@ def test_finished_stage_is_skipped_and_from_does_it_again(hero, tmp_path):
     for more in ([], [], ["--from", "pretrain"]):
         assert hero(lambda: runs.append(1) or {}, *more)[0] == 0
     assert len(runs) == 2
+
+
+@pytest.mark.parametrize(
+    "damaged", ["config.yaml", "pretrain/done.json", "pretrain/inputs.json", "layout.json"]
+)
+def test_file_of_a_run_that_somebody_damaged_is_named(hero, tmp_path, damaged):
+    assert hero(dict)[0] == 0
+    (tmp_path / "run" / damaged).write_text('{"a": ')
+    code, message = hero(dict)
+    assert code == 2
+    assert f"{damaged}: damaged" in message
+    assert "Traceback" not in message
+
+
+def test_interruption_between_the_end_of_a_stage_and_its_record_loses_no_checkpoint(hero, tmp_path):
+    manifest = tmp_path / "run" / "pretrain" / "checkpoints" / "000010" / "manifest.json"
+
+    def stage():
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text("{}")
+        raise KeyboardInterrupt
+
+    assert hero(stage)[0] == 130
+    assert manifest.exists()
+    assert hero(dict)[0] == 0
+    assert not manifest.exists()
 
 
 def failing_judge(row, response, ended):
