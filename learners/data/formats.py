@@ -80,17 +80,21 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def _documents(path: Path, documents: Documents) -> Rows:
-    text = _read_text(path)
+    return text_documents(str(path), _read_text(path), documents)
+
+
+def text_documents(where: str, text: str, documents: Documents) -> Rows:
+    """The documents of a text: all of it, or what is between blank lines."""
     if documents == "file":
         # As it is: the white space at its ends is part of the text.
         if text.strip():
-            yield f"{path}, document 1", {"text": text}
+            yield f"{where}, document 1", {"text": text}
         return
     number = 0
     for paragraph in BLANK_LINES.split(text):
         if paragraph.strip():
             number += 1
-            yield f"{path}, document {number}", {"text": paragraph.strip()}
+            yield f"{where}, document {number}", {"text": paragraph.strip()}
 
 
 def _json_lines(path: Path, documents: Documents) -> Rows:

@@ -14,10 +14,17 @@ from typing import Any
 
 from common.errors import UserError
 from learners.data.config import DataConfig, SourceConfig
-from learners.data.formats import Documents, Rows, expected_formats, format_of, read_file
+from learners.data.formats import Documents, Rows, expected_formats, format_of, read_file, text_documents
 
 DESCRIPTIONS = ("", ".md")
 """Suffixes of files that are expected beside data: a licence, a README."""
+
+HUB_OPTIONS: dict[str, dict[str, Any]] = {
+    "text": {"sample_by": "document"},
+    "csv": {"keep_default_na": False},
+}
+"""What the library is told, by kind of file, so that it reads as `formats` does: else every line is a
+document and "NA" nothing."""
 
 Splits = dict[str, list[Path]]
 """The files of each split. A file alone is all of the split "train"."""
@@ -54,7 +61,7 @@ def read_source(source: SourceConfig, config: DataConfig) -> Rows:
     InvalidRow."""
     path = local_path(source, config)
     if path is None:
-        yield from _hub_rows(source)
+        yield from _hub_rows(source, config.documents)
         return
     splits = _splits(path, source.subset)
     _check_split(str(path), source.split, splits)
@@ -167,25 +174,43 @@ def _folder_splits(folder: Path, subset: str | None) -> Splits:
     return splits
 
 
-def _hub_rows(source: SourceConfig) -> Rows:
+def _hub_rows(source: SourceConfig, documents: Documents) -> Rows:
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        rows = datasets.load_dataset(source.path, source.subset, split=source.split)
+        builder = datasets.load_dataset_builder(source.path, source.subset)
+        kind = builder.info.builder_name
+        if kind in HUB_OPTIONS:
+            builder = datasets.load_dataset_builder(source.path, source.subset, **HUB_OPTIONS[kind])
+        builder.download_and_prepare()
+        rows = builder.as_dataset(split=source.split)
     except Exception as error:  # the library raises a dozen kinds; all of them are about this source
         reason = "".join(str(error.__cause__ or error).strip().splitlines()[:1])
         raise UserError(
             f"{source.path}: neither a file or folder under data.root nor a hub dataset that can be read "
             f"({type(error).__name__}: {reason})"
         ) from error
-    dates = [name for name, feature in rows.features.items() if "timestamp" in str(feature)]
-    if dates and rows.info.builder_name == "json":
-        logging.warning(
-            "%s: the library `datasets` has made dates of the texts of %s; read a downloaded folder to keep "
-            "them",
-            source.path,
-            ", ".join(dates),
-        )
+    _tell_guessed_types(source.path, kind, rows.features)
     for number, row in enumerate(rows, 1):
-        yield f"{source.path}, row {number}", row
+        where = f"{source.path}, row {number}"
+        if kind == "text":
+            yield from text_documents(where, row["text"], documents)
+        else:
+            yield where, row
+
+
+def _tell_guessed_types(name: str, kind: str, features: dict[str, Any]) -> None:
+    """Warns of columns of text that the library has made dates or numbers of."""
+    guessed = []
+    for column, feature in features.items():
+        of_table = kind == "csv" and "string" not in str(feature)
+        if of_table or (kind == "json" and "timestamp" in str(feature)):
+            guessed.append(column)
+    if guessed:
+        logging.warning(
+            "%s: the library `datasets` has made dates or numbers of the texts of %s; read a downloaded "
+            "folder to keep them",
+            name,
+            ", ".join(guessed),
+        )

@@ -213,16 +213,31 @@ def test_a_saved_data_set_that_is_not_whole_is_an_error(tmp_path):
         read(tmp_path, kind="prompts")
 
 
+def hub_rows(folder, documents="paragraphs", **source):
+    """As from the hub: the library takes a folder for a hub dataset."""
+    return list(_hub_rows(SourceConfig(path=str(folder), **source), documents))
+
+
 def test_a_hub_dataset_says_what_the_library_has_made_of_texts(tmp_path, caplog):
-    # The library takes a folder for a hub dataset.
-    (tmp_path / "a.jsonl").write_text(json_lines([{"prompt": "p", "when": "2024-01-02 03:04:05"}] * 3))
-    rows = list(_hub_rows(SourceConfig(path=str(tmp_path), split="train[:2]")))
-    assert [where for where, _ in rows] == [f"{tmp_path}, row 1", f"{tmp_path}, row 2"]
-    assert "has made dates of the texts of when" in caplog.text
-    with pytest.raises(
-        UserError, match=r"neither a file or folder under data.root nor a hub dataset .*'large'"
-    ):
-        list(_hub_rows(SourceConfig(path=str(tmp_path), subset="large")))
+    rows = [{"prompt": "NA", "when": "2024-01-02 03:04:05", "number": 7}] * 3
+    for name in ("json", "csv"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "json" / "a.jsonl").write_text(json_lines(rows))
+    found = hub_rows(tmp_path / "json", split="train[:2]")
+    assert [where for where, _ in found] == [f"{tmp_path}/json, row 1", f"{tmp_path}/json, row 2"]
+    (tmp_path / "csv" / "a.csv").write_text("prompt,when,number\nNA,,7\n")
+    assert hub_rows(tmp_path / "csv")[0][1] == {"prompt": "NA", "when": "", "number": 7}
+    told = [message.split(" has made ")[1].partition(";")[0] for message in caplog.messages]
+    assert told == ["dates or numbers of the texts of when", "dates or numbers of the texts of number"]
+    with pytest.raises(UserError, match=r"neither a file .* nor a hub dataset .*'large'"):
+        hub_rows(tmp_path / "json", subset="large")
+
+
+def test_texts_of_a_hub_dataset_are_documents(tmp_path):
+    (tmp_path / "a.txt").write_text("One,\nstill one.\n \n\n\nTwo.\n")
+    (tmp_path / "b.txt").write_text("Three.")
+    assert [row["text"] for _, row in hub_rows(tmp_path)] == ["One,\nstill one.", "Two.", "Three."]
+    assert len(hub_rows(tmp_path, "file")) == 2
 
 
 def test_cells_of_a_table(tmp_path):
