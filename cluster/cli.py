@@ -95,7 +95,6 @@ def _run_with_retries(
     from cluster.precision import resolve
     from cluster.run.directory import RunDirectory
     from cluster.supervisor import Supervisor
-    from common.plugins import child_environment
 
     if first:
         # Once and here: a retry with --from would discard what the attempt before has finished.
@@ -105,8 +104,6 @@ def _run_with_retries(
         directory = RunDirectory(settings)
         directory.open(redo=first)
         directory.close()
-    # A file cluster.py of the user's, in the working directory, must not run in place of ours.
-    os.environ.update(child_environment())
     command = [sys.executable, "-m", "cluster.cli", "run", *arguments]
     if last:
         command += ["--until", last]

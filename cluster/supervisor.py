@@ -9,6 +9,7 @@ of the run: what ends a driver (memory, a library) does not reach it.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from common.errors import INTERRUPTED, RETRIED
+from common.plugins import child_environment
 
 # A process that signal N ended has exit code 128 + N, as in shells.
 SIGNAL_BASE = 128
@@ -47,7 +49,8 @@ class Supervisor:
 
     def _run_driver(self) -> int:
         # In the same process group as this process: Ray kills a job by its group.
-        self._driver = subprocess.Popen(self._command)
+        # By this environment, a file cluster.py in the working directory does not run in place of ours.
+        self._driver = subprocess.Popen(self._command, env={**os.environ, **child_environment()})
         if self._stopping:  # the signal came before there was a driver to forward it to
             self._driver.terminate()
         code = self._driver.wait()
