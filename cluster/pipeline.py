@@ -21,6 +21,10 @@ from cluster.stage_registry import STAGES, stage_spec
 from common.errors import FleetError, StartError
 from common.files import append_row, read_json, write_json
 
+SAME_FAILURES = 3
+"""How often a stage may fail in the same way without a step between. A process that is killed once, as by
+another program's use of memory, is not killed at the same place each time."""
+
 
 def run_stages(config: RunConfig, first: str | None = None, last: str | None = None) -> RunDirectory:
     """Runs the stages of the config that are not finished, up to `last`; `first` and later ones are
@@ -74,10 +78,12 @@ def run_with_recovery(context: Context, stage: str) -> dict[str, Any]:
     Dead and hung actors are replaced and the others stay. The stage continues from its last
     checkpoint, as it does when the driver is restarted. An actor that failed but is alive has met
     an error of data or code, which would only occur again, so it ends the run; and so does one whose
-    constructor has failed. Raises FleetError then, and after `cluster.max_restarts` replacements.
+    constructor has failed. Raises FleetError then, after `cluster.max_restarts` replacements, and after
+    SAME_FAILURES equal failures with nothing done between them.
     """
     runner, limit = stage_spec(stage).load(), context.config.cluster.max_restarts
-    restarts = 0
+    restarts = same = 0
+    last_failure, failed_at = "", time.time()
     while True:
         # What an interrupted attempt has read must not be counted twice.
         context.readers.clear()
@@ -86,7 +92,10 @@ def run_with_recovery(context: Context, stage: str) -> dict[str, Any]:
         except StartError:
             raise  # also of an actor that was to replace another
         except FleetError as error:
-            failed_at = time.time()
+            same += 1
+            if str(error) != last_failure or _has_progressed(context.run, failed_at):
+                same = 1
+            last_failure, failed_at = str(error), time.time()
             replaced = context.fleets.replace_lost()
             # Every actor is alive, so the same call would fail again.
             if not replaced:
@@ -97,7 +106,18 @@ def run_with_recovery(context: Context, stage: str) -> dict[str, Any]:
                     f"{stage}: {error}; that is failure {restarts} of this stage, over "
                     f"cluster.max_restarts={limit}"
                 ) from error
+            if same == SAME_FAILURES:
+                raise FleetError(
+                    f"{stage}: {error}; that happened {same} times with nothing done between them, so another "
+                    "start would not help"
+                ) from error
             _record_failure(context.run, stage, failed_at, replaced, error)
+
+
+def _has_progressed(run: RunDirectory, since: float) -> bool:
+    """Whether a step was logged, or responses were collected, after that time."""
+    paths = [path for path in (run.paths.metrics, run.paths.responses) if path.exists()]
+    return any(path.stat().st_mtime > since for path in paths)
 
 
 def _record_failure(

@@ -124,6 +124,31 @@ def test_more_failures_than_max_restarts_end_the_run(hero):
     assert "that is failure 3 of this stage, over cluster.max_restarts=2" in message
 
 
+def test_equal_failures_without_a_step_between_end_the_run_early(hero, tmp_path):
+    Fleets.lost = [["rollout-0"]] * 8
+    died = FleetError("rollout-0 died during update_weights")
+    code, message = hero(raising(died), "cluster.max_restarts=10")
+    assert code == 1
+    assert "died during update_weights; that happened 3 times with nothing done between them" in message
+    assert len(Fleets.lost) == 5
+
+
+def test_equal_failures_with_steps_between_are_recovered(hero, tmp_path):
+    attempts = []
+    Fleets.lost = [["rollout-0"]] * 8
+
+    def stage():
+        attempts.append(1)
+        if len(attempts) > 6:
+            return {}
+        with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+            file.write('{"stage": "pretrain", "step": 1}\n')
+        raise FleetError("rollout-0 died during generate")
+
+    assert hero(stage, "cluster.max_restarts=10")[0] == 0
+    assert len(attempts) == 7
+
+
 def test_finished_stage_is_skipped_and_from_does_it_again(hero, tmp_path):
     runs = []
     for more in ([], [], ["--from", "pretrain"]):
