@@ -108,8 +108,8 @@ def run_with_recovery(context: Context, stage: str) -> dict[str, Any]:
                 ) from error
             if same == SAME_FAILURES:
                 raise FleetError(
-                    f"{stage}: {error}; that happened {same} times with nothing done between them, so another "
-                    "start would not help"
+                    f"{stage}: {error}; that happened {same} times with nothing done between them, so a "
+                    "further start would not help"
                 ) from error
             _record_failure(context.run, stage, failed_at, replaced, error)
 

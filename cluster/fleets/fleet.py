@@ -36,12 +36,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from cluster.config import ClusterConfig
 from cluster.fleets.actor_host import ActorHost
+from cluster.fleets.failures import failure
 from cluster.fleets.heartbeat import HeartbeatMonitor, poll
-from common.errors import DiskFullError, FleetError, HeroError, StartError, is_disk_full, one_line
+from common.errors import FleetError
 
 WATCH_S = 2.0
 """Seconds between two looks at the heartbeats of the actors that the driver waits for."""
@@ -158,25 +159,8 @@ class Fleet:
         name = self.names[index % len(self)]
         try:
             return ray.get(ref)
-        # RayTaskError, a subclass, means that the method raised and the actor lives.
-        except RayTaskError as error:
-            cause = error.cause
-            # The message is complete, and its class decides the exit code of the process.
-            if isinstance(cause, HeroError):
-                raise type(cause)(str(cause)) from None
-            if is_disk_full(cause):
-                raise DiskFullError(
-                    f"{name} cannot write in {doing} ({cause}); free some space and run the same command, "
-                    "which continues from the last checkpoint"
-                ) from error
-            what = f"failed in {doing} ({type(cause).__name__}: {one_line(cause)})"
-            raise FleetError(f"{name} {what}; see {self._log(name)}") from error
         except RayError as error:
-            # The host itself could not be made: its module or its arguments cannot be loaded there.
-            if isinstance(error, RayActorError) and error.actor_init_failed:
-                raise StartError(f"{name} failed to start ({one_line(error)})") from error
-            what = f"died during {doing} ({_first_line(error)})"
-            raise FleetError(f"{name} {what}; see {self._log(name)}") from error
+            raise failure(error, name, doing, self._log(name)) from error
 
     def watch(self, indexes: Iterable[int], doing: str) -> None:
         """Raises FleetError if one of these actors hangs. Reads heartbeats at most once in WATCH_S,
@@ -253,12 +237,9 @@ class Fleet:
             member, ref = self._starting.pop(0)
             try:
                 ray.get(ref)
-            except RayTaskError as error:
-                messages.append(str(error.cause))
-                ray.kill(member.actor)
             except RayError as error:
-                log = self._log(member.name)
-                messages.append(f"{member.name} failed to start ({_first_line(error)}); see {log}")
+                messages.append(str(failure(error, member.name, "start", self._log(member.name))))
+                ray.kill(member.actor)
             else:
                 self._members.append(member)
                 messages.append(f"{member.name} has joined")
@@ -301,10 +282,3 @@ def wait_any(refs: Sequence[ray.ObjectRef], timeout_s: float) -> list[ray.Object
     # ray.wait returns at the first: ask once more, without waiting, for the others that have ended
     # too.
     return ray.wait([*ready, *rest], num_returns=len(refs), timeout=0)[0]
-
-
-def _first_line(error: BaseException | None) -> str:
-    for line in str(error).splitlines():
-        if line.strip():
-            return line.strip()
-    return "no message"

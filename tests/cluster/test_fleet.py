@@ -1,6 +1,7 @@
 """Fleets of real Ray actors: what the driver learns when one of them fails, and what is refused
 before it would hang."""
 
+import errno
 import os
 import signal
 import time
@@ -48,6 +49,9 @@ class Worker:
         if number == self.number:
             raise ZeroDivisionError("no tokens")
         time.sleep(60)
+
+    def fill_the_disk(self):
+        raise OSError(errno.ENOSPC, "No space left on device", "/dev/shm/weights")
 
     def sleep(self):
         time.sleep(60)
@@ -109,6 +113,11 @@ def test_failure_names_actor_and_cause_and_log_has_the_traceback(fleet, tmp_path
     text = (tmp_path / "worker-0.log").read_text()
     assert "Traceback" in text
     assert "no tokens" in text
+
+
+def test_full_disk_of_an_actor_has_its_own_exit_code(fleet):
+    with pytest.raises(DiskFullError, match=r"worker-0 cannot write in fill_the_disk \(.*/dev/shm/weights"):
+        fleet.all("fill_the_disk")
 
 
 @pytest.mark.parametrize("name", ERRORS)
