@@ -19,8 +19,8 @@ from rich.console import Console
 
 from cluster.config import RunConfig
 from cluster.run.checkpoints import MANIFEST
-from cluster.run.stage_inputs import changes, checkpoint_inputs, stage_inputs
-from cluster.stage_registry import stage_spec, stages_from
+from cluster.run.stage_inputs import FILE_KEYS, changes, checkpoint_inputs, stage_inputs
+from cluster.stage_registry import STAGES, stage_spec, stages_from
 from common.errors import UserError, is_disk_full
 from common.files import read_json, write_json, write_text
 from common.run_paths import RunPaths
@@ -169,8 +169,9 @@ class RunDirectory:
             served = current_policy(self.root).folder
         for stage in stages_from(first):
             for folder in (self.paths.stage(stage).folder, *self.paths.versions.glob(f"{stage}-*")):
-                if folder != served:
-                    shutil.rmtree(folder, ignore_errors=True)
+                # Not with ignore_errors: what could not be removed would count as done.
+                if folder != served and folder.exists():
+                    shutil.rmtree(folder)
         # The pointer goes with the version that it names, or `hero serve` would fail on it.
         current = read_json(self.paths.current)
         if current and not (self.root / current["path"]).is_dir():
@@ -226,9 +227,13 @@ class RunDirectory:
         """The interrupted stages of other inputs that have nothing to lose. Raises UserError for a
         stage that has."""
         outdated = []
-        for stage in self.config.stages:
+        for stage in STAGES:
             paths = self.paths.stage(stage)
             recorded = read_json(paths.inputs)
+            if stage not in self.config.stages:
+                if recorded and self.done(stage):
+                    self._check_left_out(stage, recorded["inputs"])
+                continue
             # A finished stage without a record is one of an older version.
             if stage in redone or not paths.folder.exists() or (recorded is None and self.done(stage)):
                 continue
@@ -243,6 +248,19 @@ class RunDirectory:
             if changed:
                 outdated.append(stage)
         return outdated
+
+    def _check_left_out(self, stage: str, recorded: dict[str, Any]) -> None:
+        """Raises UserError if the config names another model than the one that a stage of an earlier
+        start was made from: `model` would return that stage's, and the named one would be ignored."""
+        now = stage_inputs(self.config, stage)
+        for key in FILE_KEYS:
+            section, _, name = key.partition(".")
+            value = now.get(section, {}).get(name)
+            if value and value != recorded.get(section, {}).get(name):
+                raise UserError(
+                    f"{self.root}: stage {stage}, whose result this run uses, was finished with another "
+                    f"{key}; leave {key} as it was, or choose another run_dir"
+                )
 
     def _refusal(self, stage: str, changed: Sequence[str]) -> str:
         state, use = "interrupted", "continue it"

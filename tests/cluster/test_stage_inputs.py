@@ -155,6 +155,19 @@ def test_model_that_was_replaced_in_its_folder_is_told(settings, tmp_path):
         opened(settings)
 
 
+def test_model_of_an_earlier_start_is_not_used_in_place_of_the_one_that_is_named(settings, tmp_path):
+    run = opened(settings)
+    interrupt(run, "sft")
+    run.finish("sft", 1.0, {})
+    later = {**settings, "stages": ["ppo"]}
+    opened(later)
+    opened({**later, "model": {}})
+    shutil.copytree(tmp_path / "model", tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text('{"layers": 3}')
+    with pytest.raises(UserError, match=r"stage sft, whose result this run uses, .*another model\.path"):
+        opened({**later, "model": {"path": str(tmp_path / "other")}})
+
+
 def test_content_of_folders_patterns_large_files_and_hub_names(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}")
     of_folder, of_pattern = content(tmp_path), content(tmp_path / "*.jsonl")
