@@ -38,7 +38,7 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
-    _remove(partial)
+    remove(partial)
     try:
         yield partial
         # The rename may reach the disk before the content, and a power failure between them leaves
@@ -49,11 +49,11 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
             # A folder has one writer at a time, and what a killed one left of it may be a whole model.
             for leftover in path.parent.glob(f"{path.name}.*{PARTIAL_SUFFIX}"):
                 if leftover != partial:
-                    _remove(leftover)
-            _remove(path)  # rename replaces a file, but not a folder with content
+                    remove(leftover)
+            remove(path)  # rename replaces a file, but not a folder with content
         partial.replace(path)
     except BaseException:  # Ctrl-C too
-        _remove(partial)
+        remove(partial)
         raise
 
 
@@ -148,7 +148,8 @@ def try_lock(path: Path, message: str) -> Iterator[None]:
         yield
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file, a folder with its content, or a link; nothing if there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -8,7 +8,6 @@ crash reads complete ones.
 from __future__ import annotations
 
 import fcntl
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from cluster.run.checkpoints import MANIFEST
 from cluster.run.stage_inputs import FILE_KEYS, changes, checkpoint_inputs, stage_inputs
 from cluster.stage_registry import STAGES, stage_spec, stages_from
 from common.errors import UserError, is_disk_full
-from common.files import read_json, write_json, write_text
+from common.files import read_json, remove, write_json, write_text
 from common.run_paths import RunPaths
 from learners.data.config import SourceConfig
 from learners.data.locations import local_path
@@ -62,7 +61,7 @@ class RunDirectory:
         for stage in outdated:
             message = f"{stage}: interrupted with other inputs before a checkpoint; it begins again"
             Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
-            shutil.rmtree(self.paths.stage(stage).folder)
+            remove(self.paths.stage(stage).folder)
         # After the discard, so that config.yaml never describes results of an older configuration.
         self.paths.write_layout()
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
@@ -149,7 +148,7 @@ class RunDirectory:
         checkpoints: a crash between the two costs nothing."""
         record = {"seconds": seconds, "time": time.time(), "results": results}
         write_json(self.paths.stage(stage).done, record)
-        shutil.rmtree(self.paths.stage(stage).checkpoints, ignore_errors=True)
+        remove(self.paths.stage(stage).checkpoints)
 
     def check_result(self, stage: str) -> None:
         """Raises UserError if a finished stage's result is gone, which later stages would meet much
@@ -169,9 +168,9 @@ class RunDirectory:
             served = current_policy(self.root).folder
         for stage in stages_from(first):
             for folder in (self.paths.stage(stage).folder, *self.paths.versions.glob(f"{stage}-*")):
-                # Not with ignore_errors: what could not be removed would count as done.
-                if folder != served and folder.exists():
-                    shutil.rmtree(folder)
+                # What could not be removed would count as done, so no error is passed over.
+                if folder != served:
+                    remove(folder)
         # The pointer goes with the version that it names, or `hero serve` would fail on it.
         current = read_json(self.paths.current)
         if current and not (self.root / current["path"]).is_dir():
