@@ -2,9 +2,9 @@
 
     python -m bench.memory [quickstart vocabulary llama] [--folder DIR]
 
-Each run is short (a few steps of every stage) and a process of its own, whose tree is sampled twice a second.
-Memory is the proportional set size, so pages that processes share count once, and the weight files in shared
-memory, which belong to no process.
+Each run is short (a few steps of every stage) and a process of its own, whose tree is sampled every second.
+Pages that processes share count once: object store, weight files in shared memory, and what is mapped from
+files, mostly libraries. The proportional set size would leave out what other programs of the machine share.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from actors.weights.transport import make_transport
 from bench.common import print_header, print_row, start_parser
 from cluster.config_loader import load_config
 from cluster.memory_estimate import GIB, PROCESS_GIB
 from cluster.placement import memory_by_process
+from cluster.precision import resolve
 from learners.data.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, PAD, ROLES, SPECIAL_TOKENS
 
 SHORT = [
@@ -35,17 +37,22 @@ SHORT = [
     "collect.prompts=32",
     "ppo.iterations=2",
     "ppo.prompts=48",
+    "ppo.epochs=1",
+    "ppo.minibatches=1",
     "ppo.best_of=1",
     "ppo.evaluate_prompts=16",
     "evaluate.prompts=16",
+    # What so short a run fills: micro-batches, and the object store.
+    "learners.micro_batch_tokens=1024",
+    "scoring.batch_tokens=2048",
+    "cluster.object_store_gib=0.1",
 ]
 """Of all three runs: every process does all that it does in a long run, a few times."""
 FROM_PATH = [
     "stages=[sft,ppo]",
     "rewards.sources=[{kind: function, path: 'bench.memory:shorter'}]",
-    "learners.micro_batch_tokens=2048",
 ]
-INTERVAL_S = 0.5
+INTERVAL_S = 1.0
 
 
 def shorter(row: dict[str, object], response: str, ended: bool) -> float:
@@ -130,13 +137,13 @@ def overrides_of(name: str, folder: Path) -> list[str]:
 
 def run_and_sample(arguments: list[str], run_dir: Path) -> Peak:
     """Runs `hero run` and returns the peak of its process tree. Raises RuntimeError if the run fails."""
-    peak = Peak()
+    peak, weights = Peak(), make_transport(run_dir, None).directory
     with open(f"{run_dir}.log", "w") as log:
         run = subprocess.Popen(
             [sys.executable, "-m", "cluster.cli", "run", *arguments], stdout=log, stderr=log
         )
         while run.poll() is None:
-            by_kind = memory_by_kind(psutil.Process(run.pid))
+            by_kind = memory_by_kind(psutil.Process(run.pid), weights)
             if sum(by_kind.values()) > peak.total:
                 peak = Peak(sum(by_kind.values()), by_kind)
             time.sleep(INTERVAL_S)
@@ -145,22 +152,49 @@ def run_and_sample(arguments: list[str], run_dir: Path) -> Peak:
     return peak
 
 
-def memory_by_kind(root: psutil.Process) -> dict[str, float]:
-    """GiB of a run's processes now, by kind."""
+def memory_by_kind(root: psutil.Process, weights: Path) -> dict[str, float]:
+    """GiB of a run's processes now, by kind. `weights` is the folder of the files between learners and
+    engines."""
     by_kind: dict[str, float] = {}
+    mapped: dict[str, int] = {}
     try:
         processes = [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
         return by_kind
     for process in processes:
         try:
-            size, kind = process.memory_full_info().pss / GIB, kind_of(process, root)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            own, files = memory_of(process.pid)
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # it ended after the list was made
-        by_kind[kind] = by_kind.get(kind, 0.0) + size
-    files = Path("/dev/shm").glob("zero2hero-*/*.safetensors")
-    by_kind["weight files"] = sum(file.stat().st_size for file in files) / GIB
+        kind = kind_of(process, root)
+        by_kind[kind] = by_kind.get(kind, 0.0) + own / GIB
+        for file, size in files.items():
+            mapped[file] = max(mapped.get(file, 0), size)
+    by_kind["libraries"] = sum(mapped.values()) / GIB
+    by_kind["weight files"] = sum(file.stat().st_size for file in weights.glob("*.safetensors")) / GIB
     return by_kind
+
+
+def memory_of(pid: int) -> tuple[int, dict[str, int]]:
+    """Bytes in memory that are not mapped from a file (its share of what processes share), and those of
+    each mapped file."""
+    own, files, file = 0, {}, ""
+    sizes: dict[str, int] = {}
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        if not fields[0].endswith(":"):  # the first line of a mapping
+            is_file = len(fields) == 6 and fields[5].startswith("/") and not fields[5].startswith("/dev/shm")
+            file = fields[5] if is_file else ""
+            continue
+        if fields[0] in ("Rss:", "Pss:", "Anonymous:"):
+            sizes[fields[0]] = int(fields[1]) * 1024
+        if fields[0] == "VmFlags:":  # the last one
+            if file:
+                own += sizes["Anonymous:"]  # its pages of the file that it has changed
+                files[file] = files.get(file, 0) + sizes["Rss:"] - sizes["Anonymous:"]
+            else:
+                own += sizes["Pss:"]
+    return own, files
 
 
 def kind_of(process: psutil.Process, root: psutil.Process) -> str:
@@ -182,7 +216,7 @@ def main() -> None:
     for name in options.models:
         run_dir = folder / f"run-{name}"
         overrides = [*overrides_of(name, folder), f"run_dir={run_dir}"]
-        config = load_config("configs/quickstart.yaml", overrides)
+        config, _ = resolve(load_config("configs/quickstart.yaml", overrides))
         peak = run_and_sample(["configs/quickstart.yaml", *overrides], run_dir)
         estimates = memory_by_process(config)
         for part in sorted(estimates.keys() | peak.by_kind.keys()):

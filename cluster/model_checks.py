@@ -29,7 +29,6 @@ from actors.weights.files import weight_files
 from cluster.config import RunConfig
 from cluster.model_shape import ModelShape
 from common.errors import UserError
-from learners.data.tokenizer import end_token
 from learners.data.tokenizer_loading import load_tokenizer
 from learners.model_paths import cached_folder, resolve_model_path
 from learners.models import scalar_head
@@ -64,7 +63,6 @@ def check_models(config: RunConfig) -> None:
     if config.model.path:
         opened = open_policy(config.model.path)
         tokenizer = load_tokenizer(config.model.path, config.model)
-        end_token(tokenizer)
         _check_vocabulary(opened, tokenizer)
         _check_positions(opened, config)
         _check_engine(opened, config)
@@ -140,16 +138,15 @@ def _first_line(error: Exception) -> str:
 
 def _shape(model: PreTrainedModel) -> ModelShape:
     config = model.config.get_text_config()
-    width = config.hidden_size
-    embedding = model.get_input_embeddings().weight
-    head = model.get_output_embeddings()
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    mlp_width = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
     return ModelShape(
         architecture=type(model).__name__,
         parameters=model.num_parameters(),
         vocabulary=embedding.shape[0],
-        width=width,
+        width=config.hidden_size,
         layers=config.num_hidden_layers,
-        mlp_width=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width,
+        mlp_width=mlp_width or 4 * config.hidden_size,  # GPT-2's where its config has none
         tied=head is not None and head.weight is embedding,
         positions=_positions(config),
     )

@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from actors import vllm_arguments
 from cluster.config import RunConfig
 from cluster.memory_estimate import GIB
 from cluster.model_shape import policy_shape
@@ -23,6 +24,7 @@ from cluster.precision import resolve
 from cluster.run.directory import RunDirectory
 from common.errors import UserError
 from common.plugins import load_function
+from learners import deepspeed_arguments
 from learners.data.config import KINDS
 
 
@@ -35,7 +37,8 @@ def print_plan(config: RunConfig, console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     check_starting_models(config)
     console.print(_figures("Model", model_figures(config)))
-    console.print(_figures("Batch arithmetic", batch_arithmetic(config)))
+    if figures := batch_arithmetic(config):
+        console.print(_figures("Batch arithmetic", figures))
     fleets = Table(title="Placement", title_justify="left")
     for name in ("fleet", "actors", "threads each", "GPUs each", "GiB each, about", "holds"):
         fleets.add_column(name)
@@ -59,22 +62,40 @@ def _figures(title: str, figures: list[tuple[str, str]]) -> Table:
 def model_figures(config: RunConfig) -> list[tuple[str, str]]:
     """What the policy is, and the arithmetic that each part of the run uses: (quantity, value)."""
     shape = policy_shape(config)
-    positions = "no limit" if shape.positions is None else f"{shape.positions:,}"
+    context = f"{config.model.context:,} of {shape.positions:,} positions"
+    if shape.positions is None:
+        context = f"{config.model.context:,}, without a limit of the model"
     return [
         ("starts from", config.model.path or "random weights"),
         ("class", shape.architecture),
         ("parameters", f"{shape.parameters:,}"),
         ("vocabulary", f"{shape.vocabulary:,}"),
-        ("positions, model.context", f"{positions}, {config.model.context:,}"),
+        ("model.context", context),
     ]
 
 
 def batch_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
     """How prompts, responses and tokens become optimizer steps and micro-batches: (quantity,
     calculation)."""
-    pretrain, collect, ppo, learners = config.pretrain, config.collect, config.ppo, config.learners
-    pretrain_tokens = pretrain.steps * pretrain.batch_tokens
-    collected = collect.prompts * collect.responses
+    pretrain, collect = config.pretrain, config.collect
+    figures = []
+    if "pretrain" in config.stages:
+        tokens = pretrain.steps * pretrain.batch_tokens
+        figures.append(
+            ("pretraining tokens", f"{pretrain.steps} steps x {pretrain.batch_tokens} = {tokens:,}")
+        )
+    if "collect" in config.stages:
+        responses = collect.prompts * collect.responses
+        figures.append(
+            ("collected responses", f"{collect.prompts} prompts x {collect.responses} = {responses:,}")
+        )
+    if "ppo" in config.stages:
+        figures += _ppo_arithmetic(config)
+    return figures
+
+
+def _ppo_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
+    ppo, learners = config.ppo, config.learners
     batch = ppo.prompts * ppo.responses
     batch_tokens = batch * config.model.context
     minibatch = batch // ppo.minibatches
@@ -82,8 +103,6 @@ def batch_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
     micro_batches = -(-batch_tokens // (ppo.minibatches * learners.ranks * learners.micro_batch_tokens))
     steps = ppo.iterations * ppo.epochs * ppo.minibatches
     return [
-        ("pretraining tokens", f"{pretrain.steps} steps x {pretrain.batch_tokens} = {pretrain_tokens:,}"),
-        ("collected responses", f"{collect.prompts} prompts x {collect.responses} = {collected:,}"),
         ("PPO batch", f"{ppo.prompts} prompts x {ppo.responses} responses = {batch} sequences"),
         ("  tokens at most", f"{batch} x {config.model.context} context = {batch_tokens:,}"),
         ("  minibatch", f"{batch} / {ppo.minibatches} = {minibatch} sequences, {rank_share:g} a rank"),
@@ -233,6 +252,13 @@ def check_memory(config: RunConfig) -> None:
         )
 
 
+def check_pass_through(config: RunConfig) -> None:
+    """vLLM and DeepSpeed know the arguments that are passed on to them."""
+    vllm_arguments.check_arguments("rollout.vllm", config.rollout.vllm)
+    vllm_arguments.check_arguments("serve.vllm", config.serve.vllm)
+    deepspeed_arguments.check_arguments(config.learners.deepspeed, config.learners.zero_stage)
+
+
 # In the order in which their errors help most: files first, then the model, then the machine.
 CHECKS = (
     check_layout,
@@ -247,6 +273,7 @@ CHECKS = (
     check_cores,
     check_gpus,
     check_memory,
+    check_pass_through,
 )
 
 
