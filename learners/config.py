@@ -54,10 +54,11 @@ class ModelConfig(Section):
     """Train low-rank adapters of the linear layers and freeze the weights. Empty: train all
     weights."""
     chat_template: LocalPath | None = None
-    """Jinja file of the chat template, for a tokenizer that has none. Empty: the tokenizer's
-    own."""
+    """Jinja file of the chat template, in place of the tokenizer's own or for one that has none.
+    Empty: the tokenizer's own."""
     end_token: str | None = None
-    """Token that ends a turn. Empty: the tokenizer's own."""
+    """Token that ends a turn, one that the chat template writes. Empty: the first special token
+    that it writes after every turn."""
     pad_token: str | None = None
     """Token to pad with; it must differ from the end token. Empty: the tokenizer's own."""
 
