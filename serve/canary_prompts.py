@@ -8,6 +8,7 @@ with the run, say), a few general prompts take their place, and whoever promotes
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import yaml
 from common.errors import UserError
 from common.run_paths import RunPaths
 from learners.data.config import DataConfig, SourceConfig
+from learners.data.conversations import InvalidRow
 from learners.data.sources import DatasetReader
 from learners.data.tokenizer_loading import load_tokenizer
 from learners.data.turn_tokens import encode_prompt
@@ -48,8 +50,13 @@ class CanaryPrompts(NamedTuple):
     """Why these are general prompts; empty for the run's own."""
 
     def encode(self, model: Path) -> list[list[int]]:
+        """Token ids of the prompts that the model's chat template takes."""
         tokenizer = load_tokenizer(model)
-        return [encode_prompt(tokenizer, prompt) for prompt in self.prompts]
+        encoded = []
+        for prompt in self.prompts:
+            with suppress(InvalidRow):
+                encoded.append(encode_prompt(tokenizer, prompt))
+        return encoded
 
 
 def canary_prompts(config: CanaryConfig, target: Path) -> CanaryPrompts:

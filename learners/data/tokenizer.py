@@ -17,6 +17,8 @@ from common.errors import UserError
 
 PAD, END_OF_TEXT, END_OF_TURN = "<|pad|>", "<|endoftext|>", "<|end|>"
 UNKNOWN = "<|unknown|>"
+SEPARATORS = (END_OF_TEXT, "<|end_of_text|>", "<eos>", "</s>")
+"""Ends of a document in the pretraining of published models."""
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 SPECIAL_TOKENS = [PAD, END_OF_TEXT, *ROLES, END_OF_TURN]
 
@@ -89,9 +91,10 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def document_separator(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the token between documents of a packed corpus: <|endoftext|> where there is one,
-    else the end token."""
-    separator = tokenizer.get_vocab().get(END_OF_TEXT)
-    if separator is None:
-        return end_token(tokenizer)
-    return int(separator)
+    """Id of the token between documents of a packed corpus: the one that is made for it where there
+    is one, else the end token, which ends a turn."""
+    vocabulary = tokenizer.get_vocab()
+    for name in SEPARATORS:
+        if name in vocabulary:
+            return int(vocabulary[name])
+    return end_token(tokenizer)
