@@ -21,7 +21,15 @@ from cluster.run.checkpoints import MANIFEST
 from cluster.run.stage_inputs import FILE_KEYS, changes, checkpoint_inputs, stage_inputs
 from cluster.stage_registry import STAGES, stage_spec, stages_from
 from common.errors import UserError, is_disk_full
-from common.files import read_json, remove, write_json, write_text
+from common.files import (
+    read_json,
+    read_jsonl,
+    remove,
+    truncate_partial_line,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from common.run_paths import RunPaths
 from learners.data.config import SourceConfig
 from learners.data.locations import local_path
@@ -58,8 +66,8 @@ class RunDirectory:
         outdated = self._check_inputs(stages_from(redo) if redo else ())
         if redo:
             self.discard_from(redo)
-        for stage in outdated:
-            message = f"{stage}: interrupted with other inputs before a checkpoint; it begins again"
+        for stage, changed in outdated.items():
+            message = f"{stage}: interrupted before a checkpoint with other inputs: {changed}; begins again"
             Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
             remove(self.paths.stage(stage).folder)
         # After the discard, so that config.yaml never describes results of an older configuration.
@@ -171,6 +179,10 @@ class RunDirectory:
                 # What could not be removed would count as done, so no error is passed over.
                 if folder != served:
                     remove(folder)
+        # The report would draw curves of a stage that nobody does again.
+        truncate_partial_line(self.paths.metrics)
+        rows = read_jsonl(self.paths.metrics)
+        write_jsonl(self.paths.metrics, [row for row in rows if row["stage"] not in stages_from(first)])
         # The pointer goes with the version that it names, or `hero serve` would fail on it.
         current = read_json(self.paths.current)
         if current and not (self.root / current["path"]).is_dir():
@@ -222,10 +234,10 @@ class RunDirectory:
             "checkpoints": checkpoint_inputs(self.config),
         }
 
-    def _check_inputs(self, redone: Sequence[str]) -> list[str]:
-        """The interrupted stages of other inputs that have nothing to lose. Raises UserError for a
-        stage that has."""
-        outdated = []
+    def _check_inputs(self, redone: Sequence[str]) -> dict[str, str]:
+        """The interrupted stages of other inputs that have nothing to lose, with what has changed.
+        Raises UserError for a stage that has."""
+        outdated = {}
         for stage in STAGES:
             paths = self.paths.stage(stage)
             recorded = read_json(paths.inputs)
@@ -245,7 +257,7 @@ class RunDirectory:
             if changed and (self.done(stage) or self._has_work(stage)):
                 raise UserError(self._refusal(stage, changed))
             if changed:
-                outdated.append(stage)
+                outdated[stage] = _named(changed)
         return outdated
 
     def _check_left_out(self, stage: str, recorded: dict[str, Any]) -> None:
@@ -265,11 +277,8 @@ class RunDirectory:
         state, use = "interrupted", "continue it"
         if self.done(stage):
             state, use = "finished", "keep its result"
-        named = ", ".join(changed[:SHOWN_CHANGES])
-        if len(changed) > SHOWN_CHANGES:
-            named += f" and {len(changed) - SHOWN_CHANGES} more keys"
         return (
-            f"{self.root}: stage {stage} was {state} with other inputs: {named}; change that back to "
+            f"{self.root}: stage {stage} was {state} with other inputs: {_named(changed)}; change that back to "
             f"{use}, add --from {stage} to do it again, or choose another run_dir"
         )
 
@@ -280,3 +289,10 @@ class RunDirectory:
         """Whether an interrupted stage left what takes long to make."""
         of_stage = {"collect": self.paths.responses, "reward": self.paths.fold_counts}
         return self._has_checkpoint(stage) or (stage in of_stage and of_stage[stage].exists())
+
+
+def _named(changed: Sequence[str]) -> str:
+    named = ", ".join(changed[:SHOWN_CHANGES])
+    if len(changed) > SHOWN_CHANGES:
+        named += f" and {len(changed) - SHOWN_CHANGES} more keys"
+    return named

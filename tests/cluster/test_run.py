@@ -85,7 +85,9 @@ def test_redone_stage_discards_later_ones_and_their_pointer(run):
     finish(run, "pretrain", "sft", "ppo")
     run.publish("ppo", 3, run.model("ppo"))
     assert read_json(run.paths.current)["version"] == 3
+    run.paths.metrics.write_text('{"stage": "sft", "step": 1}\n{"stage": "ppo", "step": 1}\n{"stage": "p')
     run.discard_from("ppo")
+    assert run.paths.metrics.read_text() == '{"stage": "sft", "step": 1}\n'
     assert run.done("sft")
     assert not run.paths.stage("ppo").folder.exists()
     assert not run.paths.version("ppo-3").exists()

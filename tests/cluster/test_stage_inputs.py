@@ -73,7 +73,8 @@ def test_stage_without_a_checkpoint_begins_again(settings, capsys):
     assert run.paths.corpus_tokens.exists()
     opened(settings, data={"corpus": "b.txt"})
     assert not run.paths.stage("pretrain").folder.exists()
-    assert "pretrain: interrupted with other inputs before a checkpoint" in capsys.readouterr().err
+    message = "pretrain: interrupted before a checkpoint with other inputs: data.corpus; begins again"
+    assert message in capsys.readouterr().err
 
 
 def test_interrupted_stage_without_a_record_is_not_continued(settings):
