@@ -278,8 +278,8 @@ class RunDirectory:
         if self.done(stage):
             state, use = "finished", "keep its result"
         return (
-            f"{self.root}: stage {stage} was {state} with other inputs: {_named(changed)}; change that back to "
-            f"{use}, add --from {stage} to do it again, or choose another run_dir"
+            f"{self.root}: stage {stage} was {state} with other inputs: {_named(changed)}; change that back "
+            f"to {use}, add --from {stage} to do it again, or choose another run_dir"
         )
 
     def _has_checkpoint(self, stage: str) -> bool:
