@@ -1,4 +1,5 @@
-"""A scoring actor: the sources of reward and the reference (SFT) policy, for inference only.
+"""A scoring actor: the sources of reward and, where something uses it, the reference (SFT) policy, for
+inference only.
 
 `cluster.fleets` hosts it in a Ray actor. Each call takes the samples of one rollout actor straight
 from the object store and returns their scores and reference log-probabilities in the same flat
@@ -9,21 +10,25 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from transformers import PreTrainedConfig
 
 from actors.config import RewardsConfig, ScoringConfig
 from actors.function_rewards import FunctionTextReward
 from actors.text_rewards import HTTPTextReward, RewardRequest, RewardResult, TextReward
 from common.errors import UserError
 from learners.config import ModelConfig
-from learners.data.batching import pad, plan_micro_batches
+from learners.data.batching import PackedBatch, pack, plan_micro_batches
 from learners.data.samples import Samples, concat_ranges
 from learners.data.tokenizer_loading import load_tokenizer
 from learners.data.turn_tokens import response_texts
-from learners.models import PolicyModule, ScalarModule, load_policy, load_scalar
+from learners.forward_checks import check_forward, separates_packed
+from learners.models import PolicyModule, ScalarModule, load_policy, load_scalar, read_config
+
+ModuleT = TypeVar("ModuleT", PolicyModule, ScalarModule)
 
 
 @dataclass(frozen=True)
@@ -41,31 +46,37 @@ class Scores:
 
 class ScoringActor:
     """Reward sources and reference policy on one device. Without a reward model the model's scores
-    are 0."""
+    are 0, and without the reference there are no reference log-probabilities."""
 
     def __init__(
         self,
-        reference: str,
+        policy: str,
         reward_model: str | None,
         config: ScoringConfig,
         rewards: RewardsConfig,
         model: ModelConfig,
+        uses_reference: bool = True,
     ) -> None:
-        """`reference` and `reward_model` are model folders. Raises UserError if their vocabularies
-        differ."""
+        """`policy` and `reward_model` are model folders; `policy` is the reference, and its tokenizer
+        that of all models. Raises UserError if their vocabularies differ, or for a model that does not
+        pass `check_forward`."""
         torch.set_num_threads(config.threads)
         self.config, self.rewards = config, rewards
         self.device = torch.device("cpu")
         if config.gpus and torch.cuda.is_available():
             self.device = torch.device("cuda")
-        policy = load_policy(reference, config.dtype, model.attention)
-        self.reference = PolicyModule(policy).to(self.device).eval()
+        self.reference: PolicyModule | None = None
+        if uses_reference:
+            self.reference = self._ready(PolicyModule(load_policy(policy, config.dtype, model.attention)))
         self.reward_model: ScalarModule | None = None
         if reward_model and rewards.uses_reward_model:
             scalar = load_scalar(reward_model, config.dtype, model.attention)
-            _check_same_vocabulary(reward_model, scalar, reference, policy)
-            self.reward_model = ScalarModule(scalar).to(self.device).eval()
-        self.tokenizer = load_tokenizer(reference, model)
+            _check_same_vocabulary(reward_model, scalar.config, policy, read_config(policy))
+            self.reward_model = self._ready(ScalarModule(scalar))
+        models = [module.model for module in (self.reference, self.reward_model) if module]
+        # Not all architectures keep sequences of one row apart; theirs have rows of their own.
+        self.packing = all(separates_packed(model) for model in models)
+        self.tokenizer = load_tokenizer(policy, model)
         self.pad_token: int = self.tokenizer.pad_token_id
         self.text_rewards: dict[int, TextReward] = {}
         """Those of the sources that read the text, by their position in `rewards.sources`."""
@@ -78,27 +89,36 @@ class ScoringActor:
     @torch.inference_mode()
     def score(
         self, samples: Samples, temperature: float, rows: dict[int, dict[str, Any]]
-    ) -> tuple[Scores, np.ndarray]:
+    ) -> tuple[Scores, np.ndarray | None]:
         """(scores, ref_logprobs_N): the score of every response by every source, and the reference
         log-probability (nats, float32) of every response token at the sampling temperature, 0 on
-        prompts. `rows` holds rows of the prompt file by `prompt_ids_B`; only sources that read the
-        text need them. Raises FloatingPointError if a reference log-probability is not finite."""
+        prompts; None without the reference. `rows` holds rows of the prompt file by `prompt_ids_B`;
+        only sources that read the text need them. Raises FloatingPointError if a reference
+        log-probability is not finite."""
         requests = self._requests(samples, rows)
         # Submitted before the forward passes and collected after, so that both run at the same
         # time.
         pending = {c: reward.submit(requests) for c, reward in self.text_rewards.items()}
         model_scores_B, ref_logprobs_N = self._forward(samples, temperature)
-        if not np.isfinite(ref_logprobs_N).all():
+        if ref_logprobs_N is not None and not np.isfinite(ref_logprobs_N).all():
             raise FloatingPointError(
                 "a reference log-probability is not finite; the reference policy is broken"
             )
         return self._collect(requests, pending, model_scores_B), ref_logprobs_N
 
     def select(
-        self, samples: Samples, ref_logprobs_N: np.ndarray, kept: list[int]
-    ) -> tuple[Samples, np.ndarray]:
+        self, samples: Samples, ref_logprobs_N: np.ndarray | None, kept: list[int]
+    ) -> tuple[Samples, np.ndarray | None]:
         """The samples at positions `kept`, and their reference log-probabilities."""
-        return samples.select(kept), ref_logprobs_N[concat_ranges(samples.offsets, kept)]
+        if ref_logprobs_N is not None:
+            ref_logprobs_N = ref_logprobs_N[concat_ranges(samples.offsets, kept)]
+        return samples.select(kept), ref_logprobs_N
+
+    def _ready(self, module: ModuleT) -> ModuleT:
+        """The module on the actor's device, checked."""
+        module.to(self.device).eval()
+        check_forward(module, packing=False)
+        return module
 
     def _requests(self, samples: Samples, rows: dict[int, dict[str, Any]]) -> list[RewardRequest]:
         responses = [samples.response(b) for b in range(samples.size)]
@@ -139,27 +159,38 @@ class ScoringActor:
             scores.failures.append(_failure(", ".join(self.rewards.names), reason, requests[b]))
         return scores
 
-    def _forward(self, samples: Samples, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    def _forward(self, samples: Samples, temperature: float) -> tuple[np.ndarray, np.ndarray | None]:
         """(scores_B of the reward model at each response's last token, ref_logprobs_N)."""
         scores_B = np.zeros(samples.size, dtype=np.float32)
-        ref_logprobs_N = np.zeros(samples.offsets[-1], dtype=np.float32)
+        ref_logprobs_N = None
+        if self.reference:
+            ref_logprobs_N = np.zeros(samples.offsets[-1], dtype=np.float32)
+        if not self.reference and not self.reward_model:
+            return scores_B, ref_logprobs_N
         response_mask_N = samples.response_mask_N
-        # Sequences of similar length share a micro-batch, so that little of it is padding.
-        for micro_batch in plan_micro_batches(samples.lengths_B, 1, self.config.batch_tokens)[0]:
-            sequences = [samples.sequence(b) for b in micro_batch]
-            tokens_BT = pad(sequences, self.pad_token).to(self.device)
-            response_mask_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
-            for row, b in enumerate(micro_batch):
-                response_mask_BT[row, samples.prompt_lengths_B[b] : len(sequences[row])] = True
-            logprobs_N, _ = self.reference(tokens_BT, response_mask_BT, temperature=temperature)
-            # The forward pass returns the response tokens row by row: the order of these positions.
-            positions = concat_ranges(samples.offsets, micro_batch)
-            ref_logprobs_N[positions[response_mask_N[positions]]] = logprobs_N.cpu().numpy()
+        budget = self.config.batch_tokens
+        for micro_batch in plan_micro_batches(samples.lengths_B, 1, budget, self.packing)[0]:
+            packed = self._pack(samples, micro_batch, samples.prompt_lengths_B)
+            in_order = [micro_batch[i] for i in packed.order]
+            if self.reference and ref_logprobs_N is not None:
+                logprobs_N, _ = self.reference(
+                    packed.tokens_RT, packed.target_mask_RT, packed.positions_RT, temperature
+                )
+                # In the order in which the rows have the response tokens.
+                positions = concat_ranges(samples.offsets, in_order)
+                ref_logprobs_N[positions[response_mask_N[positions]]] = logprobs_N.cpu().numpy()
             if self.reward_model:
-                scalars_BT = self.reward_model(tokens_BT)
-                for row, b in enumerate(micro_batch):
-                    scores_B[b] = float(scalars_BT[row, len(sequences[row]) - 1])
+                scalars_RT = self.reward_model(packed.tokens_RT, packed.positions_RT)
+                is_last_RT = self._pack(samples, micro_batch, samples.lengths_B - 1).target_mask_RT
+                scores_B[in_order] = scalars_RT[is_last_RT].cpu().numpy()
         return scores_B, ref_logprobs_N
+
+    def _pack(self, samples: Samples, indices: list[int], starts_B: np.ndarray) -> PackedBatch:
+        """The sequences at `indices` in rows, on the actor's device. Marked are the tokens of each
+        from its start on."""
+        sequences = [samples.sequence(b) for b in indices]
+        marked = [np.arange(samples.lengths_B[b]) >= starts_B[b] for b in indices]
+        return pack(sequences, marked, self.pad_token, self.packing).to(self.device)
 
 
 def _failure(source: str, reason: str, request: RewardRequest) -> dict[str, Any]:
@@ -171,8 +202,10 @@ def _failure(source: str, reason: str, request: RewardRequest) -> dict[str, Any]
     }
 
 
-def _check_same_vocabulary(reward_path: str, reward_model: Any, policy_path: str, policy: Any) -> None:
-    reward_size, policy_size = reward_model.config.vocab_size, policy.config.vocab_size
+def _check_same_vocabulary(
+    reward_path: str, reward: PreTrainedConfig, policy_path: str, policy: PreTrainedConfig
+) -> None:
+    reward_size, policy_size = reward.get_text_config().vocab_size, policy.get_text_config().vocab_size
     if reward_size != policy_size:
         raise UserError(
             f"{reward_path}: the reward model's vocabulary has {reward_size} entries, the policy's "

@@ -77,8 +77,10 @@ AlarmName = Literal["kl", "entropy", "ended", "length", "overoptimization"]
 
 
 class AlarmsConfig(Section):
-    kl: float = Field(10.0, gt=0)
-    """Fires when the mean KL of a response to the SFT policy is over this, in nats."""
+    kl: float | None = Field(None, gt=0)
+    """Fires when the mean KL of a response to the SFT policy is over this, in nats. Empty: 10 with
+    ppo.kl_coef over 0; without a penalty the KL is then not measured, which saves the reference
+    policy."""
     entropy: float = Field(0.1, ge=0, lt=1)
     """Fires when the entropy of a token falls below this share of the first iteration's."""
     ended: float = Field(0.5, ge=0, le=1)
@@ -136,6 +138,12 @@ class RunConfig(Section):
     """The chat endpoint."""
 
     @property
+    def uses_reference(self) -> bool:
+        """Whether the reference policy is loaded and run: for the KL penalty, or for an alarm on the
+        KL."""
+        return self.ppo.uses_reference or self.alarms.kl is not None
+
+    @property
     def directory(self) -> Path:
         return Path(self.run_dir or f"runs/{self.name}").absolute()
 
@@ -155,6 +163,15 @@ class RunConfig(Section):
         prompts."""
         if self.data.heldout and "judge" not in self.evaluate.model_fields_set:
             self.evaluate = self.evaluate.model_copy(update={"judge": None})
+        return self
+
+    @model_validator(mode="after")
+    def _stopping_alarm_is_measured(self) -> RunConfig:
+        if "kl" in self.alarms.stop and not self.uses_reference:
+            raise ValueError(
+                "alarms.stop has kl, but with ppo.kl_coef=0 the KL is measured only if alarms.kl is set; "
+                "set it or leave kl out"
+            )
         return self
 
     @model_validator(mode="after")

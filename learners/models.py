@@ -8,14 +8,18 @@ needed.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
@@ -27,9 +31,10 @@ from common.errors import UserError
 from common.random_streams import Stream, derived_seed
 from learners.config import ModelConfig
 from learners.data.tokenizer import document_separator, end_token
-from learners.logprobs import token_logprobs
+from learners.logprobs import chunked_logprobs, num_chunks
 from learners.lora import add_adapters
 from learners.model_paths import resolve_model_path
+from learners.own_head import own_logits
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -68,6 +73,11 @@ def load_policy(path: str | Path, dtype: str = "float32", attention: str | None 
     return AutoModelForCausalLM.from_pretrained(
         resolve_model_path(path), dtype=DTYPES[dtype], attn_implementation=attention
     )
+
+
+def read_config(path: str | Path) -> PreTrainedConfig:
+    """The config of a folder or hub name."""
+    return AutoConfig.from_pretrained(resolve_model_path(path))
 
 
 def load_scalar(path: str | Path, dtype: str = "float32", attention: str | None = None) -> PreTrainedModel:
@@ -139,19 +149,11 @@ def last_hidden(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor 
     return output.last_hidden_state.view(*shape_BT, -1)
 
 
-@torch.no_grad()
-def check_packing_isolation(model: PreTrainedModel) -> None:
-    """Raises UserError if a sequence in a packed row sees the one before it: some architectures
-    ignore position ids."""
-    positions_BT = torch.tensor([[0, 1, 0, 1]])
-    # The same second sequence after two different first ones.
-    after_one = last_hidden(model, torch.tensor([[1, 2, 3, 4]]), positions_BT)
-    after_other = last_hidden(model, torch.tensor([[5, 6, 3, 4]]), positions_BT)
-    if not torch.equal(after_one[:, 2:], after_other[:, 2:]):
-        raise UserError(
-            f"{type(model).__name__}: this architecture does not separate sequences packed into "
-            "one row; set learners.packing=false"
-        )
+def max_over_ranks(count: int, device: torch.device) -> int:
+    """The largest count of any rank. A collective."""
+    largest = torch.tensor(count, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
 
 
 class PolicyModule(nn.Module):
@@ -178,11 +180,18 @@ class PolicyModule(nn.Module):
         """
         hidden_BTD = last_hidden(self.model, tokens_BT, positions_BT)
         before_BT = torch.roll(target_mask_BT, -1, dims=1)
-        logits_NV = self.model.get_output_embeddings()(hidden_BTD[before_BT])
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
-        if cap is not None:
-            logits_NV = cap * torch.tanh(logits_NV / cap)
-        return token_logprobs(logits_NV, tokens_BT[target_mask_BT], temperature, with_entropy)
+        hidden_ND = hidden_BTD[before_BT]
+        chunks = num_chunks(len(hidden_ND), self.model.config.get_text_config().vocab_size)
+        if self._is_sharded:
+            # Under ZeRO-3 all ranks gather the head's weights for each chunk.
+            chunks = max_over_ranks(chunks, hidden_ND.device)
+        head = partial(own_logits, self.model)
+        targets_N = tokens_BT[target_mask_BT]
+        return chunked_logprobs(head, hidden_ND, targets_N, temperature, with_entropy, chunks)
+
+    @property
+    def _is_sharded(self) -> bool:
+        return hasattr(next(self.model.parameters()), "ds_id")
 
 
 class ScalarModule(nn.Module):

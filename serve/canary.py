@@ -84,13 +84,14 @@ def _share_matching(pattern: re.Pattern[str], texts: Sequence[str]) -> float:
 
 def _score(samples: Samples, model: Path, reward_model: Path | None, config: ServeConfig) -> dict[str, float]:
     scorer = ScoringActor(
-        reference=str(model),
+        policy=str(model),
         reward_model=str(reward_model) if reward_model else None,
         config=ScoringConfig(threads=1, dtype=config.dtype),
         rewards=RewardsConfig(),
         model=ModelConfig(),
     )
     scores, learner_logprobs_N = scorer.score(samples, 1.0, {})
+    assert learner_logprobs_N is not None
     error_N = np.abs(samples.logprobs_N - learner_logprobs_N)
     metrics = {"logprob_error": float(error_N[samples.response_mask_N].mean())}
     if reward_model:

@@ -17,6 +17,9 @@ from common.errors import RunStoppedError
 
 Metrics = dict[str, float]
 
+DEFAULT_KL = 10.0
+"""Of `alarms.kl`, nats."""
+
 
 class Alarm(NamedTuple):
     name: AlarmName
@@ -57,9 +60,10 @@ class Alarms:
         """Alarms whose condition holds on the metrics of one iteration and the first."""
         config, at = self.config, f"at iteration {metrics['step']:g}"
         alarms = []
-        kl = metrics["objective/kl"]
-        if kl > config.kl:
-            limit = f"over alarms.kl={config.kl:g}"
+        kl, kl_limit = metrics.get("objective/kl"), config.kl or DEFAULT_KL
+        # Without the reference policy there is no KL.
+        if kl is not None and kl > kl_limit:
+            limit = f"over alarms.kl={kl_limit:g}"
             evidence = f"mean KL to the SFT policy {kl:.2f} nats {at}, {limit}"
             alarms.append(Alarm("kl", evidence))
         entropy, entropy_first = metrics["objective/entropy"], first["objective/entropy"]
@@ -96,8 +100,9 @@ class Alarms:
         score = f"from {best['eval/score']:.3f} at iteration {best['step']:g} to "
         score += f"{metrics['eval/score']:.3f} at {metrics['step']:g} ({errors:.1f} standard errors)"
         reward = f"from {best['eval/reward']:.3f} to {metrics['eval/reward']:.3f}"
-        kl = f"from {best['eval/kl']:.2f} to {metrics['eval/kl']:.2f} nats"
-        evidence = f"the judge's score fell {score} while the reward rose {reward} and the KL {kl}"
+        evidence = f"the judge's score fell {score} while the reward rose {reward}"
+        if "eval/kl" in metrics:
+            evidence += f" and the KL from {best['eval/kl']:.2f} to {metrics['eval/kl']:.2f} nats"
         return [Alarm("overoptimization", evidence)]
 
 

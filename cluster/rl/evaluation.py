@@ -51,7 +51,8 @@ class JudgedResponses:
     """J responses to each of P prompts, prompt by prompt."""
 
     samples: Samples
-    ref_logprobs_N: np.ndarray
+    ref_logprobs_N: np.ndarray | None
+    """None in a run without the reference policy."""
     answers: list[Answer]
 
 
@@ -93,7 +94,10 @@ def respond(context: Context, prompts: EvaluationPrompts, temperature: float, co
         if judge:
             answer |= judge(prompts.rows[samples.prompt_ids_B[b]], text, ended)
         answers.append(answer)
-    return JudgedResponses(samples, np.concatenate(references), answers)
+    ref_logprobs_N = None
+    if context.config.uses_reference:
+        ref_logprobs_N = np.concatenate(references)
+    return JudgedResponses(samples, ref_logprobs_N, answers)
 
 
 def reward_columns(
@@ -132,7 +136,7 @@ def judge_policy(
     rates = {name: float(np.nanmean(values_PJ)) for name, values_PJ in columns.items()}
     rates["length"] = float(samples.response_lengths_B.mean())
     rates["count"] = float(samples.size)
-    if temperature == 1.0:
+    if temperature == 1.0 and responses.ref_logprobs_N is not None:
         # The engine's log-probabilities are of the distribution sampled from, the reference's of
         # temperature 1.
         log_ratio_N = samples.logprobs_N - responses.ref_logprobs_N

@@ -101,7 +101,8 @@ def over_optimization_charts(paths: RunPaths) -> list[dict[str, Any]]:
     for name, title in (("reward", "Reward model score over √KL"), ("score", "Judge's score over √KL")):
         curves: dict[str, Curve] = {"PPO": [], "best of n": []}
         for row in evaluations:
-            if f"eval/{name}" in row:
+            # Without the reference policy there is no KL.
+            if f"eval/{name}" in row and "eval/kl" in row:
                 # An estimate of a KL near 0 can be negative.
                 curves["PPO"].append((math.sqrt(max(0.0, row["eval/kl"])), row[f"eval/{name}"]))
         for row in best_of_n:

@@ -46,7 +46,8 @@ def _print_evaluation(paths: RunPaths, console: Console) -> None:
     if "win_rate" in results:
         wins = results["win_rate"]
         console.print(
-            f"PPO preferred to SFT in [bold]{wins['rate']:.1%}[/] of {wins['count']} comparisons "
+            f"{shown_name(wins['challenger'])} preferred to {shown_name(wins['baseline'])} in "
+            f"[bold]{wins['rate']:.1%}[/] of {wins['count']} comparisons "
             f"(95% interval {wins['low']:.1%} to {wins['high']:.1%}, ties half)"
         )
 
@@ -114,6 +115,11 @@ def evaluation_table(results: dict[str, Any]) -> Table:
         for decoding, measures in decodings.items():
             table.add_row(stage, decoding, *[_cell(name, measures.get(name)) for name in columns])
     return table
+
+
+def shown_name(model: str) -> str:
+    """Of a stage's policy in a sentence."""
+    return {"sft": "SFT", "ppo": "PPO"}.get(model, model)
 
 
 def is_rate(name: str) -> bool:

@@ -1,13 +1,15 @@
-"""Stage 6: the model of every stage answers the held-out prompts, greedy and sampled.
+"""Stage 6: the starting model and that of every stage answer the held-out prompts, greedy and sampled.
 
-Writes evaluate/results.json (rates of each stage, and the win rate of PPO over SFT by the judge)
-and answers.jsonl (the sampled answers of all stages to the same prompt side by side).
+Writes evaluate/results.json (rates of each model, and the win rate by the judge of the last one over
+the one that it was made from) and answers.jsonl (the sampled answers of all models to the same prompt
+side by side).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,9 @@ from cluster.stage_registry import policy_stages
 from common.files import to_json, write_json, write_text
 from learners.data.tokenizer_loading import load_tokenizer
 
+BASE = "base"
+"""Name of the starting model beside those of the stages."""
+
 TEMPERATURES = {"greedy": 0.0, "sampled": 1.0}
 
 Rates = dict[str, float]
@@ -28,29 +33,45 @@ Rates = dict[str, float]
 def run(context: Context) -> dict[str, Any]:
     """Returns what it writes to results.json."""
     config, paths = context.config.evaluate, context.run.paths
+    models = policies(context)
     context.run.stage("evaluate")
     tokenizer = load_tokenizer(context.run.model("sft"), context.config.model)
     rows, tokens = context.prompts("heldout", tokenizer, config.max_response_tokens)
     prompts = EvaluationPrompts(rows[: config.prompts], tokens[: config.prompts])
-    stages = [stage for stage in policy_stages() if paths.stage(stage).model.is_dir()]
     rates: dict[str, dict[str, Rates]] = {}
     answers: dict[str, list[Answer]] = {}
-    total = len(stages) * len(TEMPERATURES)
+    total = len(models) * len(TEMPERATURES)
     with context.monitor("evaluate") as monitor, progress("evaluate", total=total) as bar:
-        for stage in stages:
-            load_weights(context, context.run.model(stage))
-            rates[stage] = {}
+        for model, folder in models.items():
+            load_weights(context, folder)
+            rates[model] = {}
             for name, temperature in TEMPERATURES.items():
                 # The sampled answers, which come last, are the ones that are kept.
-                rates[stage][name], answers[stage] = judge_policy(context, prompts, temperature)
-                bar.advance(1, f"{stage} {name}")
+                rates[model][name], answers[model] = judge_policy(context, prompts, temperature)
+                bar.advance(1, f"{model} {name}")
         results: dict[str, Any] = {"stages": rates}
-        if config.judge and {"sft", "ppo"} <= set(stages):
-            results["win_rate"] = win_rate(answers["ppo"], answers["sft"], config.judge)
+        if config.judge and len(models) > 1:
+            results["win_rate"] = win_rate(answers, config.judge)
         monitor.log(1, flat_rates(rates))
     write_text(paths.answers, answer_lines(prompts.rows, answers))
     write_json(paths.evaluation, results)
     return results
+
+
+def policies(context: Context) -> dict[str, Path]:
+    """By name, in the order in which they were made: `base`, the model that the run starts from if the
+    config gives one, and the policy of each stage."""
+    models = {}
+    if context.config.model.path:
+        models[BASE] = Path(context.config.model.path)
+    for stage in policy_stages():
+        folder = context.run.paths.stage(stage).model
+        if folder.is_dir():
+            models[stage] = folder
+    if not models:
+        # Says which stage makes one.
+        models["pretrain"] = context.run.model("pretrain")
+    return models
 
 
 def flat_rates(rates: Mapping[str, Mapping[str, Rates]]) -> Rates:
@@ -64,7 +85,7 @@ def flat_rates(rates: Mapping[str, Mapping[str, Rates]]) -> Rates:
 
 
 def answer_lines(rows: Sequence[dict[str, Any]], answers: Mapping[str, Sequence[Answer]]) -> str:
-    """answers.jsonl: for each prompt the answer of every stage."""
+    """answers.jsonl: for each prompt the answer of every model."""
     lines = []
     for index, row in enumerate(rows):
         by_stage = {stage: stage_answers[index] for stage, stage_answers in answers.items()}
@@ -74,18 +95,19 @@ def answer_lines(rows: Sequence[dict[str, Any]], answers: Mapping[str, Sequence[
     return "".join(lines)
 
 
-def win_rate(challenger: Sequence[Answer], baseline: Sequence[Answer], judge: str | None) -> dict[str, Any]:
-    """Share of prompts where the judge scores the challenger higher, ties half, with a 95% normal
-    interval over prompts."""
-    scores_P = np.array([answer["score"] for answer in challenger])
-    baseline_scores_P = np.array([answer["score"] for answer in baseline])
+def win_rate(answers: Mapping[str, Sequence[Answer]], judge: str) -> dict[str, Any]:
+    """Share of prompts where the judge scores the last model higher than the one before it, ties half,
+    with a 95% normal interval over prompts."""
+    baseline, challenger = list(answers)[-2:]
+    scores_P = np.array([answer["score"] for answer in answers[challenger]])
+    baseline_scores_P = np.array([answer["score"] for answer in answers[baseline]])
     points_P = (scores_P > baseline_scores_P) + 0.5 * (scores_P == baseline_scores_P)
     count, rate = len(points_P), float(points_P.mean())
     variance = float(((points_P - rate) ** 2).sum()) / max(1, count - 1)
     margin = 1.96 * math.sqrt(variance / count)
     return {
-        "challenger": "ppo",
-        "baseline": "sft",
+        "challenger": challenger,
+        "baseline": baseline,
         "rate": rate,
         "low": max(0.0, rate - margin),
         "high": min(1.0, rate + margin),

@@ -235,9 +235,11 @@ class PPOStage:
     def log(self, step: int, batch: RolloutBatch, update: Update, metrics: dict[str, float]) -> None:
         self.monitor.batch(step, batch.prompt_ids, update.digest)
         self.monitor.log(step, metrics)
-        reward, kl = metrics["objective/scores"], metrics["objective/kl"]
-        length = metrics["response/length"]
-        self.bar.advance(1, f"reward {reward:+.2f}  kl {kl:.2f}  length {length:.0f}")
+        parts = [f"reward {metrics['objective/scores']:+.2f}"]
+        if "objective/kl" in metrics:
+            parts.append(f"kl {metrics['objective/kl']:.2f}")
+        parts.append(f"length {metrics['response/length']:.0f}")
+        self.bar.advance(1, "  ".join(parts))
 
     def adapt_kl_coef(self, metrics: dict[str, float]) -> None:
         """For the next iteration, if ppo.kl_target is set."""

@@ -172,6 +172,14 @@ class PackedBatch:
     positions_RT: Tensor | None
     """Position ids where rows are shared."""
 
+    def to(self, device: torch.device) -> PackedBatch:
+        positions_RT = self.positions_RT
+        if positions_RT is not None:
+            positions_RT = positions_RT.to(device)
+        return PackedBatch(
+            self.order, self.tokens_RT.to(device), self.target_mask_RT.to(device), positions_RT
+        )
+
 
 def pack(
     sequences: Sequence[np.ndarray], masks: Sequence[np.ndarray], pad_token: int, packing: bool = False

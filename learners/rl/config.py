@@ -58,7 +58,8 @@ class PPOConfig(Section):
     """Precision of policy and critic, and of rollout engines and scoring actors that do not say
     otherwise. auto: what the machine multiplies fast."""
     kl_coef: float = Field(0.35, ge=0)
-    """Weight of the per-token KL penalty to the SFT policy. With kl_target: its first value."""
+    """Weight of the per-token KL penalty to the SFT policy. With kl_target: its first value. 0: no
+    penalty, and the SFT policy is neither loaded for it nor run, unless alarms.kl is set."""
     kl_in: Literal["reward", "loss"] = "reward"
     """Where the penalty goes: into the reward of each token, or into the loss (as in the GRPO
     paper, which uses k3)."""
@@ -157,6 +158,11 @@ class PPOConfig(Section):
     max_logprob_error: float | None = Field(None, gt=0)
     """Largest mean difference between the learner's and an engine's log-probabilities of the
     probe sequences after a weight sync, in nats. Empty: 1e-5 (bfloat16: 0.05)."""
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether learning needs the reference policy, which is for the KL penalty alone."""
+        return self.kl_coef > 0
 
     @property
     def advantage_spec(self) -> AdvantageSpec:

@@ -73,8 +73,9 @@ class Experience:
     end."""
 
     def __init__(
-        self, samples: Samples, scores_B: np.ndarray, ref_logprobs_N: np.ndarray, config: PPOConfig
+        self, samples: Samples, scores_B: np.ndarray, ref_logprobs_N: np.ndarray | None, config: PPOConfig
     ) -> None:
+        """`ref_logprobs_N` is None where nothing uses the reference policy."""
         self.config = config
         self.samples = samples
         self.scores_B = torch.from_numpy(scores_B)
@@ -83,7 +84,9 @@ class Experience:
         self.response_mask_BT = position_T < self.lengths_B[:, None]
         self.loss_mask_BT = self.response_mask_BT.float()
         self.behaviour_logprobs_BT = self._response_tokens(samples.logprobs_N)
-        self.ref_logprobs_BT = self._response_tokens(ref_logprobs_N)
+        self.ref_logprobs_BT: Tensor | None = None
+        if ref_logprobs_N is not None:
+            self.ref_logprobs_BT = self._response_tokens(ref_logprobs_N)
 
         # Set by the learner before `compute_advantages`.
         stats = TokenStats.zeros(self.response_mask_BT)
@@ -111,7 +114,8 @@ class Experience:
         prompts whose scores differ. Raises RunStoppedError if there is no response at all."""
         samples = Samples.concat([part.samples for part in parts])
         scores_B = np.concatenate([part.scores_B for part in parts])
-        ref_logprobs_N = np.concatenate([part.ref_logprobs_N for part in parts])
+        references = [part.ref_logprobs_N for part in parts if part.ref_logprobs_N is not None]
+        ref_logprobs_N = np.concatenate(references) if references else None
         if samples.size == 0:
             raise RunStoppedError(
                 "an iteration has not a single scored response; the run's quarantine file says why each "
@@ -119,7 +123,8 @@ class Experience:
             )
         if config.dynamic_sampling:
             kept = _with_signal(samples, scores_B, config.prompts)
-            ref_logprobs_N = ref_logprobs_N[concat_ranges(samples.offsets, kept)]
+            if ref_logprobs_N is not None:
+                ref_logprobs_N = ref_logprobs_N[concat_ranges(samples.offsets, kept)]
             samples, scores_B = samples.select(kept), scores_B[kept]
         return Experience(samples, scores_B, ref_logprobs_N, config)
 
@@ -157,10 +162,14 @@ class Experience:
         kl_coef_in_reward = 0.0
         if config.kl_in == "reward":
             kl_coef_in_reward = kl_coef
+        ref_logprobs_BT = self.ref_logprobs_BT
+        if ref_logprobs_BT is None:
+            # Without a penalty, so what stands in its place does not matter.
+            ref_logprobs_BT = self.old_logprobs_BT
         rewards_BT = advantages.token_rewards(
             self.penalized_scores_B,
             self.old_logprobs_BT,
-            self.ref_logprobs_BT,
+            ref_logprobs_BT,
             mask_BT,
             kl_coef_in_reward,
             config.kl_estimator,
@@ -208,17 +217,12 @@ class Experience:
         self.advantages_BT = advantages.masked_whiten(advantages_BT, mask_BT)
 
     def batch_metrics(self) -> dict[str, float]:
-        """Metrics of the batch before the update, after `compute_advantages`. KL in nats per
-        response."""
-        samples, kl_coef = self.samples, self.kl_coef
-        kl_B = ((self.old_logprobs_BT - self.ref_logprobs_BT) * self.loss_mask_BT).sum(1)
+        """Metrics of the batch before the update, after `compute_advantages`."""
+        samples = self.samples
         metrics = {
             "objective/scores": float(self.scores_B.mean()),
             "objective/scores_std": float(self.scores_B.std(correction=0)),
-            "objective/kl": float(kl_B.mean()),
-            "objective/kl_max": float(kl_B.max()),
-            "objective/non_score_reward": float(-kl_coef * kl_B.mean()),
-            "objective/rlhf_reward": float((self.penalized_scores_B - kl_coef * kl_B).mean()),
+            "objective/rlhf_reward": float(self.penalized_scores_B.mean()),
             "objective/entropy": self.mean_entropy(),
             "objective/responses": float(samples.size),
             "staleness/mean": float(self.version - self.versions_N.mean()),
@@ -226,12 +230,26 @@ class Experience:
             "response/length": float(samples.response_lengths_B.mean()),
             "response/ended": float(samples.ended_B.mean()),
             "val/num_eos_tokens": float(samples.ended_B.sum()),
-            "kl_coef": kl_coef,
+            "kl_coef": self.kl_coef,
             "tokens": float(samples.offsets[-1]),
         }
         if self.config.advantage_spec.critic:
             metrics["val/var_explained"] = self._explained_variance()
-        return metrics | self.mismatch_metrics()
+        return metrics | self._kl_metrics() | self.mismatch_metrics()
+
+    def _kl_metrics(self) -> dict[str, float]:
+        """KL to the reference in nats per response, and the reward with its penalty; nothing without
+        the reference."""
+        if self.ref_logprobs_BT is None:
+            return {}
+        kl_B = ((self.old_logprobs_BT - self.ref_logprobs_BT) * self.loss_mask_BT).sum(1)
+        penalty_B = self.kl_coef * kl_B
+        return {
+            "objective/kl": float(kl_B.mean()),
+            "objective/kl_max": float(kl_B.max()),
+            "objective/non_score_reward": float(-self.kl_coef * kl_B.mean()),
+            "objective/rlhf_reward": float((self.penalized_scores_B - penalty_B).mean()),
+        }
 
     def proximal(self, logprobs_BT: Tensor, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """(proximal log-probabilities, importance weights) of some responses, given their present

@@ -21,7 +21,8 @@ import torch
 from learners.data.datasets import TokenData
 from learners.deepspeed_engine import DeepSpeedEngine
 from learners.distributed import all_reduce_sum, summed_over_ranks
-from learners.models import PolicyModule, ScalarModule, check_packing_isolation
+from learners.forward_checks import check_forward
+from learners.models import PolicyModule, ScalarModule
 from learners.rl.actor_critic import ActorCritic
 from learners.rl.config import PPOConfig
 from learners.rl.experience import Experience, TokenStats
@@ -44,8 +45,9 @@ class PPOTask(Task):
         context: TaskContext,
     ) -> None:
         learner = context.learner
-        if learner.packing:
-            check_packing_isolation(policy.model)
+        check_forward(policy, learner.packing)
+        if critic is not None:
+            check_forward(critic, learner.packing)
         # The learning-rate schedule is over all steps that a run can take; short batches take
         # fewer.
         steps = config.iterations * config.epochs * config.minibatches

@@ -25,9 +25,9 @@ class ScoredPart:
     samples: Samples
     scores_B: np.ndarray
     """float32. The combined reward of each response."""
-    ref_logprobs_N: np.ndarray
+    ref_logprobs_N: np.ndarray | None
     """float32. Reference log-probability of each response token at the sampling temperature; 0 on
-    prompts."""
+    prompts. None in a run without the reference policy."""
 
 
 def flatten_parts(parts: Sequence[ScoredPart]) -> list[Any]:

@@ -144,6 +144,7 @@ class PPOUpdate:
             self._check_first_ratio(logprobs_BT.detach(), micro)
         if config.kl_in == "loss":
             # GRPO's paper has the penalty here, as k3, and not in the reward.
+            assert experience.ref_logprobs_BT is not None  # kl_in needs kl_coef over 0
             ref_logprobs_BT = self._rows(experience.ref_logprobs_BT, micro)
             kl_BT = advantages.kl_estimate(logprobs_BT, ref_logprobs_BT, config.kl_estimator)
             kl = losses.aggregate(kl_BT, loss_mask_BT, config.aggregation, minibatch.loss_size)

@@ -20,7 +20,8 @@ from learners.config import OptimizerConfig
 from learners.data.batching import PackedBatch
 from learners.deepspeed_engine import DeepSpeedEngine
 from learners.distributed import summed_over_ranks
-from learners.models import PolicyModule, ScalarModule, check_packing_isolation
+from learners.forward_checks import check_forward
+from learners.models import PolicyModule, ScalarModule
 from learners.task import Task, TaskContext
 
 
@@ -57,8 +58,7 @@ class SupervisedTask(Task, ABC):
         self.packing = context.learner.packing
         self.padded_tokens = 0
         # Before training, since mixed-up sequences would show only as a slightly worse loss.
-        if self.packing:
-            check_packing_isolation(module.model)
+        check_forward(module, self.packing)
         dtype = context.learner.dtype
         engine = DeepSpeedEngine(module, context.learner, optimizer, dtype, self.total_steps)
         super().__init__({"model": engine}, context)

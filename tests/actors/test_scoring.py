@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
+from transformers import OPTConfig, OPTForCausalLM
 
 from actors.config import HTTPReward, RewardsConfig, ScoringConfig
 from actors.scoring import ScoringActor
@@ -28,11 +29,11 @@ def folder(tmp_path_factory):
     return path
 
 
-def make_actor(folder, reward_model="reward", batch_tokens=128, **rewards):
+def make_actor(folder, reward_model="reward", batch_tokens=128, uses_reference=True, **rewards):
     config = ScoringConfig(dtype="float32", batch_tokens=batch_tokens)
     reward_path = str(folder / reward_model) if reward_model else None
     sources = RewardsConfig(**rewards)
-    return ScoringActor(str(folder / "policy"), reward_path, config, sources, fixtures.MODEL)
+    return ScoringActor(str(folder / "policy"), reward_path, config, sources, fixtures.MODEL, uses_reference)
 
 
 def model_scores(actor, samples, temperature=1.0):
@@ -65,6 +66,56 @@ def test_scores_do_not_depend_on_micro_batches(folder):
     one_batch = model_scores(make_actor(folder, batch_tokens=4096), samples)
     for a, b in zip(many_batches, one_batch, strict=True):
         assert np.abs(a - b).max() < 1e-5
+
+
+def test_packed_rows_give_the_values_of_padded_ones(folder):
+    samples = fixtures.make_batch(size=40).samples
+    actor = make_actor(folder, batch_tokens=512)
+    assert actor.packing
+    packed = model_scores(actor, samples, temperature=0.7)
+    actor.packing = False
+    for a, b in zip(packed, model_scores(actor, samples, temperature=0.7), strict=True):
+        assert np.abs(a - b).max() < 1e-6 * np.abs(b).max()
+
+
+def test_sequences_have_rows_of_their_own_where_the_architecture_mixes_them(folder):
+    opt = OPTConfig(
+        vocab_size=320,
+        hidden_size=64,
+        ffn_dim=96,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        word_embed_proj_dim=64,
+        max_position_embeddings=64,
+    )
+    OPTForCausalLM(opt).save_pretrained(folder / "opt")
+    train_tokenizer(fixtures.TEXTS, 320).save_pretrained(folder / "opt")
+    config = ScoringConfig(batch_tokens=512, dtype="float32")
+    actor = ScoringActor(str(folder / "opt"), None, config, RewardsConfig(), fixtures.MODEL)
+    samples = fixtures.make_batch(size=9).samples
+    together = model_scores(actor, samples)[1]
+    alone = [model_scores(actor, samples.select([b]))[1] for b in range(samples.size)]
+    assert np.abs(together - np.concatenate(alone)).max() < 1e-5
+
+
+def test_without_the_reference_the_scores_are_the_same(folder):
+    samples = fixtures.make_batch(size=9).samples
+    actor = make_actor(folder, uses_reference=False)
+    assert actor.reference is None
+    scores_B, ref_logprobs_N = model_scores(actor, samples)
+    assert ref_logprobs_N is None
+    assert np.array_equal(scores_B, model_scores(make_actor(folder), samples)[0])
+    kept, kept_logprobs_N = actor.select(samples, None, [0, 2])
+    assert (kept.size, kept_logprobs_N) == (2, None)
+
+
+def test_a_reference_whose_head_is_read_wrongly_is_refused(folder, monkeypatch):
+    def matrix_alone(model, hidden_ND):
+        return 2 * model.get_output_embeddings()(hidden_ND)
+
+    monkeypatch.setattr("learners.models.own_logits", matrix_alone)
+    with pytest.raises(UserError, match="Qwen3ForCausalLM: log-probabilities computed here are not those"):
+        make_actor(folder)
 
 
 def test_reward_bias_is_subtracted(folder):

@@ -102,3 +102,15 @@ def test_alarms_are_written_and_one_of_alarms_stop_ends_the_run(stop):
     # All are written before the run stops.
     assert recorder.alarms == [(7, "kl", "high"), (7, "entropy", "low")]
     assert recorder.lines == ["alarm kl: high", "alarm entropy: low"]
+
+
+def test_without_the_reference_there_is_no_alarm_on_the_kl():
+    metrics = {name: value for name, value in HEALTHY.items() if name != "objective/kl"}
+    alarms = Alarms(AlarmsConfig())
+    assert alarms.check({**metrics, "step": 1}) == []
+    better, worse = evaluation(3.0, 1.0, 0.0), evaluation(1.0, 2.0, 0.0)
+    del better["eval/kl"], worse["eval/kl"]
+    assert alarms.check({**metrics, **better, "step": 2}) == []
+    (alarm,) = alarms.check({**metrics, **worse, "step": 3})
+    assert "the reward rose from 1.000 to 2.000" in alarm.evidence
+    assert "KL" not in alarm.evidence

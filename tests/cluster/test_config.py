@@ -216,3 +216,11 @@ def test_new_stage_is_one_row(monkeypatch, path):
     assert config.stages == ["pretrain", "distill"]
     assert stage_registry.stage_spec("distill").load() is all_keys
     assert stage_inputs(config, "distill")["seed"] == 0
+
+
+def test_the_reference_policy_is_there_for_a_penalty_or_an_alarm_on_the_kl():
+    assert load_config(None).uses_reference
+    assert not load_config(None, ["ppo.kl_coef=0"]).uses_reference
+    assert load_config(None, ["ppo.kl_coef=0", "alarms.kl=5"]).uses_reference
+    with pytest.raises(UserError, match=r"alarms\.stop has kl, but with ppo\.kl_coef=0"):
+        load_config(None, ["ppo.kl_coef=0", "alarms.stop=[kl]"])

@@ -138,7 +138,8 @@ def test_the_standard_error_is_over_prompts():
 def test_the_win_rate_counts_ties_half():
     challenger = [{"score": score} for score in (3, 1, 2, 2)]
     baseline = [{"score": score} for score in (1, 3, 2, 1)]
-    result = win_rate(challenger, baseline, "judge")
+    result = win_rate({"base": [], "sft": baseline, "ppo": challenger}, "judge")
+    assert (result["challenger"], result["baseline"]) == ("ppo", "sft")
     assert result["rate"] == (1 + 0 + 0.5 + 1) / 4
     assert result["count"] == 4
     # Points 1, 0, 0.5, 1 around 0.625: variance 0.6875 / 3, half-width 1.96 (variance / 4) ** 0.5

@@ -37,7 +37,7 @@ def scorers(tmp_path_factory):
     fixtures.make_files(folder)
     start_ray(None, 2, 0.1)
     arguments = {
-        "reference": str(folder / "policy"),
+        "policy": str(folder / "policy"),
         "reward_model": str(folder / "reward"),
         "config": ScoringConfig(dtype="float32"),
         "rewards": RewardsConfig(sources=SOURCES),

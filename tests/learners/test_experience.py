@@ -130,3 +130,19 @@ def test_batch_metrics_equal_a_hand_computation():
     assert metrics["response/ended"] == 0.5
     assert metrics["response/length"] == 2
     assert metrics["tokens"] == 2 + 4
+
+
+def test_without_the_reference_there_is_no_kl():
+    part = batch([1, 3], [4.0, 1.0], [0, 1], [True, False])
+    without = ScoredPart(part.samples, part.scores_B, None)
+    settings = config(missing_eos_penalty=2.0, kl_coef=0)
+    advantages = []
+    for parts in ([part], [without]):
+        experience = Experience.from_parts(parts, settings)
+        experience.old_logprobs_BT = experience.behaviour_logprobs_BT
+        experience.compute_advantages(0.0)
+        advantages.append(experience.advantages_BT)
+    assert torch.equal(*advantages)
+    metrics = experience.batch_metrics()
+    assert not {name for name in metrics if name.startswith("objective/kl") or "non_score" in name}
+    assert metrics["objective/rlhf_reward"] == (4 - 1) / 2

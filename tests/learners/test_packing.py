@@ -3,16 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
-from common.errors import UserError
 from learners.data.batching import pack, position_ids
 from learners.data.tokenizer import train_tokenizer
 from learners.models import (
     PolicyModule,
     ScalarModule,
     build_policy,
-    check_packing_isolation,
     load_policy,
     load_scalar,
     scalar_from_policy,
@@ -68,14 +65,3 @@ def test_left_padding_gives_the_logprobs_of_right_padding(folder):
         plain = model(input_ids=tokens).logits
         left = model(input_ids=padded, attention_mask=mask, position_ids=position_ids(mask)).logits
     torch.testing.assert_close(left[:, 3:], plain, rtol=1e-4, atol=1e-5)
-
-
-def test_a_model_without_packing_isolation_is_refused():
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=32, n_layer=1, n_head=2)).eval()
-    check_packing_isolation(model)
-    forward = model.transformer.forward
-    model.transformer.forward = lambda input_ids, position_ids, use_cache: forward(
-        input_ids, use_cache=use_cache
-    )
-    with pytest.raises(UserError, match=r"learners\.packing=false"):
-        check_packing_isolation(model)

@@ -1,0 +1,127 @@
+"""Whether a model does what the forward passes here take for granted, tried on a few tokens.
+
+Architectures are many and differ in what they ignore: position ids, the order of tokens, a head that
+is more than a matrix. A mistake would show only as a somewhat worse model, so every task and every
+scoring actor checks its models when it starts, and refuses those that it would train or read wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from common.errors import UserError
+from learners.models import PolicyModule, ScalarModule, last_hidden, scalar_head
+
+TOLERANCE = 1e-4
+"""Largest difference that counts as rounding, relative to the values, in float32: a packed batch sums
+in another order (up to 1e-6), and models that really mix sequences differ by 5e-3 and more."""
+
+
+def check_forward(module: PolicyModule | ScalarModule, packing: bool) -> None:
+    """All checks of a policy or scalar model. Raises UserError that names the model's class."""
+    model: PreTrainedModel = module.model
+    if isinstance(module, PolicyModule):
+        check_logprobs(module)
+    else:
+        check_scalars(module)
+    if packing:
+        check_packing_isolation(model)
+
+
+@torch.no_grad()
+def check_logprobs(policy: PolicyModule) -> None:
+    """Raises UserError unless the policy's log-probabilities are those of its class's own logits, and
+    do not depend on later tokens."""
+    model = policy.model
+    tokens_BT = _tokens(model, [1, 2, 3, 4, 5, 6])
+    mask_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
+    mask_BT[:, 0] = False
+    logprobs_N, _ = policy(tokens_BT, mask_BT)
+    expected_TV = model(tokens_BT, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+    expected_N = expected_TV.gather(-1, tokens_BT[0, 1:, None]).squeeze(-1)
+    name = type(model).__name__
+    if _differ(model, logprobs_N, expected_N):
+        raise UserError(
+            f"{name}: log-probabilities computed here are not those of its own forward pass (they differ by "
+            f"{float((logprobs_N - expected_N).abs().max()):.2g} nats), so it would be trained to another "
+            "model than is saved; choose another architecture"
+        )
+    first_two = model(tokens_BT[:, :2], use_cache=False).logits[0, 0].float().log_softmax(-1)
+    if _differ(model, first_two, expected_TV[0]):
+        raise UserError(
+            f"{name}: its log-probabilities depend on the tokens that come later; choose a model that reads "
+            "from left to right"
+        )
+
+
+@torch.no_grad()
+def check_scalars(scalar: ScalarModule) -> None:
+    """Raises UserError unless the scalars at the last token, of a whole sequence and of its beginning,
+    are what the model's class itself gives for it."""
+    model = scalar.model
+    padding = model.config.get_text_config().pad_token_id
+    # The class reads its scalar at the last token that is not the pad token.
+    tokens_BT = _tokens(model, [i for i in range(1, 8) if i != padding][:6])
+    scalars_T = scalar_head(model)(last_hidden(model, tokens_BT, None))[0, :, 0]
+    for length in (3, 6):
+        expected = model(tokens_BT[:, :length], use_cache=False).logits[0]
+        if _differ(model, scalars_T[length - 1], expected[0]):
+            raise UserError(
+                f"{type(model).__name__}: its scalar is not a linear head on the last token's hidden state, "
+                "as rewards and values are read here; choose another architecture for the reward model"
+            )
+
+
+def check_packing_isolation(model: PreTrainedModel) -> None:
+    """Raises UserError if a sequence in a packed row sees the one before it: some architectures
+    ignore position ids."""
+    if separates_packed(model):
+        return
+    if model.dtype != torch.float32:
+        # Rounding of bfloat16 can be as large as what leaks; mostly mixtures of experts come here.
+        with _in_float32(model):
+            if separates_packed(model):
+                return
+    raise UserError(
+        f"{type(model).__name__}: this architecture does not separate sequences packed into "
+        "one row; set learners.packing=false"
+    )
+
+
+@torch.no_grad()
+def separates_packed(model: PreTrainedModel) -> bool:
+    """Whether a sequence in a packed row is computed as if the one before it were not there. In
+    bfloat16 false also where rounding alone differs."""
+    positions_BT = torch.tensor([[0, 1, 0, 1]], device=model.device)
+    # The same second sequence after two different first ones.
+    after_one = last_hidden(model, _tokens(model, [1, 2, 3, 4]), positions_BT)[:, 2:]
+    after_other = last_hidden(model, _tokens(model, [5, 6, 3, 4]), positions_BT)[:, 2:]
+    if model.dtype != torch.float32:
+        return torch.equal(after_one, after_other)
+    return not _differ(model, after_one, after_other)
+
+
+@contextmanager
+def _in_float32(model: PreTrainedModel) -> Iterator[None]:
+    """Inside it, the parameters are float32; afterwards they are bit for bit what they were."""
+    dtypes = [(parameter, parameter.dtype) for parameter in model.parameters()]
+    for parameter, _ in dtypes:
+        parameter.data = parameter.data.float()
+    yield
+    for parameter, dtype in dtypes:
+        parameter.data = parameter.data.to(dtype)
+
+
+def _tokens(model: PreTrainedModel, ids: list[int]) -> Tensor:
+    return torch.tensor([ids], device=model.device)
+
+
+def _differ(model: PreTrainedModel, a: Tensor, b: Tensor) -> bool:
+    """Whether two results of the model differ by more than rounding."""
+    # bfloat16 rounds to 0.8% of a value, over and over.
+    tolerance = max(TOLERANCE, 8 * torch.finfo(model.dtype).eps)
+    return bool((a - b).abs().max() > tolerance * (1e-3 + b.abs().max()))
