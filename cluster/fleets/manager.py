@@ -109,8 +109,8 @@ class FleetManager:
         return fleet
 
     def scorers(self, reference: Path, reward_model: Path | None) -> ScoringFleet:
-        """Reward model and reference policy; the actors are stopped and new ones started when the
-        models change."""
+        """Reward sources and, where something uses it, the reference policy; the actors are stopped
+        and new ones started when the models change."""
         models: tuple[str, str | None] = (_model_name(reference), None)
         if reward_model is not None:
             models = (models[0], _model_name(reward_model))
@@ -121,11 +121,12 @@ class FleetManager:
             self._stop("scoring")
         settings = self.config.scoring
         argument = {
-            "reference": models[0],
+            "policy": models[0],
             "reward_model": models[1],
             "model": self.config.model,
             "config": settings,
             "rewards": self.config.rewards,
+            "uses_reference": self.config.uses_reference,
         }
         arguments = [argument] * settings.actors
         how = self._how_to_start("scoring", settings.actors, settings.threads, settings.gpus)
