@@ -152,12 +152,19 @@ def test_network_that_is_lost_delays_the_end_of_a_stage_by_the_timeout_only(tmp_
 
 
 @pytest.mark.parametrize(("mode", "folders"), [("disabled", 0), ("offline", 1), ("nonsense", 0)])
-def test_mode_of_the_environment(tmp_path, online, monkeypatch, mode, folders):
+def test_mode_of_the_environment(tmp_path, online, monkeypatch, capfd, mode, folders):
     online(free_port())
     monkeypatch.setenv("WANDB_MODE", mode)
     started = time.monotonic()
+    model = tmp_path / "model"
+    model.mkdir()
     with Monitor(tmp_path, "sft", "x", {}) as monitor:
         monitor.log(1, {"loss/train": 1.0})
+        monitor.samples(1, [{"prompt": "p"}, {"prompt": "q", "score": 1.0}])
+        monitor.alarm(1, "kl", "12 nats")
+        monitor.lineage([model], [model])
     assert time.monotonic() - started < 10
+    # Nothing but an unknown mode is worth a line.
+    assert ("W&B" in capfd.readouterr().err) == (mode == "nonsense")
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == folders
     assert logged(tmp_path) == [1.0]
