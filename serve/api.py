@@ -18,9 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from common.errors import UserError
 from common.run_paths import RunPaths
 from serve.config import ServeConfig
+from serve.example_prompts import example_prompts
 from serve.feedback import Feedback, store
 from serve.metrics import exposition
 from serve.versions import current_policy, list_promotions, list_versions
+from serve.vllm_messages import NOT_STORED
 
 PAGES = Path(__file__).parent / "pages"
 LAST_PROMOTIONS = 50
@@ -78,31 +80,49 @@ def create_api(replica: Replica) -> FastAPI:
 
 
 async def answer_user_error(_: Request, error: Exception) -> JSONResponse:
-    message = {"message": str(error), "type": "invalid_request_error", "code": 409}
-    return JSONResponse({"error": message}, 409)
+    return error_answer(409, str(error))
 
 
 async def answer_server_error(_: Request, error: Exception) -> JSONResponse:
-    message = {"message": str(error), "type": "server_error", "code": 500}
-    return JSONResponse({"error": message}, 500)
+    return error_answer(500, str(error), "server_error")
+
+
+def error_answer(status: int, message: str, kind: str = "invalid_request_error") -> JSONResponse:
+    """An error in the form of the OpenAI protocol."""
+    return JSONResponse({"error": {"message": message, "type": kind, "code": status}}, status)
 
 
 @router.get("/v1/models")
 async def list_models(replica: CurrentReplica) -> dict[str, Any]:
     """The served names; `version` says which weights each holds."""
-    rows = []
-    for name, model in replica.models.items():
-        rows.append(
-            {
-                "id": name,
-                "object": "model",
-                "created": int(replica.started),
-                "owned_by": "zero2hero",
-                "version": model.version.name,
-                "max_model_len": model.engine.model_config.max_model_len,
-            }
-        )
+    rows = [describe_model(replica, name) for name in replica.models]
     return {"object": "list", "data": rows}
+
+
+@router.get("/v1/models/{name:path}", response_model=None)
+async def retrieve_model(replica: CurrentReplica, name: str) -> dict[str, Any] | JSONResponse:
+    """One of the served names."""
+    if name not in replica.models:
+        return error_answer(404, f"The model `{name}` does not exist; there are {', '.join(replica.models)}.")
+    return describe_model(replica, name)
+
+
+def describe_model(replica: Replica, name: str) -> dict[str, Any]:
+    model = replica.models[name]
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(replica.started),
+        "owned_by": "zero2hero",
+        "version": model.version.name,
+        "max_model_len": model.engine.model_config.max_model_len,
+    }
+
+
+@router.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)
+async def stored_response(rest: str) -> JSONResponse:
+    """Where a stored answer of /v1/responses would be retrieved or cancelled."""
+    return error_answer(404, NOT_STORED)
 
 
 @router.get("/health")
@@ -136,6 +156,12 @@ async def status(replica: CurrentReplica) -> dict[str, Any]:
         "replicas": [state for state in results if isinstance(state, dict)],
         "name": replica.config.name,
     }
+
+
+@router.get("/prompts.json")
+def prompts(replica: CurrentReplica) -> list[str]:
+    """Prompts to try, for the chat page."""
+    return example_prompts(replica.target)
 
 
 @router.post("/feedback")

@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any
 
-from openai import APIConnectionError, APIStatusError, OpenAI
+from openai import APIConnectionError, APIError, APIStatusError, OpenAI
 from rich.console import Console
 from rich.prompt import Prompt
 
@@ -44,7 +44,10 @@ def chat(url: str, model: str | None, system: str | None, temperature: float, co
         elif line:
             messages.append({"role": "user", "content": line})
             answer = _stream_answer(client, model, messages, temperature, console)
-            messages.append({"role": "assistant", "content": answer})
+            if answer:
+                messages.append({"role": "assistant", "content": answer})
+            else:
+                messages.pop()  # asked in vain; the next line is a new question
 
 
 def _first_model(client: OpenAI, url: str) -> str:
@@ -61,11 +64,11 @@ def _first_model(client: OpenAI, url: str) -> str:
 def _read_line(console: Console, is_terminal: bool) -> str | None:
     """The next line without surrounding space; None at the end of input or after Ctrl-C."""
     try:
-        if is_terminal:
-            return Prompt.ask("[bold green]you[/]", console=console).strip()
-        return input().strip()
+        line = Prompt.ask("[bold green]you[/]", console=console) if is_terminal else input()
     except (EOFError, KeyboardInterrupt):
         return None
+    # Bytes that are not in the terminal's encoding arrive as half surrogate pairs, which no request can hold.
+    return line.encode(errors="replace").decode().strip()
 
 
 def _stream_answer(
@@ -73,18 +76,20 @@ def _stream_answer(
 ) -> str:
     """Prints one answer as it arrives and returns it; after Ctrl-C, the part that has arrived."""
     answer = ""
+    settings: Any = {"model": model, "messages": messages, "temperature": temperature}
     try:
-        stream: Any = client.chat.completions.create(
-            model=model, messages=messages, temperature=temperature, stream=True
-        )
-        for chunk in stream:
-            if chunk.choices:  # the last chunk may hold only the usage
-                piece = chunk.choices[0].delta.content or ""
-                answer += piece
-                console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
-    except APIStatusError as error:
-        console.print(f"[red]{error.status_code}: {error.message}[/]", end="")
+        with client.chat.completions.create(**settings, stream=True) as stream:
+            for chunk in stream:
+                if chunk.choices:  # the last chunk may hold only the usage
+                    piece = chunk.choices[0].delta.content or ""
+                    answer += piece
+                    console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
-        stream.close()
+        pass  # with the stream its connection is closed, which ends the request
+    except APIError as error:
+        reason = error.message
+        if isinstance(error.body, dict):
+            reason = error.body.get("message", reason)
+        console.print(f"{client.base_url}: {reason}", style="red", markup=False, soft_wrap=True, end="")
     console.print()
     return answer

@@ -3,7 +3,9 @@ import { $, call, copy, el, fillModels, markdown, saved, stream, thumbs } from "
 // A conversation is {id, turns: [{role, content, …}]}; all of them are stored in this browser.
 let conversations = saved.get("conversations", []);
 let current = conversations[0] ?? { id: Date.now(), turns: [] };
-let running = null;
+let running = null;  // AbortController of the answer that is being written
+let problem = null;  // message of the endpoint, shown after the last turn
+let examples = [];   // prompts for an empty conversation
 
 for (const name of ["temperature", "system"]) {
   $(name).value = saved.get(name, $(name).value);
@@ -16,12 +18,19 @@ function store() {
   showHistory();
 }
 
+function open(conversation) {
+  running?.abort();
+  current = conversation;
+  problem = null;
+  toggle("menu", false);
+  show();
+  showHistory();
+  $("message").focus();
+}
+
 function showHistory() {
-  $("history").replaceChildren(...conversations.map((c) => {
-    const open = el("button", { ariaPressed: String(c.id === current.id) }, c.turns[0].content);
-    open.onclick = () => { running?.abort(); current = c; show(); showHistory(); };
-    return open;
-  }));
+  $("history").replaceChildren(...conversations.map((c) =>
+    el("button", { ariaPressed: String(c.id === current.id), onclick: () => open(c) }, c.turns[0].content)));
 }
 
 // The messages before turn `end`, the system message first.
@@ -31,32 +40,54 @@ const context = (end) => [
 ];
 
 function show() {
-  $("turns").replaceChildren(...current.turns.map(turn));
+  const turns = current.turns.map(turn);
+  if (problem) turns.push(el("div", { className: "turn error", role: "alert" }, el("p", { className: "bad" }, problem),
+    el("button", { className: "small", type: "button", onclick: () => answer(current.turns.length) }, "Try again")));
+  $("turns").replaceChildren(...(turns.length ? turns : [welcome()]));
+  $("scroller").scrollTop = $("scroller").scrollHeight;
+}
+
+function welcome() {
+  const prompts = examples.map((prompt) => el("button", { type: "button", onclick: () => say(prompt) }, prompt));
+  const version = $("model").selectedOptions[0]?.dataset.version;
+  return el("div", { className: "empty" }, el("h1", {}, "What would you like to ask?"),
+    el("p", { className: "soft" }, version ? `You are talking to ${$("model").value}, version ${version}.` : " "),
+    el("div", { className: "examples" }, ...prompts));
 }
 
 function turn(message, index) {
+  const isRunning = running !== null && index === current.turns.length - 1 && message.role === "assistant";
   const text = el("div", { className: "answer" });
   if (message.role === "user") text.append(el("div", { className: "text" }, message.content));
-  else text.append(markdown(message.content || (running ? "…" : "(empty)")));
+  else if (message.content) text.append(markdown(message.content));
+  else if (!isRunning) text.append(el("p", { className: "soft" }, "(empty answer)"));
   const tools = el("div", { className: "row" });
   const tool = (label, action) => tools.append(el("button", { className: "small", type: "button", onclick: (e) => action(e.target) }, label));
-  tool("Copy", (button) => copy(message.content, button));
   if (message.role === "user") tool("Edit", () => edit(index));
   else if (message.version) {
+    tools.append(el("span", { className: "soft meta" }, `${message.model} · ${message.version}${message.tokens ? ` · ${message.tokens} tokens` : ""}${message.ended ? "" : " · cut short"}`));
+    tool("Copy", (button) => copy(message.content, button));
     tool("Regenerate", () => answer(index));
-    tools.append(el("span", { className: "soft" }, `${message.model} · ${message.version} · ${message.tokens ?? "?"} tokens${message.ended ? "" : " · cut short"}`));
     const { content, ended, version, model, decoding } = message;
     tools.append(thumbs(() => ({ messages: context(index), answers: [{ text: content, ended, version, model, decoding }] })));
   }
-  return el("div", { className: `turn card ${message.role}` }, text, tools);
+  return el("div", { className: `turn ${message.role}${isRunning ? " running" : ""}` }, text, tools);
 }
 
 function edit(index) {
   running?.abort();
   $("message").value = current.turns[index].content;
   current.turns = current.turns.slice(0, index);
+  problem = null;
   show();
+  grow();
   $("message").focus();
+}
+
+function say(content) {
+  current.turns = [...current.turns, { role: "user", content }];
+  store();
+  answer(current.turns.length);
 }
 
 // Streams the assistant's turn at `index`, the answer to the turns before it.
@@ -67,50 +98,91 @@ async function answer(index) {
   const model = $("model").value;
   const message = { role: "assistant", content: "", model, decoding, ended: false };
   current.turns = [...current.turns.slice(0, index), message];
+  problem = null;
   const conversation = current;
-  const body = { model, messages: context(index), ...decoding };
-  $("send").disabled = true; $("stop").disabled = false; $("note").textContent = "";
+  setRunning(true);
   show();
   let frame = 0;  // redraws at most once a frame, however fast chunks arrive
   try {
-    const end = await stream(body, (chunk) => {
+    const end = await stream({ model, messages: context(index), ...decoding }, (chunk) => {
       const choice = chunk.choices[0];
       message.content += choice?.delta?.content ?? "";
       message.ended ||= choice?.finish_reason === "stop";
-      frame ||= requestAnimationFrame(() => {
-        frame = 0;
-        if (current === conversation) $("turns").lastChild?.querySelector(".answer")?.replaceChildren(markdown(message.content || "…"));
-      });
+      frame ||= requestAnimationFrame(() => { frame = 0; if (current === conversation) redraw(message); });
     }, control.signal);
     Object.assign(message, { version: end.version, tokens: end.usage?.completion_tokens });
   } catch (error) {
     message.version ??= "stopped";
-    if (error.name !== "AbortError") $("note").replaceChildren(el("span", { className: "bad" }, error.message));
+    if (error.name !== "AbortError" && current === conversation)
+      problem = error instanceof TypeError ? "The endpoint cannot be reached. Is `hero serve` still running?" : error.message;
   }
-  if (running === control) {
-    running = null;
-    $("send").disabled = false; $("stop").disabled = true;
-  }
+  if (running === control) { running = null; setRunning(false); }
   if (!message.content && message.version === "stopped")
     conversation.turns = conversation.turns.filter((turn) => turn !== message);
   store();
   if (current === conversation) show();
+  // A promotion has changed the weights.
+  if (message.ended && message.version !== $("model").selectedOptions[0]?.dataset.version) fillModels($("model"));
 }
+
+// The text of the answer that is being written. Follows it, unless the person has scrolled up.
+function redraw(message) {
+  const scroller = $("scroller");
+  const follows = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 80;
+  $("turns").lastChild?.querySelector(".answer")?.replaceChildren(markdown(message.content));
+  if (follows) scroller.scrollTop = scroller.scrollHeight;
+}
+
+function setRunning(isRunning) {
+  $("send").hidden = isRunning;
+  $("stop").hidden = !isRunning;
+}
+
+// The composer is as high as its text.
+function grow() {
+  $("message").style.height = "auto";
+  $("message").style.height = `${$("message").scrollHeight}px`;
+}
+
+function toggle(name, opened) {
+  const target = { menu: $("side"), settings: $("panel") }[name];
+  $(name).ariaExpanded = String(opened);
+  target.classList.toggle("open", opened);
+  if (name === "settings") target.hidden = !opened;
+}
+for (const name of ["menu", "settings"]) $(name).onclick = () => toggle(name, $(name).ariaExpanded !== "true");
 
 $("composer").onsubmit = (event) => {
   event.preventDefault();
   const content = $("message").value.trim();
   if (!content || running) return;
   $("message").value = "";
-  current.turns = [...current.turns, { role: "user", content }];
-  answer(current.turns.length);
+  grow();
+  say(content);
 };
+$("message").oninput = grow;
 $("message").onkeydown = (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); $("composer").requestSubmit(); }
 };
-$("stop").onclick = () => running?.abort();
-$("new").onclick = () => { running?.abort(); current = { id: Date.now(), turns: [] }; show(); showHistory(); $("message").focus(); };
+document.onkeydown = (event) => {
+  if (event.key !== "Escape") return;
+  running?.abort();
+  toggle("menu", false);
+  toggle("settings", false);
+};
+$("scroller").onclick = () => { toggle("menu", false); toggle("settings", false); };
+$("stop").onclick = () => { running?.abort(); $("message").focus(); };
+$("new").onclick = () => open({ id: Date.now(), turns: [] });
+$("model").onchange = () => { saved.set("model", $("model").value); if (!current.turns.length) show(); };
 
-show();
-showHistory();
-fillModels($("model")).catch((error) => ($("note").textContent = error.message));
+async function start() {
+  show();
+  showHistory();
+  try {
+    const models = await fillModels($("model"));
+    if (models.some((model) => model.id === saved.get("model"))) $("model").value = saved.get("model");
+    examples = await (await call("/prompts.json")).json();
+  } catch (error) { problem = error.message; }
+  if (!current.turns.length || problem) show();
+}
+start();

@@ -64,7 +64,10 @@ export async function stream(body, onChunk, signal) {
 
 export async function fillModels(select, none) {
   const { data } = await (await call("/v1/models")).json();
-  select.replaceChildren(...(none ? [el("option", { value: "" }, none)] : []), ...data.map((m) => el("option", { value: m.id }, `${m.id} (${m.version})`)));
+  const selected = select.value;
+  const option = ({ id, version }) => el("option", { value: id, dataset: { version } }, id === version ? id : `${id} · ${version}`);
+  select.replaceChildren(...(none ? [el("option", { value: "" }, none)] : []), ...data.map(option));
+  if (data.some(({ id }) => id === selected)) select.value = selected;
   return data;
 }
 

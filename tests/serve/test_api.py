@@ -8,7 +8,9 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from common.errors import FleetError, UserError
 from serve.api import create_api
+from serve.canary_prompts import GENERAL_PROMPTS
 from serve.config import ServeConfig
+from serve.example_prompts import example_prompts
 from serve.metrics import labelled_families
 from serve.versions import locate
 
@@ -53,6 +55,28 @@ def test_models_name_their_version(client):
     (model,) = client.get("/v1/models").json()["data"]
     expected = {"id": "hero", "version": "sft-0", "max_model_len": 512, "created": 7}
     assert expected.items() <= model.items()
+
+
+def test_a_model_is_retrieved_by_its_name(client):
+    assert client.get("/v1/models/hero").json() == client.get("/v1/models").json()["data"][0]
+    unknown = client.get("/v1/models/org/other")
+    assert unknown.status_code == 404
+    assert unknown.json()["error"]["message"] == "The model `org/other` does not exist; there are hero."
+
+
+def test_stored_responses_are_refused_with_the_reason(client):
+    for answer in (client.get("/v1/responses/resp_1"), client.post("/v1/responses/resp_1/cancel")):
+        assert answer.status_code == 404
+        assert "answers are not stored here" in answer.json()["error"]["message"]
+
+
+def test_prompts_to_try_come_from_the_run_else_general_ones(client, files):
+    assert client.get("/prompts.json").json() == [
+        f"What is the capital of {name}?" for name in ("France", "Peru", "Chad", "Iran")
+    ]
+    general = example_prompts(files.root / "sft" / "model")
+    assert len(set(general)) == 4
+    assert set(general) <= set(GENERAL_PROMPTS)
 
 
 def test_a_replica_is_healthy_with_the_current_version(client):

@@ -34,7 +34,7 @@ def page(browser, endpoint):
     page = context.new_page()
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda m: errors.append(m.text) if m.type == "error" and "401" not in m.text else None)
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" and not refused(m.text) else None)
     page.goto("/")
     page.get_by_label("API key").fill(endpoint.key)  # asked for once, then kept in the browser
     page.get_by_role("button", name="Use key").click()
@@ -42,6 +42,11 @@ def page(browser, endpoint):
     yield page
     context.close()
     assert not errors
+
+
+def refused(text: str) -> bool:
+    """Whether the browser reports an answer that a test provokes."""
+    return "status of 401" in text or "status of 400" in text
 
 
 def shot(page, name: str) -> None:
@@ -71,10 +76,57 @@ def test_chat_streams_stops_regenerates_edits_and_remembers(page):
     assert page.locator(".turn").count() == 0
     page.get_by_label("Message", exact=True).fill("Count without end")
     page.evaluate("document.querySelector('#send').click(); document.querySelector('#stop').click()")
-    page.wait_for_selector("#send:enabled")
+    page.wait_for_selector("#send:visible")
     page.get_by_role("button", name="New conversation").click()
     assert page.locator(".turn").count() == 0
     assert page.locator("#history button").count() >= 1
+
+
+def test_an_empty_conversation_shows_the_version_and_prompts_to_try(page):
+    page.wait_for_selector(".examples button")
+    assert page.locator("#model option").first.inner_text().startswith("hero · ")
+    assert "version " in page.locator(".empty").inner_text()
+    shot(page, "chat-empty")
+    example = page.locator(".examples button").first.inner_text()
+    page.locator(".examples button").first.click()
+    page.wait_for_selector(".turn.assistant .soft:has-text('tokens')")
+    assert page.locator(".turn.user .text").inner_text() == example
+
+
+def test_the_keyboard_sends_breaks_lines_and_stops(page):
+    message = page.get_by_label("Message", exact=True)
+    low = message.bounding_box()["height"]
+    message.press_sequentially("First line")
+    page.keyboard.press("Shift+Enter")
+    message.press_sequentially("second line")
+    assert message.input_value() == "First line\nsecond line"
+    assert message.bounding_box()["height"] > low
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#stop:visible, .turn.assistant .meta")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#send:visible")
+    assert message.input_value() == ""
+
+
+def test_an_error_of_the_endpoint_is_shown_where_the_answer_would_be(page):
+    page.get_by_label("Message", exact=True).fill("word " * 2000)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".turn.error")
+    assert "maximum" in page.locator(".turn.error").inner_text()
+    assert page.get_by_role("button", name="Try again").is_visible()
+    page.locator(".turn.user").get_by_role("button", name="Edit").click()
+    assert page.locator(".turn.error").count() == 0
+    send(page, "Short")
+
+
+def test_the_composer_stays_at_the_bottom_of_a_long_conversation(page):
+    for _ in range(4):
+        send(page, "Tell me all.\n" * 8)
+    box, height = page.locator("#composer").bounding_box(), page.viewport_size["height"]
+    assert height - 40 < box["y"] + box["height"] <= height
+    assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+    last = page.locator(".turn").last.bounding_box()
+    assert last["y"] + last["height"] <= box["y"] + 1, "the newest turn is above the composer, in sight"
 
 
 def test_markdown_is_rendered_without_html_injection(page):
@@ -188,6 +240,8 @@ def test_pages_work_on_a_phone_and_by_keyboard(browser, endpoint):
     focused = set()
     for _ in range(40):
         page.keyboard.press("Tab")
-        focused.add(page.evaluate("document.activeElement.textContent.trim().slice(0, 12)"))
-    assert {"Send", "New conversa", "Copy", "Regenerate"} <= focused
+        focused.add(page.evaluate("document.activeElement.ariaLabel || document.activeElement.textContent"))
+    assert {"Send", "Copy", "Regenerate", "Settings", "Conversations"} <= focused
+    page.get_by_role("button", name="Conversations").click()
+    assert page.get_by_role("button", name="New conversation").is_visible()
     context.close()
