@@ -21,6 +21,7 @@ from common.errors import DiskFullError, is_disk_full
 from learners.config import LearnerConfig
 from learners.data.batching import PackedBatch, pack, plan_micro_batches
 from learners.deepspeed_engine import EMA, DeepSpeedEngine
+from learners.export import prepare_export
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Task:
         self.engines = engines
         self.context = context
         self.ema = EMA(self.engine, ema_decay) if ema_decay else None
+        prepare_export(self.engine.module.model, context.tokenizer)
 
     @property
     def engine(self) -> DeepSpeedEngine:
