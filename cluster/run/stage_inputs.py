@@ -17,6 +17,7 @@ from typing import Any
 
 from cluster.config import RunConfig
 from cluster.stage_registry import EVERY_STAGE, WITHOUT_EFFECT, stage_spec
+from learners.data.config import KINDS
 
 Values = dict[str, Any]
 
@@ -107,13 +108,13 @@ def _files_as_content(values: Values, root: Path) -> None:
         section, _, name = key.partition(".")
         if values[section].get(name):
             values[section][name] = content(Path(values[section][name]), of_folder="*")
-    for sources in values["data"].values():
-        if isinstance(sources, list):
-            for source in sources:
-                path = root / Path(source["path"]).expanduser()
-                # A name of the hub stays as it is written, whatever data.root is.
-                found = content(path)
-                source["path"] = source["path"] if found == str(path) else found
+    for kind in KINDS:
+        for source in values["data"].get(kind) or []:
+            path = root / Path(source["path"]).expanduser()
+            found = content(path)
+            # A name of the hub stays as it is written, whatever data.root is.
+            if found != str(path):
+                source["path"] = found
 
 
 def content(path: Path, of_folder: str = "**/*") -> str:
