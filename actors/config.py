@@ -7,11 +7,13 @@ driver.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from actors.vllm_arguments import CHUNKED_PREFILL, ROLLOUT_RESERVED
 from common.config import DType, Section
+from common.pass_through import refuse_reserved
 
 
 class EngineConfig(Section):
@@ -36,6 +38,21 @@ class EngineConfig(Section):
     enforce_eager: bool = True
     """Run without compiling or capturing the model: starts in seconds. Turn off for long runs on
     GPUs."""
+    vllm: dict[str, Any] = Field({})
+    """Further arguments of vLLM by their own names, for example enable_prefix_caching: false. Arguments
+    that other keys set are refused."""
+
+    reserved_for_vllm: ClassVar[dict[str, str]]
+    """Arguments that the section does not pass on, with what to do instead."""
+
+    @field_validator("vllm")
+    @classmethod
+    def _refuse_reserved(cls, vllm: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        reserved = cls.reserved_for_vllm
+        if not info.data.get("gpus"):
+            reserved = reserved | {"enable_chunked_prefill": CHUNKED_PREFILL}
+        refuse_reserved(vllm, reserved)
+        return vllm
 
 
 class RolloutConfig(EngineConfig):
@@ -48,6 +65,8 @@ class RolloutConfig(EngineConfig):
     """Longest sequence of an engine, prompt and response, in tokens. Empty: model.context."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of a GPU's memory that an engine may take."""
+
+    reserved_for_vllm: ClassVar[dict[str, str]] = ROLLOUT_RESERVED
 
 
 class Decoding(Section):

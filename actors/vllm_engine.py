@@ -117,21 +117,22 @@ def _load(model_path: str, config: RolloutConfig, seed: int) -> Any:
         # A prompt that is processed in two parts resets the generator of a seeded request, which
         # fails on CPU.
         chunked_prefill = False
-    return LLM(
-        model=model_path,
-        dtype=precise(config.dtype),
-        seed=seed,
-        tensor_parallel_size=config.tensor_parallel,
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_sequences,
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        kv_cache_memory_bytes=kv_cache_bytes,
-        enforce_eager=config.enforce_eager,
-        enable_chunked_prefill=chunked_prefill,
+    settings = {
+        "model": model_path,
+        "dtype": precise(config.dtype),
+        "seed": seed,
+        "tensor_parallel_size": config.tensor_parallel,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_sequences,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "kv_cache_memory_bytes": kv_cache_bytes,
+        "enforce_eager": config.enforce_eager,
+        "enable_chunked_prefill": chunked_prefill,
         # After temperature and filters: the distribution that was sampled from.
-        logprobs_mode="processed_logprobs",
-        weight_transfer_config=transfer_config(),
+        "logprobs_mode": "processed_logprobs",
+        "weight_transfer_config": transfer_config(),
         # Prompts and responses are token ids: a tokenizer would cost start-up time alone.
-        skip_tokenizer_init=True,
-        disable_log_stats=True,
-    )
+        "skip_tokenizer_init": True,
+        "disable_log_stats": True,
+    }
+    return LLM(**(settings | config.vllm))

@@ -1,14 +1,17 @@
 """One log file per process for the output of vLLM, Ray and DeepSpeed, which would fill the terminal.
 
-Every actor calls `log_to` first. Its libraries print to the file. Warnings and errors also reach the
-terminal of the driver (Ray forwards an actor's standard error) under the actor's name.
+Every actor calls `log_to` first. Its libraries print to the file. Errors also reach the terminal of the
+driver, under the actor's name: Ray forwards an actor's standard error, and `keep_output` chooses what is
+shown of it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 # Printed at every start and harmless here: they would hide the warnings that matter.
@@ -18,13 +21,29 @@ EXPECTED = (
     "has no CUDA runtime",
     "socket.cpp",
     "W0000",
+    "ServeController.graceful_shutdown failed",
 )
+
+ERROR_LINE = re.compile(r"^(\S+: )?(ERROR|CRITICAL)\b")
+"""The first line of an error that an actor (see `log_to`) or Serve's controller has logged."""
 
 
 class _NotExpected(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
         return not any(expected in text for expected in EXPECTED)
+
+
+def keep_output(path: Path, source: str, lines: Iterable[str], is_message: bool = False) -> None:
+    """Appends what another process printed to a file. Only errors, and messages of Ray itself, reach the
+    terminal: libraries print much before `log_to` is called, and Serve about every start."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        for line in lines:
+            file.write(f"({source}) {line}\n")
+            is_expected = any(expected in line for expected in EXPECTED)
+            if (is_message or ERROR_LINE.match(line)) and not is_expected:
+                print(line, file=sys.stderr, flush=True)
 
 
 def log_to(path: Path, name: str) -> None:

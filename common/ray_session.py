@@ -10,20 +10,36 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import ray
+from ray._private import worker
 from ray.job_config import JobConfig
 
 from common.errors import UserError
+from common.logs import keep_output
 from common.plugins import PROJECT_ROOT
+
+LOG_NAME = "ray.log"
+"""File of what Ray's own processes, and actors before `common.logs.log_to`, print."""
 
 CONNECT_S = 5.0
 """How long a cluster may take to accept a connection."""
 
+_print_worker_output = worker.print_to_stdstream
 
-def start_ray(address: str | None = None, cpus: int | None = None, object_store_gib: float = 0.25) -> bool:
+
+def start_ray(
+    address: str | None = None,
+    cpus: int | None = None,
+    object_store_gib: float = 0.25,
+    logs: Path | None = None,
+) -> bool:
     """Connects to `address` or RAY_ADDRESS; without either starts a local Ray. Returns whether it is
-    our own."""
+    our own. `logs` is the folder for what other processes print; without it Ray prints it here."""
+    if logs is not None:
+        _keep_worker_output(logs / LOG_NAME)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # When one call of several fails, nobody waits for the others any more; Ray would print their errors.
@@ -68,6 +84,20 @@ def _join(address: str, setting: str) -> None:
     except ConnectionError as error:
         reason = str(error).partition(".")[0]
         raise UserError(f"{setting}={address}: no Ray cluster to join ({reason}); {remedy}") from None
+
+
+def _keep_worker_output(path: Path) -> None:
+    """What Ray prints here for other processes goes to a file, and errors also to the terminal."""
+
+    def keep(data: dict[str, Any], ignore_prefix: bool = False) -> None:
+        if data.get("pid") == "autoscaler":  # what a cluster of the user's does about this run
+            _print_worker_output(data, ignore_prefix)
+            return
+        source = f"{data.get('actor_name') or data.get('task_name') or ''} {data['pid']}".strip()
+        keep_output(path, source, data["lines"], is_message=data["pid"] == "raylet")
+
+    # Ray has no public way: log_to_driver=False would hide errors too, and not its own messages.
+    worker.print_to_stdstream = keep
 
 
 def _job_config() -> JobConfig:

@@ -6,11 +6,12 @@ field is its documentation: `hero plan` prints it beside an unknown key.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from common.config import DType, LocalPath, Section
+from learners.deepspeed_arguments import refuse_reserved_keys
 
 
 class LoRAConfig(Section):
@@ -138,6 +139,16 @@ class LearnerConfig(Section):
     weights_dir: LocalPath | None = None
     """Folder through which weights reach the rollout engines; learners and engines of all hosts
     must see it. Empty: shared memory of this machine, or the run directory where there is none."""
+
+    deepspeed: dict[str, Any] = Field({})
+    """Further keys of DeepSpeed's configuration, nested as there, for example zero_optimization:
+    {zero_quantized_weights: true}. Keys that others set are refused."""
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _refuse_reserved(cls, deepspeed: dict[str, Any]) -> dict[str, Any]:
+        refuse_reserved_keys(deepspeed)
+        return deepspeed
 
     def inactive_keys(self) -> dict[str, str]:
         inactive = {}

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.files import atomic_path
 from learners.config import LearnerConfig, OptimizerConfig
+from learners.deepspeed_arguments import merge
 from learners.lora import merged_weights
 from learners.models import DTYPES
 
@@ -65,6 +66,7 @@ class DeepSpeedEngine:
                 },
             },
         }
+        config = merge(config, learner.deepspeed)
         module.to(DTYPES[dtype])
         parameters = list(module.parameters())
         trained = [p for p in parameters if p.requires_grad]

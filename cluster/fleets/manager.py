@@ -71,7 +71,7 @@ class FleetManager:
         # Requests hold for one run; its config says how it starts.
         self.paths.scale.unlink(missing_ok=True)
         cluster = self.config.cluster
-        start_ray(cluster.address, cluster.cpus, cluster.object_store_gib)
+        start_ray(cluster.address, cluster.cpus, cluster.object_store_gib, self.paths.logs)
 
     def learners(self) -> LearnerFleet:
         """DeepSpeed ranks, joined into one process group."""
@@ -96,9 +96,7 @@ class FleetManager:
         if isinstance(fleet, RolloutFleet):
             return fleet
         max_model_len = self.config.rollout.max_model_len or self.config.model.context
-        settings = self.config.rollout.model_copy(
-            update={"dtype": self.config.ppo.dtype, "max_model_len": max_model_len}
-        )
+        settings = self.config.rollout.model_copy(update={"max_model_len": max_model_len})
         arguments_of = partial(self._rollout_arguments, model, settings)
         arguments = [arguments_of(index) for index in range(settings.actors)]
         # The engine runs inside the actor's process: a weight update is then a plain function call.
@@ -111,9 +109,9 @@ class FleetManager:
     def scorers(self, reference: Path, reward_model: Path | None) -> ScoringFleet:
         """Reward sources and, where something uses it, the reference policy; the actors are stopped
         and new ones started when the models change."""
-        models: tuple[str, str | None] = (_model_name(reference), None)
+        models: tuple[str, str | None] = (model_name(reference), None)
         if reward_model is not None:
-            models = (models[0], _model_name(reward_model))
+            models = (models[0], model_name(reward_model))
         fleet = self._fleets.get("scoring")
         if isinstance(fleet, ScoringFleet):
             if models == self._scorer_models:
@@ -234,6 +232,6 @@ class FleetManager:
             )
 
 
-def _model_name(model: Path) -> str:
+def model_name(model: Path) -> str:
     """One name for one model: the whole path of a folder; a hub name stays as it is."""
     return str(model.resolve()) if model.is_dir() else str(model)

@@ -34,6 +34,7 @@ CHECKPOINT_KEYS = (
     "learners.zero_stage",
     "learners.offload_optimizer",
     "learners.offload_parameters",
+    "learners.deepspeed",
 )
 """How the learner state is sharded. The result does not depend on it, but DeepSpeed can load a
 checkpoint only as it was written."""

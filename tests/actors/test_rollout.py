@@ -207,7 +207,14 @@ def exercise_refusals(actor, model, transport, sequences, folder):
 def exercise_engine(folder, queue):
     from actors.rollout import RolloutActor
 
-    config = RolloutConfig(dtype="float32", kv_cache_gib=0.05, max_sequences=128, max_model_len=64, threads=2)
+    config = RolloutConfig(
+        dtype="float32",
+        kv_cache_gib=0.05,
+        max_sequences=128,
+        max_model_len=64,
+        threads=2,
+        vllm={"max_num_batched_tokens": 1234},
+    )
     actor = RolloutActor("rollout-0", str(folder / "model"), config, seed=0, version=LOADED_VERSION)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     decoding, end_token = Decoding(max_tokens=12), model.config.eos_token_id
@@ -223,6 +230,8 @@ def exercise_engine(folder, queue):
     transport = FileTransport(folder / "weights")
     results["updates"] = exercise_updates(actor, model, transport, sequences, end_token)
     results["refusals"] = exercise_refusals(actor, model, transport, sequences, folder)
+    scheduler = actor.engine.llm.llm_engine.vllm_config.scheduler_config
+    results["batched tokens"] = scheduler.max_num_batched_tokens
     queue.put(results)
 
 
@@ -326,3 +335,7 @@ def test_refused_weights_leave_the_engine_unchanged(results):
 
 def test_a_prompt_over_the_context_is_refused(results):
     assert "more than the engine's 64" in results["refusals"]["refused"]["too long"]
+
+
+def test_argument_of_the_section_vllm_reaches_the_engine(results):
+    assert results["batched tokens"] == 1234
