@@ -1,6 +1,7 @@
 """A run as a Ray job on a local Ray head, through `hero` and through plain `ray job submit`."""
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from tests.runs import HERO, environment, free_port
 
@@ -105,3 +107,68 @@ def test_plain_ray_job_submit_works(head, tmp_path):
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / "run" / "pretrain" / "done.json").exists()
+
+
+MINE = """
+import helper
+
+
+def texts(row):
+    return [{"text": helper.FORMAT.format(**row)}]
+
+
+def score(row, response, ended):
+    return 1.0
+"""
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A user's directory: modules, data with a form of its own, a config with relative paths."""
+    home = tmp_path / "home"
+    (home / "data").mkdir(parents=True)
+    (home / "serve.py").write_text("raise RuntimeError('the wrong module')\n")
+    (home / "mine.py").write_text(MINE)
+    (home / "helper.py").write_text('FORMAT = "The {thing} is {colour}."\n')
+    rows = []
+    for number in range(600):
+        rows.append({"thing": f"thing {number % 97}", "colour": ("red", "green", "blue")[number % 3]})
+    (home / "data" / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = yaml.safe_load(Path("configs/tiny.yaml").read_text())
+    config |= {"name": "mine", "stages": ["pretrain"]}
+    config["data"] = {"root": "data", "corpus": {"path": "raw.jsonl", "convert": "mine:texts"}}
+    config["pretrain"] |= {"steps": 4}
+    config["rewards"] = {"sources": [{"kind": "function", "path": "mine:score"}]}
+    (home / "mine.yaml").write_text(yaml.safe_dump(config))
+    return home
+
+
+def submit_from(home, env, url):
+    """By the installed script, as `python -m` puts the working directory first on the import path."""
+    command = [Path(sys.executable).with_name("hero"), "submit", "mine.yaml", "--address", url]
+    return subprocess.run(command, env=env, cwd=home, capture_output=True, text=True, timeout=200)
+
+
+@pytest.mark.timeout(400)
+def test_a_job_carries_the_users_modules_and_finds_relative_paths(head, home):
+    url, env = head
+    submitted = submit_from(home, env, url)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    identity = submitted.stdout.split()[1].rstrip(";")
+    # What the job carries is what was submitted.
+    (home / "mine.py").write_text("raise RuntimeError('changed since')\n")
+    output = hero(env, "logs", "-f", identity, "--address", url).stdout
+    run = home / "runs" / "mine"
+    assert (run / "pretrain" / "done.json").exists(), output
+    assert json.loads((run / "layout.json").read_text())["started_in"] == str(home)
+    assert json.loads((run / "pretrain" / "done.json").read_text())["results"]["data/corpus/read"] == 600
+
+
+def test_what_cannot_work_is_refused_before_there_is_a_job(head, home):
+    url, env = head
+    (home / "helper.py").unlink()
+    submitted = submit_from(home, env, url)
+    assert submitted.returncode == 2
+    assert "No module named 'helper'" in submitted.stderr
+    assert f"{home / 'mine.py'}, line 2" in submitted.stderr.replace("\n", "")
+    assert "Traceback" not in submitted.stderr
