@@ -33,6 +33,8 @@ def environment() -> dict[str, str]:
     for name in os.environ:
         if name.startswith(("RAY_", "WANDB_")):
             del variables[name]
+    # Printed lines are not wrapped, so that tests know where each comes from.
+    variables["COLUMNS"] = "400"
     return variables
 
 

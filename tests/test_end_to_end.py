@@ -3,7 +3,9 @@ queried."""
 
 import itertools
 import json
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from openai import OpenAI
@@ -14,6 +16,12 @@ from learners.rl.advantages import adapted_kl_coef
 from serve.config import ServeConfig
 from tests.runs import HERO, ITERATIONS, OVERRIDES, jsonl, metrics, start, wait_until_finished
 
+OUR_LINES = (
+    *("dtype: ", "alarm ", "error: stopped;", "Held-out prompts", "PPO preferred to SFT", "reward model: "),
+    *("time: ", "memory: ", "report: ", "talk to it: "),
+)
+"""Starts of what a run prints, but for progress (a stage and its count) and the rows of the table."""
+
 
 @pytest.mark.timeout(900)
 def test_every_stage_is_done_and_every_step_logged_once(run):
@@ -23,6 +31,16 @@ def test_every_stage_is_done_and_every_step_logged_once(run):
         assert sorted({row["step"] for row in metrics(run, stage)}) == list(range(1, steps + 1))
     assert [row["step"] for row in metrics(run, "ppo")] == list(range(1, ITERATIONS + 1))
     assert not list(run.glob("*/checkpoints"))
+
+
+def test_terminal_shows_our_lines_only(run):
+    """Nothing of Ray, DeepSpeed, vLLM, W&B or torch, at the start, the end or an interruption."""
+    progress = re.compile(rf"({'|'.join(STAGES)}) +\d+/\d+ ")
+    lines = Path(f"{run}.log").read_text().splitlines()
+    assert lines[0].startswith("dtype: learners ")
+    for line in lines:
+        assert not line.strip() or line.startswith((" ", *OUR_LINES)) or progress.match(line), line
+    assert (RunPaths(run).logs / "ray.log").exists()
 
 
 def test_first_ratio_and_kl_are_exact_and_loss_falls(run):
