@@ -25,6 +25,7 @@ from rich.console import Console
 from cluster.config import RunConfig
 from cluster.config_paths import absolute_paths
 from cluster.plan import check_feasible
+from cluster.precision import resolve
 from cluster.user_modules import carry_modules
 from common.errors import UserError
 from common.plugins import PACKAGES, PROJECT_ROOT, USER_MODULES, WORKING_DIRECTORY
@@ -66,7 +67,9 @@ def submit(config: RunConfig, address: str | None, retries: int = 3) -> str:
     """
     # Cores and memory are the cluster's; files and functions are those of here.
     on_cluster = config.cluster.model_copy(update={"address": "auto"})
-    check_feasible(config.model_copy(update={"cluster": on_cluster}))
+    # What the job takes is resolved where it runs.
+    resolved, _ = resolve(config.model_copy(update={"cluster": on_cluster}))
+    check_feasible(resolved)
     jobs, identity = client(address), job_id(config)
     existing = {job.submission_id: job for job in jobs.list_jobs()}
     if identity in existing:

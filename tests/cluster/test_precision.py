@@ -8,6 +8,7 @@ import yaml
 
 from cluster import plan
 from cluster.config_loader import load_config
+from cluster.jobs import _write_working_dir
 from cluster.precision import resolve
 from cluster.run.directory import RunDirectory
 from common import hardware
@@ -96,6 +97,12 @@ def test_plan_shows_the_resolved_values(tmp_path, set_factor, capsys):
     assert "dtype: auto" not in printed
     assert printed.count("dtype: float32") == 5
     assert "dtype: learners, ppo, serve float32 (this CPU multiplies bfloat16 0.02" in printed
+
+
+def test_job_resolves_where_it_runs(tmp_path):
+    _write_working_dir(tmp_path, configured(tmp_path / "run"))
+    shipped = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert {shipped[name]["dtype"] for name in (*SECTIONS, "serve")} == {"auto"}
 
 
 def test_no_other_module_knows_auto():
