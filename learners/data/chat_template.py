@@ -61,8 +61,11 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, open_turn: bo
         raise _refused(error) from None
 
 
-def render_turns(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[str, list[Turn]]:
-    """The conversation as text, up to the end token of its last turn, and the assistant's turns in it.
+def render_turns(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, last_only: bool = False
+) -> tuple[str, list[Turn]]:
+    """The conversation as text, up to the end token of its last turn, and the assistant's turns in it
+    (or the last one).
 
     What a template writes after the last end token is left out: a policy never gets there. Where the
     template writes no end token after the last turn, it is added. Raises InvalidRow if the template
@@ -71,12 +74,22 @@ def render_turns(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tupl
         text, turns = _marked_turns(tokenizer, messages)
     else:
         text = render(tokenizer, messages)
-        turns = _unmarked_turns(tokenizer, messages, text)
+        turns = _unmarked_turns(tokenizer, messages, text, last_only)
     end_token, last = str(tokenizer.eos_token), turns[-1]
     if end_token not in text[last.words_end : last.end]:
         text = text[: last.words_end] + end_token
         turns[-1] = replace(last, end=len(text))
+    _tell_of_changes(tokenizer, messages[-1]["content"], text[last.start : last.words_end])
     return text[: turns[-1].end], turns
+
+
+def _tell_of_changes(tokenizer: PreTrainedTokenizerBase, words: str, written: str) -> None:
+    # White space is often cut off; but some templates drop the reasoning that is to be learned.
+    if words not in written and "".join(words.split()) not in "".join(written.split()):
+        tell_once(
+            f"tokenizer {tokenizer.name_or_path}: its chat template leaves out or changes a part of some "
+            "answers, such as their reasoning; what it writes is learned"
+        )
 
 
 def turn_form(tokenizer: PreTrainedTokenizerBase) -> TurnForm:
@@ -171,15 +184,21 @@ def _marked_turns(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tup
     return text, turns
 
 
-def _unmarked_turns(tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str) -> list[Turn]:
+def _unmarked_turns(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str, last_only: bool
+) -> list[Turn]:
     """By rendering the prompt of each turn, and by the words and the closing that follow it."""
     turns: list[Turn] = []
     indices = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if last_only:
+        indices = indices[-1:]
     starts = [_turn_start(tokenizer, messages, i, text) for i in indices]
     bounds = [*starts[1:], len(text)]
     form = turn_form(tokenizer)
     for i, start, bound in zip(indices, starts, bounds, strict=True):
         words_end = _words_end(messages[i]["content"], form, text, start, bound)
+        if words_end is None:
+            words_end = _rendered_end(tokenizer, messages[: i + 1], form, text)
         end = words_end
         if text.startswith(form.closing, words_end):
             end += len(form.closing)
@@ -214,9 +233,9 @@ def _turn_start(tokenizer: PreTrainedTokenizerBase, messages: Messages, i: int, 
     return start
 
 
-def _words_end(content: str, form: TurnForm, text: str, start: int, bound: int) -> int:
+def _words_end(content: str, form: TurnForm, text: str, start: int, bound: int) -> int | None:
     """Where the words of a turn end; templates may cut white space off, or leave out a part (such as
-    the reasoning of earlier turns)."""
+    the reasoning of earlier turns). None if neither the words nor what closes a turn are there."""
     for words in (content, content.strip()):
         found = text.find(words + form.closing, start, bound)
         if form.closing and found >= 0:
@@ -224,12 +243,18 @@ def _words_end(content: str, form: TurnForm, text: str, start: int, bound: int) 
         if text.startswith(form.opening + words, start):
             return start + len(form.opening) + len(words)
     found = text.find(form.closing, start, bound)
-    if not form.closing or found < 0:
+    return found if form.closing and found >= 0 else None
+
+
+def _rendered_end(tokenizer: PreTrainedTokenizerBase, messages: Messages, form: TurnForm, text: str) -> int:
+    """Where the last words of `messages` end in the text of a conversation that begins with them."""
+    beginning = render(tokenizer, messages)
+    if not text.startswith(beginning):
         raise InvalidRow(
             "the chat template rewrites the assistant's words, so that their end cannot be found; mark "
             "them with {% generation %} in the template"
         )
-    return found
+    return len(beginning.removesuffix(form.rest))
 
 
 @cache

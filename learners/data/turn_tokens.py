@@ -42,7 +42,8 @@ def encode_response(
     response that was cut off (`ended` false) has no end token."""
     messages = as_messages(prompt)
     opened = render(tokenizer, messages, open_turn=True)
-    text, turns = render_turns(tokenizer, [*messages, {"role": "assistant", "content": response}])
+    answered = [*messages, {"role": "assistant", "content": response}]
+    text, turns = render_turns(tokenizer, answered, last_only=True)
     last = turns[-1]
     end = last.end if ended else last.words_end
     if not _continues(text, opened, last.start, response):

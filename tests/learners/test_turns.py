@@ -163,6 +163,34 @@ def test_reasoning_that_the_template_removes_from_earlier_turns_is_not_missed():
     assert learned(chatml(thinking), rows["messages"]) == expected
 
 
+def test_reasoning_that_the_template_drops_from_the_answer_to_learn_is_told(caplog):
+    tell_once.cache_clear()
+    dropping = chatml(CHATML.replace("+ m['content'] +", "+ m['content'].split('</think>')[-1] | trim +"))
+    messages = talk("2+2?", "<think>\nI add.\n</think>\n\nIt is 4.")["messages"]
+    assert learned(dropping, messages) == "It is 4.<|im_end|>"
+    assert "leaves out or changes a part of some answers" in caplog.text
+
+
+def test_an_answer_is_found_that_is_rewritten_and_has_no_end_token():
+    # As GLM 4.5 writes: reasoning in a form of its own, and nothing after an answer.
+    parts = "{% set parts = m['content'].split('</think>') %}"
+    parts += "{{ '\n<think>' + parts[0].split('<think>')[-1] | trim }}"
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] }}{% if m['role'] == 'assistant' %}"
+        + parts
+        + "{{ '</think>\n' + parts[-1] | trim }}{% else %}{{ '\n' + m['content'] }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+    )
+    rows = talk("2+2?", "<think>\nI add.\n</think>\n\nIt is 4.", "1+1?", "<think>Hm.</think>It is 2.")[
+        "messages"
+    ]
+    tokenizer = chatml(template)
+    second = "\n<think>Hm.</think>\nIt is 2.<|im_end|>"
+    assert learned(tokenizer, rows) == "\n<think>I add.</think>\nIt is 4.|" + second
+    ids = encode_response(tokenizer, rows[:-1], rows[-1]["content"], ended=True)
+    assert tokenizer.decode(ids[len(encode_prompt(tokenizer, rows[:-1])) :]) == second
+
+
 # Where prompt and answer meet.
 
 
