@@ -1,8 +1,10 @@
 """Turns of the assistant in chat templates: where they begin, which token ends them, and that one text has
 one encoding, whether it is demonstrated, ranked or sampled."""
 
+import ast
 import json
 from itertools import count
+from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken
@@ -347,6 +349,22 @@ def test_settings_that_cannot_be_taken_are_refused_by_name(saved, tmp_path):
         broken.write_text(template)
         with pytest.raises(UserError, match=r"set model.chat_template to one that"):
             load(chat_template=str(broken))
+
+
+def test_every_stage_and_actor_takes_template_and_tokens_of_the_config():
+    """A tokenizer that is loaded without them is another one, where sft is left out."""
+    calls = []
+    for path in [*Path("cluster").rglob("*.py"), *Path("actors").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "load_tokenizer":
+                calls.append((str(path), ast.unparse(node.args[-1])))
+    assert len(calls) >= 9
+    assert {argument for _, argument in calls} <= {
+        "config.model",
+        "context.config.model",
+        "model",
+        "self.model",
+    }
 
 
 def test_the_form_of_a_turn_is_what_stands_around_its_words():
