@@ -6,9 +6,12 @@ settings come from `EngineConfig`.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from actors.config import Decoding, EngineConfig
+from actors.vllm_arguments import SERVE_RESERVED
 from common.config import LocalPath, Section
 
 
@@ -54,8 +57,10 @@ class CanaryConfig(Section):
 
 
 class ServeConfig(EngineConfig):
+    reserved_for_vllm: ClassVar[dict[str, str]] = SERVE_RESERVED
+
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address or name to listen on; 0.0.0.0 for all addresses of the machine."""
     port: int = Field(8000, ge=1, le=65535)
     """Port to listen on."""
     replicas: int = Field(1, ge=1)
@@ -82,6 +87,9 @@ class ServeConfig(EngineConfig):
     api_keys: LocalPath | None = None
     """File of API keys, made by `hero key`. Empty: no keys, and only clients on this machine are
     served."""
+    allowed_hosts: list[str] = Field([])
+    """Further names, without ports, that the Host header of a request may have where there are no API keys:
+    names of this machine for a proxy or a container. 127.0.0.1, localhost, ::1 and `host` always may."""
     requests_per_minute: int | None = Field(None, ge=1)
     """Requests of one key in a minute, shared evenly by the replicas; further ones are answered
     429. Empty: no limit."""
@@ -90,3 +98,8 @@ class ServeConfig(EngineConfig):
     those in `models` are kept besides."""
     canary: CanaryConfig = CanaryConfig()
     """The comparison that a version must pass on one replica before the others take it."""
+
+    def inactive_keys(self) -> dict[str, str]:
+        if self.api_keys:  # a page of another site has no key
+            return {"allowed_hosts": "no serve.api_keys"}
+        return {}

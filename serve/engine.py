@@ -19,12 +19,15 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.entrypoints.openai.responses.protocol import ResponsesResponse
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from actors.config import Decoding
+from actors.vllm_arguments import command_line
 from actors.weights.vllm import swap_weights, transfer_config
 from common.hardware import precise
 from serve.config import ServeConfig
@@ -73,6 +76,16 @@ version_fingerprint = property(_joined_versions, _ignore)
 `request_versions` is complete."""
 
 
+class VersionedResponses(OpenAIServingResponses):
+    """Adds `system_fingerprint` to answers, which this protocol has no field for."""
+
+    async def responses_full_generator(self, *args: Any, **kwargs: Any) -> Any:
+        response = await super().responses_full_generator(*args, **kwargs)
+        if isinstance(response, ResponsesResponse):
+            response.system_fingerprint = _joined_versions(self)  # type: ignore[attr-defined]
+        return response
+
+
 class ServedModel:
     """An engine under the name that clients ask for."""
 
@@ -80,12 +93,16 @@ class ServedModel:
         self.name, self.version = name, version
         self.engine: Any = None
         self.app: Any = None
+        self.flags: frozenset[str] = frozenset()
+        """The options of vLLM's command line, which its messages name."""
 
     async def start(self, config: ServeConfig, decoding: Decoding, first: bool) -> None:
         """Loads the weights and builds the application. `first`: the first engine of the process,
         which is the only one that vLLM can report Prometheus metrics of."""
         command = engine_arguments(config, self.version.folder, self.name, decoding)
-        args = make_arg_parser(FlexibleArgumentParser()).parse_args(command)
+        parser = make_arg_parser(FlexibleArgumentParser())
+        self.flags = frozenset(parser._option_string_actions)
+        args = parser.parse_args(command)
         args.disable_log_stats = not first
         engine_args = AsyncEngineArgs.from_cli_args(args)
         engine_args.weight_transfer_config = transfer_config()
@@ -106,6 +123,7 @@ class ServedModel:
         for handler in (self.app.state.openai_serving_chat, self.app.state.openai_serving_completion):
             kind = type(handler)
             handler.__class__ = type(kind.__name__, (kind,), {"system_fingerprint": version_fingerprint})
+        self.app.state.openai_serving_responses.__class__ = VersionedResponses
 
     async def swap(self, version: ModelVersion) -> None:
         """Takes the weights of another version while requests go on. Raises RuntimeError as
@@ -164,7 +182,8 @@ def engine_arguments(
         values["override-generation-config"] = json.dumps(_generation_config(decoding))
     for key, value in values.items():
         flags += [f"--{key}", str(value)]
-    return flags
+    # Last: of an argument that is there twice, the later one counts.
+    return flags + command_line(config.vllm)
 
 
 def _generation_config(decoding: Decoding) -> dict[str, Any]:

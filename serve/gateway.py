@@ -1,4 +1,4 @@
-"""What every request passes first: API key, rate limit, body size and capacity.
+"""What every request passes first: host name, API key, rate limit, body and capacity.
 
     client ─► Gateway ─┬─ MODEL_ROUTES ────► vLLM's application of the model that the request names
                        └─ everything else ─► this project's own application (`serve.api`)
@@ -9,7 +9,6 @@ it.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import math
 from collections.abc import Mapping
@@ -17,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serve.addresses import AllowedHosts, is_loopback
 from serve.config import ServeConfig
 from serve.keys import ApiKeys, RateLimit, digest
 from serve.request_stats import RecordedSend, RequestStats
+from serve.vllm_messages import ErrorSend
 
-MODEL_ROUTES = ("/v1/chat/completions", "/v1/completions")
+MODEL_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize")
 """What vLLM's applications answer."""
 PUBLIC_PATHS = ("/health", "/", "/playground", "/status")
 """No key needed; nor for what is under /pages/."""
@@ -54,8 +55,11 @@ class Gateway:
         self.app, self.config, self.models, self.admin_digest = app, config, models, admin_digest
         self.stats = RequestStats()
         self.keys: ApiKeys | None = None
+        self.allowed_hosts: AllowedHosts | None = None
         if config.api_keys:
             self.keys = ApiKeys(Path(config.api_keys))
+        else:
+            self.allowed_hosts = AllowedHosts([config.host, *config.allowed_hosts])
         self.rate_limit: RateLimit | None = None
         if config.requests_per_minute:
             replicas = config.replicas
@@ -67,15 +71,19 @@ class Gateway:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path, body = scope["path"], b""
+        path = scope["path"]
+        if scope["method"] == "HEAD":  # what GET answers, without the body
+            scope, send = {**scope, "method": "GET"}, HeadSend(send)
         try:
             self._check_access(scope, path)
+            request = None
             if scope["method"] == "POST":
                 body = await self._read_body(receive)
                 receive = ReplayedReceive(body, receive)
+                if body or path in MODEL_ROUTES:
+                    request = _parse(body)
             if scope["method"] == "POST" and path in MODEL_ROUTES:
-                model = self._choose_model(body)
-                await self._generate(model, scope, receive, send)
+                await self._generate(self._choose_model(request), scope, receive, send)
             else:
                 await self.app(scope, receive, HeaderSend(send, SECURITY_HEADERS))
         except Refusal as refusal:
@@ -84,6 +92,8 @@ class Gateway:
 
     def _check_access(self, scope: Any, path: str) -> None:
         """Raises Refusal if the client may not use this path now."""
+        if self.allowed_hosts and (reason := self.allowed_hosts.reason_to_refuse(dict(scope["headers"]))):
+            raise Refusal(403, reason)
         if path in PUBLIC_PATHS or path.startswith("/pages/"):
             return
         key = _bearer_token(scope)
@@ -120,13 +130,9 @@ class Gateway:
             if not message.get("more_body"):
                 return b"".join(parts)
 
-    def _choose_model(self, body: bytes) -> Any:
+    def _choose_model(self, request: Any) -> Any:
         """The model that the request names, else the first: vLLM's application refuses an unknown
         name itself."""
-        try:
-            request = json.loads(body)
-        except (ValueError, RecursionError) as error:  # includes wrong UTF-8
-            raise Refusal(400, f"the body is not valid JSON: {error}") from None
         if self.stats.ongoing >= self.config.max_ongoing:
             raise Refusal(429, "the service is at its limit of requests; try again", 1)
         name = None
@@ -138,7 +144,7 @@ class Gateway:
 
     async def _generate(self, model: Any, scope: Any, receive: Any, send: Any) -> None:
         with RecordedSend(send, model, self.stats) as recorded_send:
-            await model.app(scope, receive, recorded_send)
+            await model.app(scope, receive, ErrorSend(recorded_send, model.flags))
 
 
 class ReplayedReceive:
@@ -156,6 +162,18 @@ class ReplayedReceive:
         return {"type": "http.request", "body": body, "more_body": False}
 
 
+class HeadSend:
+    """An ASGI `send` for HEAD: the answer without its body."""
+
+    def __init__(self, send: Any) -> None:
+        self.send = send
+
+    async def __call__(self, message: Any) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await self.send(message)
+
+
 class HeaderSend:
     """An ASGI `send` that adds headers to the answer."""
 
@@ -166,6 +184,23 @@ class HeaderSend:
         if message["type"] == "http.response.start":
             message["headers"] = [*message["headers"], *self.headers]
         await self.send(message)
+
+
+def _parse(body: bytes) -> Any:
+    """The JSON of a request. Raises Refusal for what is none, and for text that no UTF-8 can hold."""
+    try:
+        request = json.loads(body)
+        # Here for all routes: half a surrogate pair passes JSON, and fails wherever a tokenizer, a file
+        # or an answer needs it as bytes.
+        json.dumps(request, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        code = hex(ord(error.object[error.start]))
+        raise Refusal(
+            400, f"the body has half of a surrogate pair ({code}), which is no character; send both or none"
+        ) from None
+    except (ValueError, RecursionError) as error:  # includes wrong UTF-8
+        raise Refusal(400, f"the body is not valid JSON: {error}") from None
+    return request
 
 
 def _bearer_token(scope: Any) -> str:
@@ -180,7 +215,7 @@ def _bearer_token(scope: Any) -> str:
 def _is_local(scope: Any) -> bool:
     # Without a client address (a Unix socket) the request comes from this machine.
     client = scope.get("client") or ("127.0.0.1", 0)
-    return ipaddress.ip_address(client[0]).is_loopback
+    return is_loopback(client[0])
 
 
 async def _send_refusal(send: Any, refusal: Refusal) -> None:

@@ -3,7 +3,7 @@ benchmarks."""
 
 from __future__ import annotations
 
-import ipaddress
+import logging
 import os
 import secrets
 import socket
@@ -21,12 +21,14 @@ from ray.serve.config import AutoscalingConfig
 from rich.console import Console
 from rich.syntax import Syntax
 
+from actors.vllm_arguments import check_arguments
 from common.errors import FleetError, UserError
 from common.files import write_json
 from common.hardware import Choice, choose, device_of, is_slow, slow_warning
 from common.plugins import child_environment
 from common.ray_session import start_ray
 from common.run_paths import RunPaths
+from serve.addresses import EVERY_ADDRESS, base_url, check_own, in_use, is_loopback, resolve
 from serve.config import ServeConfig
 from serve.deployment import APPLICATION, ChatEndpoint
 from serve.keys import digest
@@ -34,7 +36,6 @@ from serve.versions import ModelVersion, current_policy
 
 START_TIMEOUT_S = 300
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
-LOG_HINT = "see the serve-*.log files of the run"
 PYTHON_CLIENT = """
 from openai import OpenAI
 
@@ -52,14 +53,15 @@ CURL = (
 )
 
 
-def application(target: Path, config: ServeConfig) -> Any:
+def application(target: Path, config: ServeConfig, logs: Path | None = None) -> Any:
     """The Serve application of a run directory or a model folder.
 
     Writes RUN/endpoint.json, by which a promotion finds the endpoint. Raises UserError if there is
     nothing to serve, or if an address that other machines can reach has no API keys.
     """
     current_policy(target)
-    if not _is_loopback(config.host) and not config.api_keys:
+    config = config.model_copy(update={"dtype": dtype_here(config).dtype})
+    if not config.api_keys and not all(map(is_loopback, resolve(config.host))):
         raise UserError(
             f"serve.host={config.host} can be reached from other machines, so API keys are needed: "
             "make one with `hero key FILE NAME` and give --api-keys FILE"
@@ -70,16 +72,21 @@ def application(target: Path, config: ServeConfig) -> Any:
     token = secrets.token_urlsafe(32)
     paths = RunPaths(target)
     if paths.current.exists():
-        endpoint = {"url": f"http://{config.host}:{config.port}", "token": token}
+        endpoint = {"url": base_url(config.host, config.port), "token": token}
         write_json(paths.endpoint, endpoint, mode=0o600)
-        logs = paths.logs
-    else:
-        logs = Path(tempfile.mkdtemp(prefix="hero-serve-"))
-    return _deployment(config).bind(str(target), config, str(logs), digest(token))
+    folder = logs or _log_folder(target)
+    return _deployment(config).bind(str(target), config, str(folder), digest(token))
 
 
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+def _log_folder(target: Path) -> Path:
+    """Of a run its own; a model folder is left as it is."""
+    paths = RunPaths(target)
+    return paths.logs if paths.current.exists() else Path(tempfile.mkdtemp(prefix="hero-serve-"))
+
+
+def dtype_here(config: ServeConfig) -> Choice:
+    """The precision of the engines and why; auto is what the machine of the endpoint multiplies fast."""
+    return choose(config.dtype, device_of(config.gpus))
 
 
 def _deployment(config: ServeConfig) -> Any:
@@ -90,6 +97,8 @@ def _deployment(config: ServeConfig) -> Any:
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_MAX_N_SEQUENCES": str(config.max_choices),
+        # One replica's memory, without a limit: the next request may go to another replica.
+        "VLLM_ENABLE_RESPONSES_API_STORE": "0",
         # Developer mode has routes by which any client could pause the engine.
         "VLLM_SERVER_DEV_MODE": "0",
     }
@@ -132,24 +141,30 @@ def running(
     """
     target = target.absolute()
     version = current_policy(target)
-    with socket.socket() as probe:
-        if probe.connect_ex((config.host, config.port)) == 0:
-            raise UserError(
-                f"port {config.port} on {config.host} is in use; stop the process that listens there "
-                "or choose another port with --port"
-            )
-    app = application(target, config)
+    if in_use(config.host, config.port):
+        raise UserError(
+            f"port {config.port} on {config.host} is in use; stop the process that listens there "
+            "or choose another port with --port"
+        )
+    logs = _log_folder(target)
+    check_arguments("serve.vllm", config.vllm)
+    app = application(target, config, logs)
     proxy_files = tempfile.TemporaryDirectory(prefix="hero-proxy-", ignore_cleanup_errors=True)
     _separate_proxy(Path(proxy_files.name))
-    own_ray = start_ray(address)
-    serve.start(http_options={"host": config.host, "port": config.port}, logging_config=QUIET)
+    listen = resolve(config.host)[0]
+    if address is None and "RAY_ADDRESS" not in os.environ:  # the proxy of a cluster is on its head
+        check_own(config.host, listen)
+    own_ray = start_ray(address, logs=logs)
+    # It reports every start of Serve in this process.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(http_options={"host": listen, "port": config.port}, logging_config=QUIET)
     try:
         try:
             serve.run(app, name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
-            raise FleetError(f"the endpoint did not start; {LOG_HINT} ({error})") from error
-        url = f"http://{config.host}:{config.port}"
-        _wait_healthy(url)
+            raise FleetError(f"the endpoint did not start; see {logs}/*.log ({error})") from error
+        url = base_url(config.host, config.port)
+        _wait_healthy(url, logs)
         yield f"{url}/v1", version
     finally:
         RunPaths(target).endpoint.unlink(missing_ok=True)
@@ -185,7 +200,7 @@ def _separate_proxy(folder: Path) -> None:
         os.environ[f"RAY_SERVE_{name}"] = str(value)
 
 
-def _wait_healthy(url: str) -> None:
+def _wait_healthy(url: str, logs: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         try:
@@ -194,11 +209,15 @@ def _wait_healthy(url: str) -> None:
         except httpx.HTTPError:
             pass  # the proxy is not listening yet
         time.sleep(0.5)
-    raise FleetError(f"{url}: the endpoint was not healthy after {START_TIMEOUT_S} s; {LOG_HINT}")
+    raise FleetError(f"{url}: the endpoint was not healthy after {START_TIMEOUT_S} s; see {logs}/*.log")
 
 
 def serve_forever(target: Path, config: ServeConfig, console: Console) -> None:
     """Serves until Ctrl-C, after printing how to use the endpoint."""
+    choice = dtype_here(config)
+    console.print(f"dtype: {choice.dtype} ({choice.reason})", markup=False, highlight=False, soft_wrap=True)
+    if is_slow(config.dtype, device_of(config.gpus)):
+        console.print(slow_warning(["serve.dtype"]), markup=False, highlight=False, soft_wrap=True)
     with console.status("starting the endpoint") as status, running(target, config) as (url, version):
         status.stop()
         _print_usage(url, version, config, console)
@@ -218,5 +237,7 @@ def _print_usage(url: str, version: ModelVersion, config: ServeConfig, console: 
     console.print(curl, soft_wrap=True, markup=False, highlight=False)
     python = PYTHON_CLIENT.format(url=url, key=key, model=config.name)
     console.print(Syntax(python, "python", background_color="default"))
+    if config.host in EVERY_ADDRESS:
+        console.print(f"from other machines: http://{socket.gethostname()}:{config.port}/v1")
     pages = url.removesuffix("/v1")
     console.print(f"in a browser: [bold]{pages}/[/]; in a terminal: [bold]hero chat {url}[/]")

@@ -43,7 +43,9 @@ export async function call(path, body, signal) {
 
 // Streams a chat completion and calls onChunk with each parsed event. Returns {version, usage}.
 export async function stream(body, onChunk, signal) {
-  const response = await call("/v1/chat/completions", { ...body, stream: true, stream_options: { include_usage: true } }, signal);
+  // With the special tokens that the model writes: rankings are trained on, and rewards see them too.
+  const options = { stream: true, stream_options: { include_usage: true }, skip_special_tokens: false };
+  const response = await call("/v1/chat/completions", { ...body, ...options }, signal);
   let version = response.headers.get("x-weight-version"), usage = null, rest = "";
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {

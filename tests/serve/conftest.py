@@ -25,6 +25,7 @@ from common.files import write_jsonl
 from learners.config import ModelConfig
 from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy, scalar_from_policy
+from serve.addresses import base_url
 from serve.keys import add_key
 from serve.versions import set_current
 from tests.learners.fixtures import TEXTS
@@ -136,28 +137,23 @@ def wait_for(condition, seconds: float, what: str):
     raise AssertionError(f"{what}: not within {seconds} s")
 
 
-def start(root: Path, *arguments: str) -> Endpoint:
-    """`hero serve` in a process of its own, with an API key."""
+def start(root: Path, *arguments: str, host: str = "127.0.0.1", with_key: bool = True) -> Endpoint:
+    """`hero serve` in a process of its own, by default with an API key."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    keys = root.parent / "keys"
-    keys.unlink(missing_ok=True)
-    key = add_key(keys, "tester")
-    command = [
-        sys.executable,
-        "-m",
-        "cluster.cli",
-        "serve",
-        str(root),
-        f"--port={port}",
-        f"--api-keys={keys}",
-        *arguments,
-    ]
+    command = [sys.executable, "-m", "cluster.cli", "serve", str(root), f"--port={port}", f"--host={host}"]
+    key = "none"
+    if with_key:
+        keys = root.parent / "keys"
+        keys.unlink(missing_ok=True)
+        key = add_key(keys, "tester")
+        command.append(f"--api-keys={keys}")
+    command += arguments
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     log = open(root.parent / "serve.log", "w")  # noqa: SIM115
     process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
-    endpoint = Endpoint(root, f"http://127.0.0.1:{port}", key, process)
+    endpoint = Endpoint(root, base_url(host, port), key, process)
 
     def ready() -> bool:
         assert process.poll() is None, Path(log.name).read_text()[-3000:]
@@ -187,7 +183,12 @@ def endpoint(tmp_path_factory):
     else:
         make_run(root)
     running = start(
-        root, "--replicas=2", "serve.models.sft.path=sft", "serve.max_body_kib=64", "serve.max_choices=4"
+        root,
+        "--replicas=2",
+        "serve.models.sft.path=sft",
+        "serve.max_body_kib=64",
+        "serve.max_choices=4",
+        "serve.vllm={enable_auto_tool_choice: true, tool_call_parser: hermes}",
     )
     yield running
     stop(running)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import openai
 import pytest
 from pydantic import BaseModel
@@ -101,6 +102,12 @@ def test_models_are_listed_and_an_unknown_one_is_refused(client):
         client.chat.completions.create(**{**ASK, "model": "gpt-9"})
 
 
+def test_one_model_is_retrieved(client):
+    assert client.models.retrieve("sft").version == "sft"
+    with pytest.raises(openai.NotFoundError, match=r"`gpt-9` does not exist; there are hero, sft"):
+        client.models.retrieve("gpt-9")
+
+
 def test_a_wrong_key_is_refused_and_health_is_open(endpoint, client):
     with pytest.raises(openai.AuthenticationError, match="API key"):
         client.with_options(api_key="hero-wrong").chat.completions.create(**ASK)
@@ -108,21 +115,30 @@ def test_a_wrong_key_is_refused_and_health_is_open(endpoint, client):
 
 
 def test_other_routes_of_vllm_and_other_origins_are_closed(endpoint):
-    for path in (
-        "/tokenize",
-        "/load",
-        "/version",
-        "/docs",
-        "/collective_rpc",
-        "/pause",
-        "/v1/responses",
-        "/invocations",
-    ):
+    for path in ("/load", "/version", "/docs", "/collective_rpc", "/pause", "/v1/messages", "/invocations"):
         assert endpoint.post(path, {}).status_code in (404, 405)
     answer = endpoint.post("/v1/chat/completions", ASK)
     assert "access-control-allow-origin" not in answer.headers
     page = endpoint.get("/")
     assert page.headers["content-security-policy"].startswith("default-src 'self'")
+
+
+def test_tokens_of_texts_and_conversations(endpoint):
+    tokenizer = load_tokenizer(endpoint.root / "sft" / "model")
+    for model in ("hero", "sft"):
+        answer = endpoint.post("/tokenize", {"model": model, "messages": ASK["messages"]}).json()
+        expected = tokenizer.apply_chat_template(
+            ASK["messages"], add_generation_prompt=True, return_dict=False
+        )
+        assert (answer["tokens"], answer["count"]) == (expected, len(expected))
+    tokens = endpoint.post("/tokenize", {"prompt": "France"}).json()["tokens"]
+    assert endpoint.post("/detokenize", {"tokens": tokens}).json()["prompt"] == "France"
+    assert endpoint.post("/tokenize", {"model": "gpt-9", "prompt": "x"}).status_code == 404
+
+
+def test_head_answers_without_a_body(endpoint):
+    answer = httpx.head(f"{endpoint.url}/health")
+    assert (answer.status_code, answer.content) == (200, b"")
 
 
 def test_metrics_and_status_cover_both_replicas(endpoint):
@@ -140,9 +156,7 @@ def test_metrics_and_status_cover_both_replicas(endpoint):
 def test_the_terminal_chat_talks_to_it(endpoint):
     command = [sys.executable, "-m", "cluster.cli", "chat", f"{endpoint.url}/v1", "--temperature", "0"]
     env = {**os.environ, "OPENAI_API_KEY": endpoint.key}
-    result = subprocess.run(
-        command, input="Hello!\n/quit\n", capture_output=True, text=True, timeout=100, env=env
-    )
+    result = subprocess.run(command, input=b"Hello \xff!\n/quit\n", capture_output=True, timeout=100, env=env)
     assert (result.returncode, bool(result.stdout.strip())) == (0, True), result.stderr
 
 

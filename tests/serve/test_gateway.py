@@ -33,10 +33,11 @@ class Echo:
 def gateway(client="127.0.0.1", **settings):
     models = {}
     for name in ("hero", "sft"):
-        models[name] = types.SimpleNamespace(app=Echo(name), version=ModelVersion(Path(), f"{name}-1"))
+        version = ModelVersion(Path(), f"{name}-1")
+        models[name] = types.SimpleNamespace(app=Echo(name), version=version, flags=frozenset())
     middleware = Gateway(Echo("api"), ServeConfig(**settings), models, digest("secret"))
     transport = httpx.ASGITransport(middleware, client=(client, 1))
-    return httpx.AsyncClient(transport=transport, base_url="http://test"), middleware
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost:8000"), middleware
 
 
 @pytest.fixture
@@ -146,6 +147,85 @@ async def test_long_bodies_and_invalid_json_are_refused():
         assert got.status_code == 400
         assert "not valid JSON" in got.json()["error"]["message"]
     assert middleware.stats.ongoing == 0
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses", "/tokenize", "/feedback"])
+async def test_half_a_surrogate_pair_is_refused_anywhere_in_any_body(path):
+    client, _ = gateway()
+    for body in (
+        rb'{"stop": ["\ud83d"]}',
+        rb'{"a": [{"b\uDC00": 1}]}',
+        b'{"a": "\xed\xa0\xbd"}',
+        b'"\\ud83d"',
+    ):
+        got = await client.post(path, content=body)
+        assert (got.status_code, got.json()["error"]["type"]) == (400, "invalid_request_error")
+        assert "surrogate" in got.json()["error"]["message"]
+    for body in (rb'{"stop": ["\ud83d\ude00"]}', '{"stop": ["😀"]}'.encode(), rb'{"stop": ["\\ud83d"]}'):
+        assert (await client.post(path, content=body)).status_code == 200
+
+
+async def test_head_is_answered_as_get_without_a_body():
+    client, _ = gateway()
+    got = await client.head("/health")
+    assert (got.status_code, got.headers["answered-by"], got.content) == (200, "api", b"")
+
+
+@pytest.mark.parametrize(
+    ("host", "served"),
+    [
+        ("127.0.0.1:8000", True),
+        ("127.0.0.1", True),
+        ("LOCALHOST:8000", True),
+        ("localhost.:8000", True),
+        ("[::1]:8000", True),
+        ("box:8000", True),
+        ("inside.example", True),
+        ("evil.example:8000", False),
+        ("127.0.0.1.evil.example", False),
+        ("localhost.evil.example", False),
+        ("192.168.1.7:8000", False),
+        ("[::1", False),
+        ("x y", False),
+    ],
+)
+async def test_without_keys_other_host_names_are_refused(host, served):
+    """DNS rebinding: a page of evil.example lets its name point to 127.0.0.1 and asks the endpoint."""
+    client, middleware = gateway(host="box", allowed_hosts=["inside.example"])
+    for path in ("/", "/health", "/v1/models", "/status.json"):
+        got = await client.get(path, headers={"host": host})
+        assert got.status_code == (200 if served else 403), got.text
+    got = await client.post(CHAT, json={}, headers={"host": host})
+    assert got.status_code == (200 if served else 403)
+    if not served:
+        assert "serve.allowed_hosts" in got.json()["error"]["message"]
+        assert middleware.stats.refused == 5
+
+
+@pytest.mark.parametrize(
+    ("origin", "served"),
+    [
+        ("http://localhost:8000", True),  # the endpoint's own pages
+        ("https://inside.example", True),
+        ("http://localhost:3000", False),
+        ("http://evil.example", False),
+        ("null", False),
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT, "/feedback"])
+async def test_without_keys_pages_of_other_sites_cannot_post(path, origin, served):
+    """A page may post text/plain anywhere without asking first; what it shows is that it is a page."""
+    client, _ = gateway(allowed_hosts=["inside.example"])
+    headers = {"origin": origin, "content-type": "text/plain"}
+    assert (await client.post(path, content="{}", headers=headers)).status_code == (200 if served else 403)
+
+
+async def test_with_keys_any_name_is_served(keys):
+    headers = {"authorization": f"Bearer {add_key(keys, 'ann')}", "host": "chat.example"}
+    client, _ = gateway(api_keys=str(keys))
+    assert (await client.post(CHAT, json={}, headers=headers)).status_code == 200
+    with pytest.raises(ValueError, match=r"allowed_hosts has no effect here, only with no serve.api_keys"):
+        ServeConfig(api_keys=str(keys), allowed_hosts=["chat.example"])
 
 
 def test_a_rate_limit_bucket_fills_at_its_rate(monkeypatch):
