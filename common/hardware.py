@@ -7,6 +7,7 @@ compute. torch is imported only where the hardware is asked.
 
 from __future__ import annotations
 
+import subprocess
 import time
 from functools import cache
 from typing import NamedTuple
@@ -69,15 +70,29 @@ def fast_dtype(device: str) -> Choice:
     if device == "cpu":
         faster = bfloat16_factor() >= FASTER
         return Choice("bfloat16" if faster else "float32", cpu_reason())
-    import torch
-
-    if not torch.cuda.is_available():
+    gpus = _gpus()
+    if not gpus:
         return Choice(
-            "bfloat16", "this host has no GPU to ask; GPUs of compute capability 8.0 on are fast in it"
+            "bfloat16", "this host has no GPU to ask; those of compute capability 8.0 on are fast in it"
         )
-    major, minor = torch.cuda.get_device_capability()
-    reason = f"{torch.cuda.get_device_name()} has compute capability {major}.{minor}, bfloat16 needs 8.0"
-    return Choice("bfloat16" if major >= 8 else "float32", reason)
+    capability, name = min(gpus)
+    reason = f"{name} has compute capability {capability:.1f}; bfloat16 is fast from 8.0 on"
+    return Choice("bfloat16" if capability >= 8 else "float32", reason)
+
+
+def _gpus() -> list[tuple[float, str]]:
+    """(compute capability, name) of the GPUs of this host. Not asked of torch, which would hold memory of
+    a GPU in the driver from then on."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap,name", "--format=csv,noheader"]
+    try:
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        gpus = []
+        for line in printed.splitlines():
+            capability, _, name = line.partition(", ")
+            gpus.append((float(capability), name))
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return []
+    return gpus
 
 
 def cpu_reason() -> str:

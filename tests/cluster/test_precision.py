@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster import plan
+from cluster import jobs, plan
 from cluster.config_loader import load_config
-from cluster.jobs import _write_working_dir
 from cluster.precision import resolve
 from cluster.run.directory import RunDirectory
 from common import hardware
@@ -99,8 +98,10 @@ def test_plan_shows_the_resolved_values(tmp_path, set_factor, capsys):
     assert "dtype: learners, ppo, serve float32 (this CPU multiplies bfloat16 0.02" in printed
 
 
-def test_job_resolves_where_it_runs(tmp_path):
-    _write_working_dir(tmp_path, configured(tmp_path / "run"))
+def test_job_resolves_where_it_runs(tmp_path, monkeypatch):
+    # The modules that this process has loaded are those of the tests.
+    monkeypatch.setattr(jobs, "carry_modules", lambda folder: None)
+    jobs._write_working_dir(tmp_path, configured(tmp_path / "run"))
     shipped = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert {shipped[name]["dtype"] for name in (*SECTIONS, "serve")} == {"auto"}
 
