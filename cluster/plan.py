@@ -146,6 +146,8 @@ def check_data(config: RunConfig) -> None:
 
 
 def check_reward_functions(config: RunConfig) -> None:
+    if not {"ppo", "evaluate"}.intersection(config.stages):
+        return
     for source in config.rewards.sources:
         if source.kind == "function":
             load_function(source.path, "rewards.sources.path", "row", "response", "ended")
@@ -206,7 +208,9 @@ def check_starting_models(config: RunConfig) -> None:
 def check_attention_width(config: RunConfig) -> None:
     model = config.model
     head_width = model.width // model.heads
-    if config.cluster.device == "cpu" and not model.path and head_width % 32:
+    if config.cluster.device != "cpu" or model.path or not _has_fleet(config, "rollout"):
+        return
+    if head_width % 32:
         raise UserError(
             f"model.width={model.width} / model.heads={model.heads} = {head_width} per head; "
             "vLLM's attention on CPU needs a multiple of 32"
@@ -214,7 +218,7 @@ def check_attention_width(config: RunConfig) -> None:
 
 
 def check_cores(config: RunConfig) -> None:
-    if _joins_a_cluster(config):
+    if _joins_a_cluster(config) or not _has_fleet(config, "learner"):
         return
     learners = config.learners
     cores = config.cluster.cpus or psutil.cpu_count() or 1
@@ -275,6 +279,11 @@ CHECKS = (
     check_memory,
     check_pass_through,
 )
+
+
+def _has_fleet(config: RunConfig, name: str) -> bool:
+    """Whether a stage of the run uses these actors."""
+    return any(fleet.fleet == name for fleet in placement(config))
 
 
 def _joins_a_cluster(config: RunConfig) -> bool:
