@@ -19,7 +19,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
-from vllm.entrypoints.openai.responses.protocol import ResponsesResponse
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -34,6 +34,7 @@ from serve.config import ServeConfig
 from serve.gateway import MODEL_ROUTES
 from serve.request_stats import request_versions
 from serve.versions import ModelVersion
+from serve.vllm_messages import NOT_STORED
 
 GPU_MEMORY_SHARE = 0.9
 """Of a GPU's memory; the engines of a replica divide it."""
@@ -77,7 +78,29 @@ version_fingerprint = property(_joined_versions, _ignore)
 
 
 class VersionedResponses(OpenAIServingResponses):
-    """Adds `system_fingerprint` to answers, which this protocol has no field for."""
+    """Adds `system_fingerprint` to answers, which this protocol has no field for, and refuses what would
+    be left out without a word."""
+
+    def _validate_create_responses_input(self, request: ResponsesRequest) -> Any:
+        if unsupported := self._unsupported(request):
+            return self.create_error_response(unsupported, err_type="invalid_request_error")
+        return super()._validate_create_responses_input(request)
+
+    def _unsupported(self, request: ResponsesRequest) -> str:
+        """What vLLM would leave out of the request; empty if nothing."""
+        kinds = {tool.type for tool in request.tools} - {"function"}
+        if kinds and self.tool_server is None:
+            return f"tools of type {', '.join(sorted(kinds))} are not offered here; only functions are"
+        if request.tools and request.tool_choice != "none" and not (self.parser and self.enable_auto_tools):
+            return "tools require --enable-auto-tool-choice and --tool-call-parser to be set"
+        if "conversation" in (request.model_extra or {}):
+            return NOT_STORED
+        return ""
+
+    def _make_not_found_error(self, response_id: str) -> Any:
+        error = super()._make_not_found_error(response_id)
+        error.error.message = f"{error.error.message.rstrip('.')}: {NOT_STORED}"
+        return error
 
     async def responses_full_generator(self, *args: Any, **kwargs: Any) -> Any:
         response = await super().responses_full_generator(*args, **kwargs)

@@ -240,4 +240,4 @@ def _print_usage(url: str, version: ModelVersion, config: ServeConfig, console: 
     if config.host in EVERY_ADDRESS:
         console.print(f"from other machines: http://{socket.gethostname()}:{config.port}/v1")
     pages = url.removesuffix("/v1")
-    console.print(f"in a browser: [bold]{pages}/[/]; in a terminal: [bold]hero chat {url}[/]")
+    console.print(f"in a browser: [bold]{pages}/[/]; in a terminal: [bold]hero chat {url}[/]", soft_wrap=True)

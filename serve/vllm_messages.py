@@ -13,8 +13,8 @@ from typing import Any
 
 TOOLS_EXAMPLE = "serve.vllm: {enable_auto_tool_choice: true, tool_call_parser: hermes}"
 NOT_STORED = (
-    "answers are not stored here, so `background` and `previous_response_id` cannot be used and no answer "
-    "can be retrieved later; send the earlier turns in `input`"
+    "answers are not stored here, so `background`, `conversation` and `previous_response_id` cannot be used "
+    "and no answer can be retrieved later; send the earlier turns in `input`"
 )
 
 

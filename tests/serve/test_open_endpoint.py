@@ -67,12 +67,19 @@ def test_pages_of_other_sites_are_refused_and_own_ones_served(open_endpoint):
     ],
 )
 def test_tools_without_a_parser_name_the_key_that_is_missing(open_endpoint, choice, key):
-    with pytest.raises(openai.BadRequestError) as caught:
-        open_endpoint.client().chat.completions.create(**ASK, tools=TOOLS, tool_choice=choice)
-    message = caught.value.body["message"]
-    assert key in message
-    assert "serve.vllm: {enable_auto_tool_choice: true, tool_call_parser: hermes}" in message
-    assert "--" not in message
+    client = open_endpoint.client()
+    tool = {"type": "function", **TOOLS[0]["function"]}
+    named = choice if isinstance(choice, str) else {"type": "function", "name": "weather"}
+    for ask in (
+        lambda: client.chat.completions.create(**ASK, tools=TOOLS, tool_choice=choice),
+        lambda: client.responses.create(model="hero", input="Hi", tools=[tool], tool_choice=named),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask()
+        message = caught.value.body["message"]
+        assert key in message
+        assert "serve.vllm: {enable_auto_tool_choice: true, tool_call_parser: hermes}" in message
+        assert "--" not in message
 
 
 def test_a_template_of_the_request_names_the_key_too(open_endpoint):

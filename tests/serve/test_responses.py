@@ -59,7 +59,7 @@ def test_instructions_and_lists_are_the_messages_of_a_conversation(client):
 
 def test_earlier_answers_are_not_stored(client):
     first = client.responses.create(**ASK)
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError, match="answers are not stored here"):
         client.responses.create(**ASK, previous_response_id=first.id)
     for action in (client.responses.retrieve, client.responses.cancel):
         with pytest.raises(openai.NotFoundError, match="answers are not stored here"):
@@ -79,6 +79,9 @@ def test_earlier_answers_are_not_stored(client):
         {"input": [{"role": "user"}]},
         {"input": "word " * 2000},
         {"tools": [{"type": "function"}]},
+        {"tools": [{"type": "web_search"}]},
+        {"tools": [{"type": "mcp", "server_label": "x", "server_url": "http://x.example"}]},
+        {"conversation": "conv_1"},
         {"top_p": 7},
         {"previous_response_id": "x"},
         {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "nothing"}}}},
