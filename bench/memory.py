@@ -36,7 +36,7 @@ SHORT = [
     "sft.epochs=1",
     "collect.prompts=32",
     "ppo.iterations=2",
-    "ppo.prompts=48",
+    "ppo.prompts=24",
     "ppo.epochs=1",
     "ppo.minibatches=1",
     "ppo.best_of=1",
@@ -103,8 +103,10 @@ def save_model(folder: Path, config: Qwen3Config | LlamaConfig) -> None:
 
 def overrides_of(name: str, folder: Path) -> list[str]:
     """Overrides of configs/quickstart.yaml for one of the three models, which is made in `folder`."""
+    dtype = "float32" if name == "llama" else "bfloat16"
+    short = [*SHORT, f"learners.dtype={dtype}", f"ppo.dtype={dtype}"]
     if name == "quickstart":
-        return SHORT
+        return short
     common = {"max_position_embeddings": 256, "dtype": "float32"}
     shapes = {
         # Nearly all of it is the embedding, which is tied to the head.
@@ -132,7 +134,7 @@ def overrides_of(name: str, folder: Path) -> list[str]:
         ),
     }
     save_model(folder / name, shapes[name])
-    return [*SHORT, *FROM_PATH, f"model={{path: {folder / name}, context: 256}}"]
+    return [*short, *FROM_PATH, f"model={{path: {folder / name}, context: 256}}"]
 
 
 def run_and_sample(arguments: list[str], run_dir: Path) -> Peak:

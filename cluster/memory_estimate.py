@@ -15,8 +15,10 @@ from common.config import Precision
 from common.hardware import precise
 
 GIB = 2**30
-# Memory of a process before its model, shared libraries divided among the processes.
-PROCESS_GIB = {"driver": 0.9, "ray": 0.9, "learner": 0.75, "rollout": 1.0, "scoring": 0.6}
+# Memory of a process before its model, without what it maps from files; and those files, mostly libraries,
+# which all processes of a machine share.
+PROCESS_GIB = {"driver": 0.5, "ray": 0.4, "learner": 0.65, "rollout": 0.65, "scoring": 0.4}
+LIBRARIES_GIB = 0.3
 DTYPE_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
 # Optimizer state of one parameter under ZeRO 1 to 3: Adam's two moments and DeepSpeed's copy of the
 # weight, all float32, whatever the dtype of the weight itself.
@@ -28,8 +30,10 @@ LORA_SHARE = 0.02
 # Entries that the backward pass of one layer needs, for each token: as multiples of the hidden size
 # and of the inner size of the feed-forward block.
 ENTRIES_PER_WIDTH, ENTRIES_PER_MLP_WIDTH = 12, 3
-# Bytes for each entry of (tokens x vocabulary): logits, their gradient, log-probabilities in float32.
-LOGITS_BYTES = 12
+# Logits exist for one chunk of tokens at a time (`learners.logprobs.CHUNK_ENTRIES`, whose module needs
+# torch). Bytes of each: logits, divided by the temperature, log-probabilities, and in training gradients.
+CHUNK_ENTRIES = 2**26
+LOGITS_BYTES, LOGITS_BYTES_TRAINING = 12, 20
 
 
 @dataclass(frozen=True)
@@ -152,8 +156,13 @@ def activation_bytes(config: RunConfig, task: Task) -> float:
     shape, tokens = policy_shape(config), config.learners.micro_batch_tokens
     size = tokens * _layer_entries(shape, config.model.gradient_checkpointing) * DTYPE_BYTES[task.dtype]
     if task.has_logits:
-        size += tokens * shape.vocabulary * LOGITS_BYTES
+        size += _logits(tokens, shape) * LOGITS_BYTES_TRAINING
     return float(size)
+
+
+def _logits(tokens: int, shape: ModelShape) -> int:
+    """Largest number of logits that exist at once."""
+    return min(tokens * shape.vocabulary, max(CHUNK_ENTRIES, shape.vocabulary))
 
 
 def _layer_entries(shape: ModelShape, checkpointing: bool) -> int:
@@ -186,7 +195,7 @@ def _largest_engine_batch(config: RunConfig) -> int:
 def scoring_memory(config: RunConfig) -> Memory:
     shape, size = policy_shape(config), DTYPE_BYTES[precise(config.scoring.dtype)]
     weights = 0
-    if uses_reference(config):
+    if config.uses_reference:
         weights += shape.parameters
     if config.rewards.uses_reward_model:
         weights += scalar_parameters(config)
@@ -196,12 +205,8 @@ def scoring_memory(config: RunConfig) -> Memory:
         process=PROCESS_GIB["scoring"] * GIB,
         weights=weights * size,
         # Without a backward pass only the present layer is kept, and the logits.
-        activations=float(tokens * (layer * size + shape.vocabulary * 8)),
+        activations=float(tokens * layer * size + _logits(tokens, shape) * LOGITS_BYTES),
     )
-
-
-def uses_reference(config: RunConfig) -> bool:
-    return True
 
 
 def shared_weights(config: RunConfig) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cluster.config import RunConfig
 from cluster.memory_estimate import (
     GIB,
+    LIBRARIES_GIB,
     PROCESS_GIB,
     Memory,
     largest_task,
@@ -15,7 +16,6 @@ from cluster.memory_estimate import (
     rollout_memory,
     scoring_memory,
     shared_weights,
-    uses_reference,
 )
 
 ROLLOUT_STAGES = ("collect", "ppo", "evaluate")
@@ -81,7 +81,7 @@ def placement(config: RunConfig) -> list[FleetPlacement]:
 
 def memory_by_process(config: RunConfig) -> dict[str, float]:
     """GiB of one machine that runs everything: each fleet as a whole, the driver, Ray with its object
-    store, and the weight files that learners leave for engines in shared memory. At the moment at
+    store, libraries, and the weight files that learners leave for engines in shared memory. At the moment at
     which they need most together: without ppo.staleness only one fleet computes at a time."""
     fleets = placement(config)
     sizes = {fleet.fleet: fleet.actors * fleet.memory.held_gib for fleet in fleets}
@@ -90,6 +90,7 @@ def memory_by_process(config: RunConfig) -> dict[str, float]:
         computing = [max(fleets, key=lambda fleet: fleet.actors * fleet.memory.activations)]
     for fleet in computing:
         sizes[fleet.fleet] = fleet.actors * fleet.memory.gib
+    sizes["libraries"] = LIBRARIES_GIB
     sizes["driver"] = PROCESS_GIB["driver"]
     sizes["ray"] = PROCESS_GIB["ray"] + config.cluster.object_store_gib
     if _has_any(config, ROLLOUT_STAGES):
@@ -110,6 +111,6 @@ def _scored_by(config: RunConfig) -> str:
     models = []
     if config.rewards.uses_reward_model:
         models.append("reward model")
-    if uses_reference(config):
+    if config.uses_reference:
         models.append("reference policy")
     return " and ".join(models) or "no model"

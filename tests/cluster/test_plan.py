@@ -8,18 +8,24 @@ import psutil
 import pytest
 from rich.console import Console
 
+from cluster import memory_estimate
 from cluster.config_loader import load_config
 from cluster.memory_estimate import (
+    GIB,
+    Memory,
     largest_task,
     learner_memory,
+    rollout_memory,
+    scoring_memory,
     training_task,
 )
 from cluster.model_shape import new_model_shape, policy_shape
-from cluster.placement import memory_by_process, placement
+from cluster.placement import memory_by_process, placement, total_memory_gib
 from cluster.plan import batch_arithmetic, check_feasible, print_plan
 from cluster.precision import resolve
 from common.errors import UserError
 from learners.data.tokenizer import train_tokenizer
+from learners.logprobs import CHUNK_ENTRIES
 from learners.models import build_policy
 
 PARAMETERS = 87_808
@@ -110,8 +116,8 @@ def test_the_critic_is_as_large_as_a_scalar_model_of_the_policy():
 
 
 def test_learner_activations_by_hand():
-    # 1000 tokens x (12 x 64 units + 3 x 192 units of the MLP) x 1 layer x 4 bytes; 12 bytes for 600 logits
-    by_layer, logits = 1000 * (12 * 64 + 3 * 192) * 4, 1000 * 600 * 12
+    # 1000 tokens x (12 x 64 units + 3 x 192 units of the MLP) x 1 layer x 4 bytes; 20 bytes for 600 logits
+    by_layer, logits = 1000 * (12 * 64 + 3 * 192) * 4, 1000 * 600 * 20
     assert ppo_memory("learners.micro_batch_tokens=1000").activations == by_layer + logits
     assert ppo_memory("learners.micro_batch_tokens=1000", "model.layers=3").activations == (
         3 * by_layer + logits
@@ -123,6 +129,57 @@ def test_learner_activations_by_hand():
         "learners.micro_batch_tokens=1000", "model.layers=3", "model.gradient_checkpointing=true"
     )
     assert checkpointed.activations == by_layer + 3 * 1000 * 64 * 4 + logits
+
+
+def test_logits_are_bounded_by_a_chunk():
+    assert memory_estimate.CHUNK_ENTRIES == CHUNK_ENTRIES
+    overrides = ["learners.micro_batch_tokens=1000", "model.vocab_size=150000"]
+    by_layer = 1000 * (12 * 64 + 3 * 192) * 4
+    assert ppo_memory(*overrides).activations == by_layer + CHUNK_ENTRIES * 20
+    # A reward model has no logits.
+    config = tiny(*overrides)
+    assert learner_memory(config, training_task(config, "reward")).activations == by_layer
+
+
+def test_rollout_and_scoring_memory_by_hand():
+    # The embedding is the head as well, and vLLM keeps a packed copy of the head on CPU.
+    weights = PARAMETERS + 600 * 64
+    assert rollout_memory(tiny()).weights == 4 * weights
+    assert rollout_memory(tiny("model.tie_embeddings=false")).weights == 4 * weights
+    assert rollout_memory(tiny("rollout.dtype=bfloat16")).weights == 2 * weights
+    assert rollout_memory(tiny()).kv_cache == 0.1 * GIB
+    # A token of 16 sequences at a time: 8 prompts x 2 responses.
+    assert rollout_memory(tiny()).activations == 16 * 600 * 12
+    assert rollout_memory(tiny("rollout.max_sequences=5")).activations == 5 * 600 * 12
+    # Reward model and reference policy, and one layer of them at a time.
+    assert scoring_memory(tiny()).weights == 4 * (PARAMETERS + CRITIC)
+    assert scoring_memory(tiny("scoring.batch_tokens=1000")).activations == (
+        1000 * (12 * 64 + 3 * 192) * 4 + 1000 * 600 * 12
+    )
+    function = "rewards.sources=[{kind: function, path: 'cluster.quickstart.oracle:judge'}]"
+    assert scoring_memory(tiny(function)).weights == 4 * PARAMETERS
+
+
+def test_memory_is_the_sum_of_its_uses():
+    uses = Memory(process=1, weights=2, gradients=4, optimizer=8, activations=16, kv_cache=32)
+    assert uses.gib == 63 / GIB
+    assert uses.held_gib == 47 / GIB
+
+
+def test_total_memory_counts_every_process_and_one_computing_fleet():
+    config = tiny("rollout.actors=3")
+    learner, rollout, scoring = placement(config)
+    assert (learner.actors, rollout.actors, scoring.actors) == (2, 3, 1)
+    held = 2 * learner.memory.held_gib + 3 * rollout.memory.held_gib + scoring.memory.held_gib
+    fixed = 0.5 + 0.4 + 0.3  # driver, Ray, libraries
+    files = 2 * 4 * PARAMETERS / GIB  # the weights of two versions
+    # Learning needs most activations, and the phases take turns.
+    learning = 2 * learner.memory.activations / GIB
+    assert total_memory_gib(config) == pytest.approx(held + learning + fixed + 0.1 + files)
+    # With staleness engines sample while the learners learn.
+    overlapping = total_memory_gib(tiny("rollout.actors=3", "ppo.staleness=1"))
+    others = (3 * rollout.memory.activations + scoring.memory.activations) / GIB
+    assert overlapping == pytest.approx(total_memory_gib(config) + others)
 
 
 def test_learners_are_planned_for_the_stage_that_needs_most():
@@ -210,3 +267,11 @@ def test_plan_and_help_load_neither_ray_nor_torch(code):
     code += f"\nimport sys; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_stages_that_are_not_run_refuse_nothing():
+    """Neither engines nor learners are asked about where no stage uses them."""
+    check_feasible(
+        tiny("stages=[pretrain]", "model.heads=4", "rewards.sources=[{kind: function, path: 'no:no'}]")
+    )
+    check_feasible(tiny("stages=[collect]", "learners.ranks=512"))
