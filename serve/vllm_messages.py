@@ -20,20 +20,19 @@ NOT_STORED = (
 
 def in_own_words(message: str, flags: Collection[str]) -> str:
     """The message with keys of this project for those of vLLM's `flags` (with their dashes) that it names."""
-
-    def key(match: re.Match[str]) -> str:
-        flag = match[0]
-        if flag not in flags:
-            return flag
-        return "serve.vllm." + flag.removeprefix("--").replace("-", "_")
-
     if "VLLM_ENABLE_RESPONSES_API_STORE" in message:
         return NOT_STORED
-    own = re.sub(r"--[a-z][a-z0-9-]*", key, message)
+    own = re.sub(r"--[a-z][a-z0-9-]*", lambda match: _key(match[0], flags), message)
     own = own.replace("the VLLM_MAX_N_SEQUENCES environment variable", "serve.max_choices")
     if "serve.vllm.tool_call_parser" in own:
         own += f", for example {TOOLS_EXAMPLE}"
     return own
+
+
+def _key(flag: str, flags: Collection[str]) -> str:
+    if flag not in flags:
+        return flag  # what the client wrote
+    return "serve.vllm." + flag.removeprefix("--").replace("-", "_")
 
 
 class ErrorSend:

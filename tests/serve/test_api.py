@@ -71,9 +71,10 @@ def test_stored_responses_are_refused_with_the_reason(client):
 
 
 def test_prompts_to_try_come_from_the_run_else_general_ones(client, files):
-    assert client.get("/prompts.json").json() == [
-        f"What is the capital of {name}?" for name in ("France", "Peru", "Chad", "Iran")
-    ]
+    countries = ("France", "Peru", "Chad", "Iran")
+    assert sorted(client.get("/prompts.json").json()) == sorted(
+        f"What is the capital of {c}?" for c in countries
+    )
     general = example_prompts(files.root / "sft" / "model")
     assert len(set(general)) == 4
     assert set(general) <= set(GENERAL_PROMPTS)
