@@ -23,6 +23,7 @@ from actors.weights.transport import FILE_BACKEND, WeightPayload, file_update_in
 def register() -> None:
     """Registers our backend with vLLM. An entry point of `vllm.general_plugins`: runs in every vLLM
     process, maybe twice."""
+    _request_amx()
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     # vLLM refuses a second registration of a name.
@@ -30,6 +31,18 @@ def register() -> None:
         WeightTransferEngineFactory.register_engine(
             FILE_BACKEND, "actors.weights.file_backend", "FileWeightTransferEngine"
         )
+
+
+def _request_amx() -> None:
+    """Asks Linux for the CPU's AMX tiles, which a process may only use after that; does nothing where
+    there are none.
+
+    vLLM's attention in bfloat16 uses them without asking. The first large matrix product asks, but a
+    model of width 64 has none, and its engine ended with an illegal instruction.
+    """
+    import torch
+
+    torch.cpu._init_amx()
 
 
 def transfer_config() -> Any:
