@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_ENTRIES = 2**24
-"""Logits of one chunk, 64 MiB in float32. A vocabulary of 1,280 makes chunks of 13,107 tokens, so that
-small models run in one chunk and their head only once."""
+CHUNK_ENTRIES = 2**26
+"""Logits of one chunk, 256 MiB in float32. Each chunk adds to the gradient of the head's matrix, so
+smaller ones cost time and save no memory (`bench/logprobs.py`). Vocabularies up to 16,384 run a
+micro-batch of 4,096 tokens in one chunk, and so their head only once."""
 
 Head = Callable[[Tensor], Tensor]
 """(N, D) hidden states -> (N, V) logits."""
