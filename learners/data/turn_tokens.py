@@ -28,7 +28,12 @@ def encode_conversation(
 ) -> tuple[list[int], list[bool]]:
     """Token ids of a conversation that the assistant ends, up to its end token, and the mask of what
     the assistant writes, end tokens included."""
-    text, turns = render_turns(tokenizer, messages)
+    answered = []
+    for message in messages:
+        if message["role"] == "assistant":
+            message = {**message, "content": _without_end(tokenizer, message["content"])}
+        answered.append(message)
+    text, turns = render_turns(tokenizer, answered)
     ids, mask = _encode_spans(tokenizer, text, [(turn.start, turn.end) for turn in turns])
     # Nothing comes before the first token of a sequence, so nothing predicts it.
     mask[0] = False
@@ -41,6 +46,7 @@ def encode_response(
     """Token ids of a prompt and a response to it, as a demonstration of the same text has them. A
     response that was cut off (`ended` false) has no end token."""
     messages = as_messages(prompt)
+    response = _without_end(tokenizer, response)
     opened = render(tokenizer, messages, open_turn=True)
     answered = [*messages, {"role": "assistant", "content": response}]
     text, turns = render_turns(tokenizer, answered, last_only=True)
@@ -56,6 +62,12 @@ def encode_response(
             text += str(tokenizer.eos_token)
         end = len(text)
     return _encode_spans(tokenizer, text[:end], [(len(opened), end)])[0]
+
+
+def _without_end(tokenizer: PreTrainedTokenizerBase, words: str) -> str:
+    # Many data sets have the end token in the text already, beside which the template writes another.
+    stripped, end_token = words.rstrip(), str(tokenizer.eos_token)
+    return stripped.removesuffix(end_token) if stripped.endswith(end_token) else words
 
 
 def _continues(text: str, opened: str, start: int, response: str) -> bool:

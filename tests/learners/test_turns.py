@@ -234,6 +234,13 @@ def test_demonstration_ranking_and_sample_of_one_text_are_the_same_tokens(make):
         assert [*cut, tokenizer.eos_token_id] == demonstrated
 
 
+def test_an_end_token_in_the_text_of_an_answer_is_not_doubled():
+    tokenizer = chatml()
+    expected, _ = encode_conversation(tokenizer, HELLO)
+    assert encode_conversation(tokenizer, talk("Hi", "Hello.<|im_end|>\n")["messages"])[0] == expected
+    assert encode_response(tokenizer, "Hi", "Hello.<|im_end|>", ended=True) == expected
+
+
 def test_an_answer_has_no_space_mark_that_no_policy_writes():
     tokenizer = sentencepiece()
     prompt = encode_prompt(tokenizer, "Capital?")
