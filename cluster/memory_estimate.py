@@ -17,8 +17,8 @@ from common.hardware import precise
 GIB = 2**30
 # Memory of a process before its model, without what it maps from files; and those files, mostly libraries,
 # which all processes of a machine share.
-PROCESS_GIB = {"driver": 0.5, "ray": 0.4, "learner": 0.65, "rollout": 0.65, "scoring": 0.4}
-LIBRARIES_GIB = 0.3
+PROCESS_GIB = {"driver": 0.5, "ray": 0.4, "learner": 0.65, "rollout": 0.65, "scoring": 0.45}
+LIBRARIES_GIB = 0.4
 DTYPE_BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
 # Optimizer state of one parameter under ZeRO 1 to 3: Adam's two moments and DeepSpeed's copy of the
 # weight, all float32, whatever the dtype of the weight itself.

@@ -19,7 +19,7 @@ from actors import vllm_arguments
 from cluster.config import RunConfig
 from cluster.memory_estimate import GIB
 from cluster.model_shape import policy_shape
-from cluster.placement import placement, total_memory_gib
+from cluster.placement import memory_by_process, placement, total_memory_gib
 from cluster.precision import resolve
 from cluster.run.directory import RunDirectory
 from common.errors import UserError
@@ -46,7 +46,8 @@ def print_plan(config: RunConfig, console: Console) -> None:
         counts = (str(fleet.actors), str(fleet.cpus), f"{fleet.gpus:g}")
         fleets.add_row(fleet.fleet, *counts, f"{fleet.memory.gib:.1f}", fleet.holds)
     console.print(fleets)
-    console.print(f"memory over all processes: about {total_memory_gib(config):.1f} GiB")
+    parts = ", ".join(f"{name} {gib:.1f}" for name, gib in memory_by_process(config).items())
+    console.print(f"memory over all processes: about {total_memory_gib(config):.1f} GiB ({parts})")
     check_feasible(config)
 
 
