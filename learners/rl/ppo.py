@@ -25,10 +25,11 @@ from learners.forward_checks import check_forward
 from learners.models import PolicyModule, ScalarModule
 from learners.rl.actor_critic import ActorCritic
 from learners.rl.config import PPOConfig
-from learners.rl.experience import Experience, TokenStats
+from learners.rl.experience import Experience
 from learners.rl.minibatches import response_micro_batches
 from learners.rl.ptx import PretrainingCorpus
 from learners.rl.scored_parts import ScoredPart
+from learners.rl.token_stats import TokenStats
 from learners.rl.update import PPOUpdate
 from learners.task import Task, TaskContext
 

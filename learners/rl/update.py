@@ -16,7 +16,7 @@ from learners.distributed import MetricSums
 from learners.rl import advantages, losses
 from learners.rl.actor_critic import ActorCritic
 from learners.rl.config import PPOConfig
-from learners.rl.experience import Experience, TokenStats, scatter_tokens
+from learners.rl.experience import Experience
 from learners.rl.minibatches import (
     MicroBatch,
     Minibatch,
@@ -24,6 +24,7 @@ from learners.rl.minibatches import (
     response_micro_batches,
 )
 from learners.rl.ptx import PretrainingCorpus
+from learners.rl.token_stats import TokenStats, scatter_tokens
 from learners.task import TaskContext
 
 # Names under which the sums of `losses.policy_loss` are logged.
