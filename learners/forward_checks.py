@@ -24,6 +24,9 @@ in another order (up to 1e-6), and models that really mix sequences differ by 5e
 def check_forward(module: PolicyModule | ScalarModule, packing: bool) -> None:
     """All checks of a policy or scalar model. Raises UserError that names the model's class."""
     model: PreTrainedModel = module.model
+    if "flash" in model.config._attn_implementation and torch.cuda.is_available():
+        # These kernels exist on GPUs alone, where the model goes in any case.
+        module.cuda()
     if isinstance(module, PolicyModule):
         check_logprobs(module)
     else:
