@@ -66,7 +66,7 @@ rewards:
     - {kind: function, path: "mine:compute_score"}
     - {kind: function, path: "other:compute_score", workers: 2}
 ppo: {advantage: grpo, iterations: 2, prompts: 4, responses: 2, max_response_tokens: 8, evaluate_prompts: 2,
-      best_of: 1, publish_every: 1, dtype: float32}
+      best_of: 1, evaluate_every: 1, publish_every: 1, dtype: float32}
 evaluate: {judge: "mine:judge", max_response_tokens: 8}
 rollout: {kv_cache_gib: 0.1, max_sequences: 16, threads: 1}
 cluster: {object_store_gib: 0.1}
