@@ -100,6 +100,8 @@ class ServeConfig(EngineConfig):
     """The comparison that a version must pass on one replica before the others take it."""
 
     def inactive_keys(self) -> dict[str, str]:
-        if self.api_keys:  # a page of another site has no key
+        # A page of another site has no key. The empty list stands in every run's config.yaml, to which
+        # `hero serve --api-keys` adds the keys.
+        if self.api_keys and self.allowed_hosts:
             return {"allowed_hosts": "no serve.api_keys"}
         return {}

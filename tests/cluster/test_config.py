@@ -109,6 +109,12 @@ def test_resolved_config_has_no_inactive_key_and_loads_again(path, tmp_path, adv
     assert load_config(resolved) == config
 
 
+def test_recorded_config_can_be_served_with_keys(tmp_path):
+    recorded = tmp_path / "config.yaml"
+    recorded.write_text(yaml.safe_dump(load_config(None).model_dump(mode="json")))
+    assert load_config(recorded, ["serve.api_keys=keys"]).serve.api_keys == "keys"
+
+
 def test_every_advantage_has_its_function():
     assert all(callable(getattr(objectives, name)) for name in ADVANTAGES)
 
