@@ -93,7 +93,7 @@ class VersionedResponses(OpenAIServingResponses):
             return f"tools of type {', '.join(sorted(kinds))} are not offered here; only functions are"
         if request.tools and request.tool_choice != "none" and not (self.parser and self.enable_auto_tools):
             return "tools require --enable-auto-tool-choice and --tool-call-parser to be set"
-        if "conversation" in (request.model_extra or {}):
+        if (request.model_extra or {}).get("conversation") is not None:
             return NOT_STORED
         return ""
 

@@ -19,10 +19,14 @@ async function askKey() {
   const input = el("input", { type: "password", autocomplete: "off", required: true, ariaLabel: "API key" });
   const form = el("form", { method: "dialog" }, el("p", {}, "This endpoint needs an API key."), input, " ", el("button", { className: "main" }, "Use key"));
   const dialog = el("dialog", {}, form);
+  const focused = document.activeElement;
   document.body.append(dialog);
   dialog.showModal();
   await new Promise((done) => dialog.addEventListener("close", done));
   dialog.remove();
+  // Chromium gives back the focus, but no keys, unless it is taken again.
+  focused?.blur();
+  focused?.focus();
   saved.set("key", input.value);
 }
 

@@ -28,6 +28,45 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=10,
 )
+PATHS = (CHAT, "/v1/completions", "/v1/responses", "/tokenize", "/detokenize", "/feedback")
+RESPONSES_FIELDS = (
+    "input",
+    "instructions",
+    "max_output_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "top_logprobs",
+    "include",
+    "text",
+    "reasoning",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "max_tool_calls",
+    "metadata",
+    "model",
+    "previous_response_id",
+    "previous_input_messages",
+    "prompt",
+    "service_tier",
+    "store",
+    "stream",
+    "background",
+    "truncation",
+    "user",
+    "stop",
+    "seed",
+    "logit_bias",
+    "structured_outputs",
+    "cache_salt",
+    "request_id",
+    "priority",
+    "ignore_eos",
+    "conversation",
+    "chat_template_kwargs",
+    "vllm_xargs",
+)
 FIELDS = (
     "messages",
     "max_tokens",
@@ -76,6 +115,8 @@ def test_no_generated_request_of_the_schema_gives_5xx(endpoint, client):
     assert {
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/responses",
+        "/tokenize",
         "/feedback",
         "/v1/models",
         "/admin/promote",
@@ -103,14 +144,21 @@ def test_any_value_of_any_field_is_served_or_refused(client, name, value):
 
 
 @QUICK
+@given(name=st.sampled_from(RESPONSES_FIELDS), value=JSON)
+def test_any_value_of_any_field_of_responses_is_served_or_refused(client, name, value):
+    ask = {"model": "hero", "input": "Hi", "max_output_tokens": 4}
+    check_served_or_refused(client.post("/v1/responses", json={**ask, name: value}))
+
+
+@QUICK
 @given(body=JSON)
 def test_any_json_is_served_or_refused(client, body):
-    for path in (CHAT, "/v1/completions", "/feedback"):
+    for path in PATHS:
         check_served_or_refused(client.post(path, json=body))
 
 
 @QUICK
-@given(body=st.binary(max_size=200), path=st.sampled_from([CHAT, "/v1/completions", "/feedback"]))
+@given(body=st.binary(max_size=200), path=st.sampled_from(PATHS))
 def test_any_bytes_are_refused(client, body, path):
     answer = client.post(path, content=body, headers={"content-type": "application/json"})
     check_served_or_refused(answer)

@@ -55,9 +55,10 @@ def shot(page, name: str) -> None:
 
 
 def send(page, text: str) -> None:
+    """Sends a message and waits for the whole answer."""
     page.get_by_label("Message", exact=True).fill(text)
     page.keyboard.press("Enter")
-    page.wait_for_selector(".turn.assistant .soft:has-text('tokens')")
+    page.wait_for_selector(".turn.assistant:last-child .soft:has-text('tokens')")
 
 
 def test_chat_streams_stops_regenerates_edits_and_remembers(page):
