@@ -116,7 +116,7 @@ def test_failure_names_actor_and_cause_and_log_has_the_traceback(fleet, tmp_path
 
 
 def test_full_disk_of_an_actor_has_its_own_exit_code(fleet):
-    with pytest.raises(DiskFullError, match=r"worker-0 cannot write in fill_the_disk \(.*/dev/shm/weights"):
+    with pytest.raises(DiskFullError, match=r"worker-. cannot write in fill_the_disk \(.*/dev/shm/weights"):
         fleet.all("fill_the_disk")
 
 
