@@ -1,6 +1,7 @@
 """Feedback is stored in files, rankings in the form that the reward stage reads."""
 
 import json
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -106,3 +107,23 @@ def test_what_must_not_be_trained_on_is_stored_apart(tmp_path, change):
 def test_feedback_that_makes_no_sense_is_refused(change, message):
     with pytest.raises(ValidationError, match=message):
         Feedback(**{**RANKING, **change})
+
+
+def test_pages_show_and_rank_all_that_a_model_writes_but_its_end_token(endpoint):
+    assert "skip_special_tokens: false" in Path("serve/pages/common.js").read_text()
+    tokenizer = load_tokenizer(endpoint.root / "sft" / "model")
+    ask = {
+        "model": "hero",
+        "messages": [{"role": "user", "content": "Hi."}],
+        "max_tokens": 2,
+        "temperature": 0,
+    }
+
+    def answer(token):
+        bias = {str(tokenizer.convert_tokens_to_ids(token)): 100}
+        whole = {"skip_special_tokens": False}
+        reply = endpoint.client().chat.completions.create(**ask, logit_bias=bias, extra_body=whole)
+        return reply.choices[0].message.content
+
+    assert answer("<|user|>") == "<|user|><|user|>"
+    assert not answer("<|end|>")
