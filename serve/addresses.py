@@ -16,41 +16,32 @@ from urllib.parse import urlsplit
 
 from common.errors import UserError
 
-EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-"""What listens on all addresses of a machine, and the one by which the machine itself reaches it."""
+LOOPBACK, EVERY_ADDRESS = "127.0.0.1", "0.0.0.0"
 
 
-def resolve(host: str) -> list[str]:
-    """The addresses of a name or address. Raises UserError if it has none."""
+def listening_address(host: str) -> str:
+    """What the endpoint listens on for a name or address: 127.0.0.1 or 0.0.0.0. Raises UserError for
+    any other, since HAProxy asks the replicas, which listen on the same address, by 127.0.0.1."""
     try:
         found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise UserError(
-            f"serve.host={host}: no address of this name is known here ({error}); give 127.0.0.1 for this "
-            "machine only, 0.0.0.0 for all its addresses, or one of its names or addresses without brackets"
+            f"serve.host={host}: no address of this name is known here ({error}); {_CHOICE}"
         ) from None
-    return [str(address[0]) for *_, address in found]
+    addresses = [str(address[0]) for *_, address in found]
+    for address in (LOOPBACK, EVERY_ADDRESS):
+        if address in addresses:
+            return address
+    raise UserError(f"serve.host={host}: Ray Serve's proxy cannot listen on {addresses[0]} alone; {_CHOICE}")
 
 
-def check_own(host: str, address: str) -> None:
-    """Raises UserError unless this machine can listen on the address of `host`."""
-    family = socket.AF_INET
-    if ":" in address:
-        family = socket.AF_INET6
-    try:
-        with socket.socket(family) as probe:
-            probe.bind((address, 0))
-    except OSError as error:
-        raise UserError(
-            f"serve.host={host}: {address} is not an address of this machine ({error.strerror}); 0.0.0.0 "
-            "listens on all of its own"
-        ) from None
+_CHOICE = "give 127.0.0.1 for this machine only, or 0.0.0.0 for all its IPv4 addresses (with API keys)"
 
 
 def in_use(host: str, port: int) -> bool:
     """Whether something listens there already."""
     with suppress(OSError):
-        socket.create_connection((EVERY_ADDRESS.get(host, host), port), timeout=2).close()
+        socket.create_connection((host, port), timeout=2).close()
         return True
     return False
 
@@ -64,9 +55,7 @@ def is_loopback(address: str) -> bool:
 
 def base_url(host: str, port: int) -> str:
     """The URL by which this machine reaches an endpoint that listens on `host`."""
-    name = EVERY_ADDRESS.get(host, host)
-    if ":" in name:
-        name = f"[{name}]"
+    name = LOOPBACK if host == EVERY_ADDRESS else host
     return f"http://{name}:{port}"
 
 

@@ -28,7 +28,7 @@ from common.hardware import Choice, choose, device_of, is_slow, slow_warning
 from common.plugins import child_environment
 from common.ray_session import start_ray
 from common.run_paths import RunPaths
-from serve.addresses import EVERY_ADDRESS, base_url, check_own, in_use, is_loopback, resolve
+from serve.addresses import EVERY_ADDRESS, base_url, in_use, listening_address
 from serve.config import ServeConfig
 from serve.deployment import APPLICATION, ChatEndpoint
 from serve.keys import digest
@@ -61,7 +61,7 @@ def application(target: Path, config: ServeConfig, logs: Path | None = None) -> 
     """
     current_policy(target)
     config = config.model_copy(update={"dtype": dtype_here(config).dtype})
-    if not config.api_keys and not all(map(is_loopback, resolve(config.host))):
+    if listening_address(config.host) == EVERY_ADDRESS and not config.api_keys:
         raise UserError(
             f"serve.host={config.host} can be reached from other machines, so API keys are needed: "
             "make one with `hero key FILE NAME` and give --api-keys FILE"
@@ -151,9 +151,7 @@ def running(
     app = application(target, config, logs)
     proxy_files = tempfile.TemporaryDirectory(prefix="hero-proxy-", ignore_cleanup_errors=True)
     _separate_proxy(Path(proxy_files.name))
-    listen = resolve(config.host)[0]
-    if address is None and "RAY_ADDRESS" not in os.environ:  # the proxy of a cluster is on its head
-        check_own(config.host, listen)
+    listen = listening_address(config.host)
     own_ray = start_ray(address, logs=logs)
     # It reports every start of Serve in this process.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -237,7 +235,7 @@ def _print_usage(url: str, version: ModelVersion, config: ServeConfig, console: 
     console.print(curl, soft_wrap=True, markup=False, highlight=False)
     python = PYTHON_CLIENT.format(url=url, key=key, model=config.name)
     console.print(Syntax(python, "python", background_color="default"))
-    if config.host in EVERY_ADDRESS:
+    if config.host == EVERY_ADDRESS:
         console.print(f"from other machines: http://{socket.gethostname()}:{config.port}/v1")
     pages = url.removesuffix("/v1")
     console.print(f"in a browser: [bold]{pages}/[/]; in a terminal: [bold]hero chat {url}[/]", soft_wrap=True)
