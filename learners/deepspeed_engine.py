@@ -67,12 +67,17 @@ class DeepSpeedEngine:
             },
         }
         config = merge(config, learner.deepspeed)
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         module.to(DTYPES[dtype])
         parameters = list(module.parameters())
         trained = [p for p in parameters if p.requires_grad]
         self.num_parameters = sum(p.numel() for p in parameters)
         self.has_frozen = len(trained) < len(parameters)
         self.engine, *_ = deepspeed.initialize(model=module, model_parameters=trained, config=config)
+        # DeepSpeed casts buffers too. Rotary frequencies in bfloat16 are those of other positions: 1 nat
+        # off at position 2,000, and neither transformers nor vLLM has them so.
+        for name, buffer in self.module.named_buffers():
+            buffer.data = buffers[name].to(buffer.device)
         self.ranks = dist.get_world_size()
 
     @property

@@ -74,6 +74,30 @@ def test_gradient_checkpointing_runs_layers_twice_only(folder, plain):
         assert largest_difference(a, b) < 5e-6
 
 
+def buffers_in_bfloat16(actor, folder):
+    """Buffers of the policy's engine, and log-probabilities by the learner and by the exported folder."""
+    fixtures.ppo(actor, folder, iterations=0, dtype="bfloat16")
+    actor.export(folder / "bfloat16")
+    sequence = np.arange(8, 68) % 300
+    model = actor.task.engine.module.model
+    return {name: buffer.clone().numpy() for name, buffer in model.named_buffers()}, actor.probe_logprobs(
+        [sequence]
+    )
+
+
+def test_rotary_frequencies_stay_float32_in_bfloat16_training(folder):
+    config = learner(2, 2).model_copy(update={"dtype": "bfloat16"})
+    buffers, (logprobs,) = fixtures.run_ranks(buffers_in_bfloat16, folder, config)
+    loaded = load_policy(folder / "bfloat16", "bfloat16")
+    expected = dict(loaded.named_buffers())
+    assert buffers.keys() == expected.keys()
+    assert all(np.array_equal(buffers[name], buffer.numpy()) for name, buffer in expected.items())
+    tokens = torch.from_numpy(np.arange(8, 68) % 300)[None]
+    with torch.no_grad():
+        log_p = loaded(tokens).logits[0, :-1].float().log_softmax(-1)
+    assert np.abs(log_p.gather(1, tokens[0, 1:, None]).squeeze(1).numpy() - logprobs).max() < 0.02
+
+
 def lora(folder, **options):
     return ModelConfig(path=str(folder / "policy"), context=64, lora=LoRAConfig(rank=4, alpha=8, **options))
 
