@@ -21,11 +21,12 @@ from actors.function_rewards import FunctionTextReward
 from actors.text_rewards import HTTPTextReward, RewardRequest, RewardResult, TextReward
 from common.errors import UserError
 from learners.config import ModelConfig
-from learners.data.batching import PackedBatch, pack, plan_micro_batches
+from learners.data.batching import plan_responses
+from learners.data.packing import pack
 from learners.data.samples import Samples, concat_ranges
 from learners.data.tokenizer_loading import load_tokenizer
 from learners.data.turn_tokens import response_texts
-from learners.forward_checks import check_forward, separates_packed
+from learners.forward_checks import can_share_prompts, check_forward, separates_packed
 from learners.models import PolicyModule, ScalarModule, load_policy, load_scalar, read_config
 
 ModuleT = TypeVar("ModuleT", PolicyModule, ScalarModule)
@@ -76,6 +77,7 @@ class ScoringActor:
         models = [module.model for module in (self.reference, self.reward_model) if module]
         # Not all architectures keep sequences of one row apart; theirs have rows of their own.
         self.packing = all(separates_packed(model) for model in models)
+        self.shares_prompts = self.packing and all(can_share_prompts(model) for model in models)
         self.tokenizer = load_tokenizer(policy, model)
         self.pad_token: int = self.tokenizer.pad_token_id
         self.text_rewards: dict[int, TextReward] = {}
@@ -169,28 +171,29 @@ class ScoringActor:
             return scores_B, ref_logprobs_N
         response_mask_N = samples.response_mask_N
         budget = self.config.batch_tokens
-        for micro_batch in plan_micro_batches(samples.lengths_B, 1, budget, self.packing)[0]:
-            packed = self._pack(samples, micro_batch, samples.prompt_lengths_B)
-            in_order = [micro_batch[i] for i in packed.order]
+        lengths_B, prompts_B = samples.lengths_B, samples.prompt_lengths_B
+        sequences = [samples.sequence(b) for b in range(samples.size)]
+        targets = [np.arange(lengths_B[b]) >= prompts_B[b] for b in range(samples.size)]
+        plan = plan_responses(sequences, prompts_B, 1, budget, self.packing, self.shares_prompts)
+        for micro in plan[0]:
+            packed = pack(
+                [sequences[b] for b in micro],
+                [targets[b] for b in micro],
+                self.pad_token,
+                self.packing,
+                prompts_B[micro] if self.shares_prompts else None,
+            ).to(self.device)
+            in_order = [micro[i] for i in packed.order]
+            layout = (packed.positions_RT, packed.before_N, packed.attention_RTT)
             if self.reference and ref_logprobs_N is not None:
-                logprobs_N, _ = self.reference(
-                    packed.tokens_RT, packed.target_mask_RT, packed.positions_RT, temperature
-                )
+                logprobs_N, _ = self.reference(packed.tokens_RT, packed.target_mask_RT, *layout, temperature)
                 # In the order in which the rows have the response tokens.
                 positions = concat_ranges(samples.offsets, in_order)
                 ref_logprobs_N[positions[response_mask_N[positions]]] = logprobs_N.cpu().numpy()
             if self.reward_model:
-                scalars_RT = self.reward_model(packed.tokens_RT, packed.positions_RT)
-                is_last_RT = self._pack(samples, micro_batch, samples.lengths_B - 1).target_mask_RT
-                scores_B[in_order] = scalars_RT[is_last_RT].cpu().numpy()
+                scalars_RT = self.reward_model(packed.tokens_RT, packed.positions_RT, packed.attention_RTT)
+                scores_B[in_order] = scalars_RT.flatten()[packed.last_S].cpu().numpy()
         return scores_B, ref_logprobs_N
-
-    def _pack(self, samples: Samples, indices: list[int], starts_B: np.ndarray) -> PackedBatch:
-        """The sequences at `indices` in rows, on the actor's device. Marked are the tokens of each
-        from its start on."""
-        sequences = [samples.sequence(b) for b in indices]
-        marked = [np.arange(samples.lengths_B[b]) >= starts_B[b] for b in indices]
-        return pack(sequences, marked, self.pad_token, self.packing).to(self.device)
 
 
 def _failure(source: str, reason: str, request: RewardRequest) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from cluster.fleets.rollout_fleet import RolloutFleet
 from cluster.rl.prompt_stream import PromptStream
 from cluster.rl.reward_aggregator import RewardAggregator
 from cluster.run.directory import RunDirectory
-from learners.data.batching import pad
+from learners.data.packing import pad
 from learners.data.samples import Samples
 from learners.data.tokenizer import end_token
 from learners.data.tokenizer_loading import load_tokenizer

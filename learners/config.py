@@ -89,8 +89,13 @@ class ModelConfig(Section):
 
 
 class OptimizerConfig(Section):
+    kind: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon: the matrices of the hidden layers by Muon (Jordan et al. 2024), whose updates
+    are orthogonal matrices; embeddings, head and vectors by AdamW."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate of AdamW."""
+    muon_lr: float = Field(0.02, gt=0)
+    """Peak learning rate of Muon, in units of the spectral norm of an update."""
     warmup_steps: int = Field(10, ge=0)
     """Steps of linear warm-up from zero."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
@@ -109,9 +114,16 @@ class OptimizerConfig(Section):
     """Gradients are scaled down to at most this global norm."""
 
     def inactive_keys(self) -> dict[str, str]:
+        inactive = {}
         if self.schedule == "constant":
-            return {"final_ratio": "schedule: linear, cosine"}
-        return {}
+            inactive["final_ratio"] = "schedule: linear, cosine"
+        if self.kind == "muon":
+            # An orthogonal update has one size whatever the gradient's, and DeepSpeed would clip the
+            # update in place of the gradient.
+            inactive["clip_norm"] = "kind: adamw"
+        else:
+            inactive["muon_lr"] = "kind: muon"
+        return inactive
 
 
 class LearnerConfig(Section):

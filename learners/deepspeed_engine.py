@@ -49,22 +49,18 @@ class DeepSpeedEngine:
         config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
-            "gradient_clipping": optimizer.clip_norm,
-            "zero_optimization": {"stage": learner.zero_stage, **_offload(learner)},
+            "gradient_clipping": 0.0 if optimizer.kind == "muon" else optimizer.clip_norm,
+            "zero_optimization": {
+                "stage": learner.zero_stage,
+                # Muon needs whole matrices, which a scattered gradient no longer is (ZeRO 3).
+                "reduce_scatter": optimizer.kind != "muon",
+                **_offload(learner),
+            },
             # torch's AdamW also runs on the CPU, where DeepSpeed's own would have to be compiled
             # first.
             "zero_force_ds_cpu_optimizer": False,
             "bf16": {"enabled": dtype == "bfloat16"},
-            "optimizer": {
-                "type": "AdamW",
-                "params": {
-                    "lr": optimizer.lr,
-                    "betas": [optimizer.beta1, optimizer.beta2],
-                    "eps": optimizer.eps,
-                    "weight_decay": optimizer.weight_decay,
-                    "torch_adam": True,
-                },
-            },
+            "optimizer": _optimizer(optimizer),
         }
         config = merge(config, learner.deepspeed)
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
@@ -108,9 +104,12 @@ class DeepSpeedEngine:
     def step(self) -> dict[str, float]:
         """Clips, applies AdamW at the scheduled rate, clears the gradients. Returns lr and the
         gradient norm."""
-        lr = scheduled_lr(self.optimizer_config, self.steps, self.total_steps)
+        config = self.optimizer_config
+        lr = scheduled_lr(config, self.steps, self.total_steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
+            if group.get("use_muon"):
+                group["lr"] = config.muon_lr * lr / config.lr
         self.engine.step()
         self.steps += 1
         norm = self.engine.get_global_grad_norm()
@@ -229,6 +228,21 @@ def peak_flops() -> float | None:
         if name in device:
             return peak
     return None
+
+
+def _optimizer(config: OptimizerConfig) -> dict[str, Any]:
+    """DeepSpeed's `optimizer` section."""
+    params = {
+        "lr": config.lr,
+        "betas": [config.beta1, config.beta2],
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+        "torch_adam": True,
+    }
+    if config.kind == "adamw":
+        return {"type": "AdamW", "params": params}
+    # The other method computes in bfloat16, which many CPUs only emulate.
+    return {"type": "Muon", "params": {**params, "muon_lr": config.muon_lr, "ns_method": "gram"}}
 
 
 def _offload(learner: LearnerConfig) -> dict[str, Any]:

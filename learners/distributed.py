@@ -27,6 +27,10 @@ def join_process_group(rank: int, ranks: int, address: str, port: int, threads: 
     # everywhere.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if backend == "gloo":
+        # DeepSpeed's Muon would compile its iteration, which needs a C++ compiler and takes minutes,
+        # and gains nothing on a CPU.
+        torch._dynamo.config.disable = True
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 

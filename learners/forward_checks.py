@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from common.errors import UserError
+from learners.data.packing import pack
 from learners.models import PolicyModule, ScalarModule, last_hidden, scalar_head
 
 TOLERANCE = 1e-4
@@ -106,6 +108,37 @@ def separates_packed(model: PreTrainedModel) -> bool:
     if model.dtype != torch.float32:
         return torch.equal(after_one, after_other)
     return not _differ(model, after_one, after_other)
+
+
+@torch.no_grad()
+def can_share_prompts(model: PreTrainedModel) -> bool:
+    """Whether responses that share their prompt in a row get the output that they get alone.
+
+    Not with flash kernels, which take no mask, with layers whose mask is not the causal one (sliding
+    windows, chunks), or with architectures that ignore a mask."""
+    config = model.config.get_text_config()
+    if model.config._attn_implementation not in ("sdpa", "eager"):
+        return False
+    if getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None):
+        return False
+    if model.dtype != torch.float32:
+        with _in_float32(model):
+            return _shares_exactly(model)
+    return _shares_exactly(model)
+
+
+def _shares_exactly(model: PreTrainedModel) -> bool:
+    sequences = [np.array([1, 2, 3, 4, 5]), np.array([1, 2, 6, 7])]
+    no_targets = [np.zeros(len(sequence), dtype=bool) for sequence in sequences]
+    outputs = []
+    for prompt_lengths in (None, [2, 2]):
+        batch = pack(sequences, no_targets, 0, packing=True, prompt_lengths=prompt_lengths).to(model.device)
+        try:
+            hidden_BTD = last_hidden(model, batch.tokens_RT, batch.positions_RT, batch.attention_RTT)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return False  # this architecture takes masks of another shape
+        outputs.append(hidden_BTD.flatten(0, 1)[batch.last_S])
+    return not _differ(model, *outputs)
 
 
 @contextmanager

@@ -136,13 +136,27 @@ def scalar_head(model: PreTrainedModel) -> nn.Linear:
     )
 
 
-def last_hidden(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
-    """(B, T, D): the output of the last layer.
+def last_hidden(
+    model: PreTrainedModel,
+    tokens_BT: Tensor,
+    positions_BT: Tensor | None,
+    attention_BTT: Tensor | None = None,
+) -> Tensor:
+    """(B, T, D): the output of the last layer. `attention_BTT` (bool) says which tokens each token
+    attends to; None: those before it.
 
     Without mask and cache, transformers lets attention end where the position ids of a row start
     again; flash kernels do so only in a batch of one row.
     """
     shape_BT = tokens_BT.shape
+    if attention_BTT is not None:
+        output = model.base_model(
+            input_ids=tokens_BT,
+            position_ids=positions_BT,
+            attention_mask=_attention_bias(model, attention_BTT),
+            use_cache=False,
+        )
+        return output.last_hidden_state
     if positions_BT is not None and "flash" in model.config._attn_implementation:
         tokens_BT, positions_BT = tokens_BT.view(1, -1), positions_BT.view(1, -1)
     output = model.base_model(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
@@ -154,6 +168,15 @@ def max_over_ranks(count: int, device: torch.device) -> int:
     largest = torch.tensor(count, device=device)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return int(largest)
+
+
+def _attention_bias(model: PreTrainedModel, attention_BTT: Tensor) -> Tensor:
+    """The mask (B, 1, T, T) in the form that the model's attention takes."""
+    attention_B1TT = attention_BTT[:, None]
+    if model.config._attn_implementation == "sdpa":
+        return attention_B1TT
+    lowest = torch.finfo(model.dtype).min
+    return torch.zeros_like(attention_B1TT, dtype=model.dtype).masked_fill(~attention_B1TT, lowest)
 
 
 class PolicyModule(nn.Module):
@@ -168,19 +191,22 @@ class PolicyModule(nn.Module):
         tokens_BT: Tensor,
         target_mask_BT: Tensor,
         positions_BT: Tensor | None = None,
+        before_N: Tensor | None = None,
+        attention_BTT: Tensor | None = None,
         temperature: float = 1.0,
         with_entropy: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """(logprobs_N, entropy_N) of `tokens_BT[target_mask_BT]`, row by row, each given the
         tokens before it.
 
-        `target_mask_BT` is bool and never set on the first token of a sequence. The head runs on
-        the positions before targets alone. `positions_BT` says where the sequences of packed rows
-        start. entropy_N is empty without `with_entropy`.
+        The arguments are those of a `PackedBatch`. `target_mask_BT` is never set on the first token
+        of a sequence. The head runs on the positions before targets alone. Without `before_N` these
+        are the ones to the left of the targets. entropy_N is empty without `with_entropy`.
         """
-        hidden_BTD = last_hidden(self.model, tokens_BT, positions_BT)
-        before_BT = torch.roll(target_mask_BT, -1, dims=1)
-        hidden_ND = hidden_BTD[before_BT]
+        if before_N is None:
+            before_N = torch.nonzero(target_mask_BT.flatten()).squeeze(1) - 1
+        hidden_BTD = last_hidden(self.model, tokens_BT, positions_BT, attention_BTT)
+        hidden_ND = hidden_BTD.flatten(0, 1)[before_N]
         chunks = num_chunks(len(hidden_ND), self.model.config.get_text_config().vocab_size)
         if self._is_sharded:
             # Under ZeRO-3 all ranks gather the head's weights for each chunk.
@@ -201,9 +227,14 @@ class ScalarModule(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        attention_BTT: Tensor | None = None,
+    ) -> Tensor:
         """float32 (B, T): the scalar on reading each token, minus the reward model's bias
         (`center_rewards`)."""
-        hidden_BTD = last_hidden(self.model, tokens_BT, positions_BT)
+        hidden_BTD = last_hidden(self.model, tokens_BT, positions_BT, attention_BTT)
         scalars_BT = scalar_head(self.model)(hidden_BTD).squeeze(-1).float()
         return scalars_BT - getattr(self.model.config, "reward_bias", 0.0)

@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 
 from common.errors import DiskFullError, is_disk_full
 from learners.config import LearnerConfig
-from learners.data.batching import PackedBatch, pack, plan_micro_batches
+from learners.data.batching import plan_micro_batches
+from learners.data.packing import PackedBatch, pack
 from learners.deepspeed_engine import EMA, DeepSpeedEngine
 from learners.export import prepare_export
 
@@ -37,18 +38,26 @@ class TaskContext:
     def ranks(self) -> int:
         return self.learner.ranks
 
-    def micro_batches(self, lengths: Sequence[int] | np.ndarray, packing: bool) -> list[list[int]]:
-        """This rank's micro-batches of sequences of these lengths, as indices into `lengths`. All
-        ranks have the same number of micro-batches; some may be empty."""
+    def micro_batches(
+        self, lengths: Sequence[int] | np.ndarray, packing: bool, is_shared: bool = False
+    ) -> list[list[int]]:
+        """This rank's micro-batches of sequences of these lengths (with `is_shared`, of groups that
+        share a prompt), as indices into `lengths`. All ranks have the same number of micro-batches;
+        some may be empty."""
         # Every rank makes the plan of all ranks, so none has to wait for it.
         budget = self.learner.micro_batch_tokens
-        return plan_micro_batches(lengths, self.ranks, budget, packing)[self.rank]
+        return plan_micro_batches(lengths, self.ranks, budget, packing, is_shared)[self.rank]
 
     def pack(
-        self, sequences: Sequence[np.ndarray], targets: Sequence[np.ndarray], packing: bool
+        self,
+        sequences: Sequence[np.ndarray],
+        targets: Sequence[np.ndarray],
+        packing: bool,
+        prompt_lengths: Sequence[int] | np.ndarray | None = None,
     ) -> PackedBatch:
-        """Sequences, and a bool mask over the tokens of each, as the rows of one forward pass."""
-        return pack(sequences, targets, self.tokenizer.pad_token_id, packing)
+        """Sequences, and a bool mask over the tokens of each, as the rows of one forward pass; with
+        `prompt_lengths` equal prompts are computed once."""
+        return pack(sequences, targets, self.tokenizer.pad_token_id, packing, prompt_lengths)
 
 
 class Task:

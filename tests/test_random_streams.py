@@ -52,7 +52,7 @@ def test_minibatch_order_is_never_the_prompt_order():
     stream = PromptStream(rows, [[i] for i in range(size)], PPOConfig(), seed)
     prompt_order = [stream[index].prompt_id for index in range(size)]
     for version in range(8):
-        (minibatch,) = minibatch_indices(seed, version, epoch=0, size=size, count=1)
+        (minibatch,) = minibatch_indices(seed, version, epoch=0, prompt_ids_B=np.arange(size), count=1)
         assert minibatch.tolist() != prompt_order
         assert sorted(minibatch.tolist()) == list(range(size))
 
@@ -61,8 +61,17 @@ def test_minibatches_differ_between_epochs_and_iterations():
     orders = set()
     for version in range(4):
         for epoch in range(3):
-            orders.add(tuple(np.concatenate(minibatch_indices(0, version, epoch, 64, 4)).tolist()))
+            minibatches = minibatch_indices(0, version, epoch, np.arange(64), 4)
+            orders.add(tuple(np.concatenate(minibatches).tolist()))
     assert len(orders) == 12
+
+
+def test_responses_to_a_prompt_stay_together_in_a_minibatch():
+    prompt_ids_B = np.array([7, 7, 3, 3, 9, 9, 5, 5])
+    minibatches = minibatch_indices(0, 0, 0, prompt_ids_B, 2)
+    assert sorted(np.concatenate(minibatches).tolist()) == list(range(8))
+    for minibatch in minibatches:
+        assert sorted(np.bincount(prompt_ids_B[minibatch], minlength=10)[[3, 5, 7, 9]]) == [0, 0, 2, 2]
 
 
 def is_derived(call):

@@ -1,37 +1,39 @@
-"""Cuts a batch of ragged sequences into micro-batches by token count, balanced over ranks, and
-lays each out in rows.
+"""Cuts a batch of ragged sequences into micro-batches by token count, balanced over ranks.
 
 Every learner rank calls this with the same lengths and gets the same plan, so ranks need not
 agree by a message. All ranks get the same number of micro-batches (a collective runs in each
 backward pass under ZeRO); where there are fewer sequences than that, some micro-batches are
-empty. A row holds one sequence and its padding or, packed, several sequences one after the other,
-told apart by position ids that start again at 0."""
+empty. `learners.data.packing` lays a micro-batch out in rows."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from common.errors import UserError
 
 # Length of a packed row in multiples of its longest sequence. Shorter rows come out uneven, so
 # more is padded; longer ones cost more attention, which grows with the square of the length.
 SHORTEST_ROW, LONGEST_ROW = 3, 6
+# The same for groups that share a prompt: they are longer, and their attention mask makes every
+# token of a row cost as much as the row is long.
+SHORTEST_SHARED_ROW, LONGEST_SHARED_ROW = 1, 2
 
 Plan = list[list[list[int]]]
 """plan[rank][micro] is a list of sequence indices."""
 
 
 def plan_micro_batches(
-    lengths: Sequence[int] | np.ndarray, ranks: int, budget: int, packing: bool = False
+    lengths: Sequence[int] | np.ndarray,
+    ranks: int,
+    budget: int,
+    packing: bool = False,
+    is_shared: bool = False,
 ) -> Plan:
     """`plan[rank][micro]` is a list of sequence indices whose padded size is at most `budget`
-    tokens.
+    tokens. With `is_shared` an item is not a sequence but a group of sequences that share a prompt.
 
     Sequences of similar length share a micro-batch, so little is padded; packed, each has long
     and short ones, which fill rows evenly. The ranks' token sums are near each other. Raises
@@ -46,10 +48,65 @@ def plan_micro_batches(
     rounds = max(1, _ceil_div(int(lengths.sum()), ranks * budget))
     micro_batches = _divide(lengths, ranks * rounds, packing)
     # Padding decides how many are needed, and is only known after dividing.
-    while not _all_fit(lengths, micro_batches, budget, packing):
+    while not _all_fit(lengths, micro_batches, budget, packing, is_shared):
         rounds += 1
         micro_batches = _divide(lengths, ranks * rounds, packing)
     return _deal_to_ranks(lengths, micro_batches, ranks)
+
+
+def plan_responses(
+    sequences: Sequence[np.ndarray],
+    prompt_lengths: np.ndarray,
+    ranks: int,
+    budget: int,
+    packing: bool,
+    shares_prompts: bool,
+) -> Plan:
+    """`plan_micro_batches` of prompts with their responses. With `shares_prompts` the responses to a
+    prompt are in one micro-batch, which counts the prompt once."""
+    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    if not shares_prompts:
+        return plan_micro_batches(lengths, ranks, budget, packing)
+    groups = group_by_prompt(sequences, prompt_lengths, budget)
+    costs = [group_length(lengths[group].tolist(), int(prompt_lengths[group[0]])) for group in groups]
+    plan: Plan = []
+    for of_rank in plan_micro_batches(costs, ranks, budget, packing, is_shared=True):
+        plan.append([[i for g in micro for i in groups[g]] for micro in of_rank])
+    return plan
+
+
+def group_by_prompt(
+    sequences: Sequence[np.ndarray],
+    prompt_lengths: Sequence[int] | np.ndarray,
+    budget: int | None = None,
+) -> list[list[int]]:
+    """Indices of the sequences that begin with the same prompt, group by group. A group that would
+    take more than `budget` tokens is divided, and its parts repeat the prompt."""
+    groups: dict[bytes, list[list[int]]] = {}
+    lengths: dict[bytes, int] = {}
+    for i, sequence in enumerate(sequences):
+        prompt = sequence[: prompt_lengths[i]].tobytes()
+        added = len(sequence) - int(prompt_lengths[i])
+        if prompt in groups and (budget is None or lengths[prompt] + added <= budget):
+            groups[prompt][-1].append(i)
+            lengths[prompt] += added
+        else:
+            groups.setdefault(prompt, []).append([i])
+            lengths[prompt] = len(sequence)
+    return [group for parts in groups.values() for group in parts]
+
+
+def group_length(lengths: Sequence[int], prompt_length: int) -> int:
+    """Tokens that sequences of these lengths take in a row in which their prompt stands once."""
+    return int(sum(lengths)) - (len(lengths) - 1) * prompt_length
+
+
+def common_prefix(sequences: Sequence[np.ndarray]) -> int:
+    """How many tokens all sequences begin with, short of the whole of the shortest one."""
+    longest = min(len(sequence) for sequence in sequences) - 1
+    heads = np.stack([sequence[:longest] for sequence in sequences])
+    differs = np.flatnonzero((heads != heads[0]).any(axis=0))
+    return int(differs[0]) if len(differs) else longest
 
 
 def _divide(lengths: np.ndarray, count: int, packing: bool) -> list[np.ndarray]:
@@ -58,9 +115,14 @@ def _divide(lengths: np.ndarray, count: int, packing: bool) -> list[np.ndarray]:
     return split_contiguous(lengths, np.argsort(-lengths, kind="stable"), count)
 
 
-def _all_fit(lengths: np.ndarray, micro_batches: list[np.ndarray], budget: int, packing: bool) -> bool:
+def _all_fit(
+    lengths: np.ndarray, micro_batches: list[np.ndarray], budget: int, packing: bool, is_shared: bool
+) -> bool:
     for micro in micro_batches:
-        if len(micro) and _padded_size(lengths[micro], assign_rows(lengths[micro], packing)) > budget:
+        if (
+            len(micro)
+            and _padded_size(lengths[micro], assign_rows(lengths[micro], packing, is_shared)) > budget
+        ):
             return False
     return True
 
@@ -109,7 +171,9 @@ def _padded_size(lengths: np.ndarray, rows: Sequence[Sequence[int] | np.ndarray]
     return longest * len(rows)
 
 
-def assign_rows(lengths: Sequence[int] | np.ndarray, packing: bool) -> list[list[int]]:
+def assign_rows(
+    lengths: Sequence[int] | np.ndarray, packing: bool, is_shared: bool = False
+) -> list[list[int]]:
     """Which sequences of a micro-batch share a row: each has its own or, packed, they fill rows
     of about equal length, as many as leave least padding. Sequences that are equally long need no
     packing."""
@@ -117,90 +181,14 @@ def assign_rows(lengths: Sequence[int] | np.ndarray, packing: bool) -> list[list
     if not packing or not len(lengths) or lengths.min() == lengths.max():
         return [[i] for i in range(len(lengths))]
     total, longest = int(lengths.sum()), int(lengths.max())
-    fewest = _ceil_div(total, LONGEST_ROW * longest)
-    most = _ceil_div(total, SHORTEST_ROW * longest)
+    shortest_row, longest_row = SHORTEST_ROW, LONGEST_ROW
+    if is_shared:
+        shortest_row, longest_row = SHORTEST_SHARED_ROW, LONGEST_SHARED_ROW
+    fewest = _ceil_div(total, longest_row * longest)
+    most = _ceil_div(total, shortest_row * longest)
     layouts = [balance_bins(lengths, count) for count in range(fewest, most + 1)]
     best = min(layouts, key=lambda rows: _padded_size(lengths, rows))
     return [row.tolist() for row in best]
-
-
-def concat_pad(rows: Sequence[Sequence[np.ndarray]], fill: int | bool) -> Tensor:
-    """(R, T): the arrays of each row one after the other, then `fill`; int64, or bool where
-    `fill` is. No rows give one of one `fill`, so that a rank without work still runs the same
-    forward and backward as the others."""
-    lengths = [sum(map(len, row)) for row in rows]
-    joined_RT = torch.full((max(1, len(rows)), max([1, *lengths])), fill)
-    for r, row in enumerate(rows):
-        joined_RT[r, : lengths[r]] = torch.from_numpy(np.concatenate(row)).to(joined_RT.dtype)
-    return joined_RT
-
-
-def positions(rows: Sequence[Sequence[np.ndarray]]) -> Tensor:
-    """Position ids (R, T) of rows laid out by `concat_pad`: each sequence counts from 0."""
-    is_token, is_start = [], []
-    for row in rows:
-        lengths = [len(sequence) for sequence in row]
-        starts = np.zeros(sum(lengths), dtype=bool)
-        starts[np.cumsum([0, *lengths[:-1]])] = True
-        is_start.append([starts])
-        is_token.append([np.ones(sum(lengths), dtype=bool)])
-    return position_ids(concat_pad(is_token, False), concat_pad(is_start, False))
-
-
-def position_ids(mask_RT: Tensor, starts_RT: Tensor | None = None) -> Tensor:
-    """How many real tokens (mask 1) come before each position of its row, or before it since the
-    last start: int64 (R, T).
-
-    For rows padded on the left or inside this is what Hugging Face models expect ("The N
-    implementation details of RLHF with PPO", detail 3)."""
-    before_RT = mask_RT.long().cumsum(1) - mask_RT.long()
-    if starts_RT is None:
-        return before_RT
-    return before_RT - torch.where(starts_RT, before_RT, 0).cummax(1).values
-
-
-@dataclass(frozen=True)
-class PackedBatch:
-    """A micro-batch as a forward pass takes it."""
-
-    order: list[int]
-    """Which sequence comes first, second, … when rows are read one after the other."""
-    tokens_RT: Tensor
-    """int64. Sequences and padding."""
-    target_mask_RT: Tensor
-    """bool. Tokens that the caller marked."""
-    positions_RT: Tensor | None
-    """Position ids where rows are shared."""
-
-    def to(self, device: torch.device) -> PackedBatch:
-        positions_RT = self.positions_RT
-        if positions_RT is not None:
-            positions_RT = positions_RT.to(device)
-        return PackedBatch(
-            self.order, self.tokens_RT.to(device), self.target_mask_RT.to(device), positions_RT
-        )
-
-
-def pack(
-    sequences: Sequence[np.ndarray], masks: Sequence[np.ndarray], pad_token: int, packing: bool = False
-) -> PackedBatch:
-    """Puts sequences, and a bool mask over the tokens of each, into rows."""
-    rows = assign_rows([len(sequence) for sequence in sequences], packing)
-    order, tokens, targets = [], [], []
-    for row in rows:
-        order += row
-        tokens.append([sequences[i] for i in row])
-        targets.append([masks[i] for i in row])
-    positions_RT = None
-    # Without position ids a model counts from the start of the row: right for one sequence a row.
-    if any(len(row) > 1 for row in rows):
-        positions_RT = positions(tokens)
-    return PackedBatch(order, concat_pad(tokens, pad_token), concat_pad(targets, False), positions_RT)
-
-
-def pad(sequences: Sequence[np.ndarray], pad_token: int) -> Tensor:
-    """int64 (B, T): each sequence in its own row, padded on the right."""
-    return concat_pad([[sequence] for sequence in sequences], pad_token)
 
 
 def _ceil_div(a: int, b: int) -> int:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learners.data.batching import PackedBatch
+from learners.data.packing import PackedBatch
 from learners.deepspeed_engine import DeepSpeedEngine
-from learners.rl.minibatches import predecessor_mask
 from learners.rl.ptx import TextMicroBatch
 
 
@@ -21,6 +20,8 @@ class ActorCritic:
     critic: DeepSpeedEngine | None
     temperature: float
     """The sampling temperature, which divides the logits here too (detail 10)."""
+    shares_prompts: bool = False
+    """Whether the responses to a prompt share it in a row of a forward pass."""
 
     @property
     def device(self) -> torch.device:
@@ -33,6 +34,8 @@ class ActorCritic:
             packed.tokens_RT,
             packed.target_mask_RT,
             packed.positions_RT,
+            packed.before_N,
+            packed.attention_RTT,
             temperature=self.temperature,
             with_entropy=with_entropy,
         )
@@ -46,12 +49,12 @@ class ActorCritic:
         """
         assert self.critic is not None
         # On every position, since the two kinds of value need different ones.
-        scalars_RT = self.critic(packed.tokens_RT, packed.positions_RT)
-        target_mask_RT = packed.target_mask_RT.to(scalars_RT.device)
-        before_RT = predecessor_mask(target_mask_RT)
-        return scalars_RT[before_RT], scalars_RT[target_mask_RT & ~before_RT]
+        scalars_RT = self.critic(packed.tokens_RT, packed.positions_RT, packed.attention_RTT)
+        scalars = scalars_RT.flatten()
+        return scalars[packed.before_N.to(scalars.device)], scalars[packed.last_S.to(scalars.device)]
 
     def text_loss(self, text: TextMicroBatch) -> Tensor:
         """This micro-batch's share of the mean next-token loss of a step, in nats per token."""
-        logprobs_N, _ = self.policy(text.packed.tokens_RT, text.packed.target_mask_RT)
+        packed = text.packed
+        logprobs_N, _ = self.policy(packed.tokens_RT, packed.target_mask_RT)
         return -logprobs_N.sum() / text.num_targets

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from common.random_streams import Stream, generator
-from learners.data.batching import PackedBatch
+from learners.data.batching import plan_responses
+from learners.data.packing import PackedBatch
 from learners.data.samples import Samples
 from learners.task import TaskContext
 
@@ -39,31 +38,32 @@ class Minibatch:
     """What the policy's loss is divided by; see `learners.rl.losses.aggregation_size`."""
 
 
-def minibatch_indices(seed: int, version: int, epoch: int, size: int, count: int) -> list[np.ndarray]:
-    """The responses of a batch of `size`, shuffled and cut into `count` minibatches (fewer if
-    there are fewer responses): the same on every rank."""
+def minibatch_indices(
+    seed: int, version: int, epoch: int, prompt_ids_B: np.ndarray, count: int
+) -> list[np.ndarray]:
+    """The responses of a batch, shuffled prompt by prompt and cut into `count` minibatches (fewer if
+    there are fewer responses): the same on every rank. The responses to a prompt stay together, so
+    that a forward pass can share the prompt."""
+    prompts, prompt_of_B = np.unique(prompt_ids_B, return_inverse=True)
     # Drawn by each rank itself: equal arguments give equal orders, so nothing is communicated.
-    order = generator(seed, Stream.PPO_MINIBATCHES, version, epoch).permutation(size)
-    return np.array_split(order, min(count, size))
+    place_of = generator(seed, Stream.PPO_MINIBATCHES, version, epoch).permutation(len(prompts))
+    order = np.argsort(place_of[prompt_of_B], kind="stable")
+    return np.array_split(order, min(count, len(order)))
 
 
 def response_micro_batches(
-    samples: Samples, indices: Sequence[int], context: TaskContext
+    samples: Samples, indices: Sequence[int], context: TaskContext, shares_prompts: bool
 ) -> list[MicroBatch]:
     """This rank's micro-batches of the responses at `indices`."""
-    packing = context.learner.packing
+    packing, budget = context.learner.packing, context.learner.micro_batch_tokens
+    sequences = [samples.sequence(b) for b in indices]
+    prompt_lengths_B = samples.prompt_lengths_B[list(indices)]
+    # Every rank makes the plan of all ranks, so none has to wait for it.
+    plan = plan_responses(sequences, prompt_lengths_B, context.ranks, budget, packing, shares_prompts)
     micro_batches = []
-    for positions in context.micro_batches(samples.lengths_B[list(indices)], packing):
-        own = [indices[i] for i in positions]
-        targets = []
-        for b in own:
-            targets.append(np.arange(samples.lengths_B[b]) >= samples.prompt_lengths_B[b])
-        packed = context.pack([samples.sequence(b) for b in own], targets, packing)
-        micro_batches.append(MicroBatch([own[i] for i in packed.order], packed))
+    for micro in plan[context.rank]:
+        targets = [np.arange(len(sequences[i])) >= prompt_lengths_B[i] for i in micro]
+        shared = prompt_lengths_B[micro] if shares_prompts else None
+        packed = context.pack([sequences[i] for i in micro], targets, packing, shared)
+        micro_batches.append(MicroBatch([indices[micro[i]] for i in packed.order], packed))
     return micro_batches
-
-
-def predecessor_mask(target_mask_RT: Tensor) -> Tensor:
-    """bool: the token before each target, of the prompt or of the response. No row starts with a
-    target."""
-    return torch.roll(target_mask_RT, -1, dims=1)

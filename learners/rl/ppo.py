@@ -21,7 +21,7 @@ import torch
 from learners.data.datasets import TokenData
 from learners.deepspeed_engine import DeepSpeedEngine
 from learners.distributed import all_reduce_sum, summed_over_ranks
-from learners.forward_checks import check_forward
+from learners.forward_checks import can_share_prompts, check_forward
 from learners.models import PolicyModule, ScalarModule
 from learners.rl.actor_critic import ActorCritic
 from learners.rl.config import PPOConfig
@@ -47,8 +47,10 @@ class PPOTask(Task):
     ) -> None:
         learner = context.learner
         check_forward(policy, learner.packing)
+        shares_prompts = learner.packing and can_share_prompts(policy.model)
         if critic is not None:
             check_forward(critic, learner.packing)
+            shares_prompts = shares_prompts and can_share_prompts(critic.model)
         # The learning-rate schedule is over all steps that a run can take; short batches take
         # fewer.
         steps = config.iterations * config.epochs * config.minibatches
@@ -58,7 +60,9 @@ class PPOTask(Task):
             optimizer = config.critic_optimizer
             engines["critic"] = DeepSpeedEngine(critic, learner, optimizer, dtype, steps)
         self.config = config
-        self.models = ActorCritic(engines["policy"], engines.get("critic"), config.temperature)
+        self.models = ActorCritic(
+            engines["policy"], engines.get("critic"), config.temperature, shares_prompts
+        )
         self.corpus: PretrainingCorpus | None = None
         if corpus is not None:
             self.corpus = PretrainingCorpus(corpus, config.ptx_tokens, context)
@@ -98,7 +102,9 @@ class PPOTask(Task):
         stats = TokenStats.zeros(experience.response_mask_BT)
         last_values_B = torch.zeros(samples.size)
         with torch.no_grad():
-            for micro in response_micro_batches(samples, range(samples.size), self.context):
+            for micro in response_micro_batches(
+                samples, range(samples.size), self.context, self.models.shares_prompts
+            ):
                 if runs_policy:
                     logprobs_N, entropy_N = self.models.logprobs(micro.packed, with_entropy=True)
                     stats.record_policy(micro.indices, logprobs_N, entropy_N)

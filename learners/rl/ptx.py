@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.random_streams import Stream, generator
-from learners.data.batching import PackedBatch
 from learners.data.datasets import TokenData
+from learners.data.packing import PackedBatch
 from learners.task import TaskContext
 
 MAX_HELDOUT_SEQUENCES = 64

@@ -66,10 +66,10 @@ class PPOUpdate:
 
     def run(self) -> dict[str, float]:
         """All epochs; returns the metrics."""
-        config, size = self.config, self.experience.samples.size
+        config, prompt_ids_B = self.config, self.experience.samples.prompt_ids_B
         for epoch in range(config.epochs):
             batches = minibatch_indices(
-                self.context.seed, self.experience.version, epoch, size, config.minibatches
+                self.context.seed, self.experience.version, epoch, prompt_ids_B, config.minibatches
             )
             for indices in batches:
                 minibatch = self._minibatch(indices.tolist())
@@ -83,7 +83,9 @@ class PPOUpdate:
     def _minibatch(self, indices: list[int]) -> Minibatch:
         config, loss_mask_BT = self.config, self.experience.loss_mask_BT[indices]
         return Minibatch(
-            response_micro_batches(self.experience.samples, indices, self.context),
+            response_micro_batches(
+                self.experience.samples, indices, self.context, self.models.shares_prompts
+            ),
             num_tokens=float(loss_mask_BT.sum()),
             loss_size=losses.aggregation_size(loss_mask_BT, config.aggregation, config.max_response_tokens),
         )
@@ -139,6 +141,7 @@ class PPOUpdate:
         )
         # Weighted by tokens, so that the mean over minibatches is a mean over tokens.
         self.sums.add({"loss/policy_avg": loss * minibatch.num_tokens})
+        self.sums.add({"packed_tokens": micro.packed.num_tokens})
         self.sums.add({"padded_tokens": micro.packed.tokens_RT.numel()})
         self.sums.add({POLICY_METRICS[name]: value for name, value in metrics.items()})
         if self.steps == 0:
@@ -186,16 +189,14 @@ class PPOUpdate:
         means = self.sums.means(self.num_tokens)
         first_ratio_error = torch.tensor(self.first_ratio_error, device=self.models.device)
         dist.all_reduce(first_ratio_error, op=dist.ReduceOp.MAX)
-        # Prompts are run in every epoch too, so padding is measured against all tokens.
-        tokens = self.config.epochs * float(self.experience.samples.offsets[-1])
-        padded_tokens = means.pop("padded_tokens") * self.num_tokens
+        padding = 1 - means.pop("packed_tokens") / means.pop("padded_tokens")
         # Rounding can make the difference of two equal means slightly negative.
         ratio_var = max(0.0, means.pop("val/ratio_square") - means["val/ratio"] ** 2)
         metrics = {
             **means,
             "val/ratio_var": ratio_var,
             "val/first_ratio_error": float(first_ratio_error),
-            "batch/padding": 1 - tokens / padded_tokens,
+            "batch/padding": padding,
             "lr": self.lr,
         }
         if self.models.critic is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from learners.config import RewardModelConfig
+from learners.data.batching import common_prefix, group_length
 from learners.data.datasets import RankingData, TokenData
 from learners.distributed import summed_over_ranks
 from learners.models import ScalarModule
@@ -21,6 +22,8 @@ from learners.task import TaskContext
 class RewardModelTask(SupervisedTask):
     """Ranking loss; an item is a prompt with all its responses and pairs (Ouyang et al. 2022,
     section 3.5)."""
+
+    items_are_groups = True
 
     def __init__(
         self,
@@ -37,7 +40,10 @@ class RewardModelTask(SupervisedTask):
     def token_cost(self, item: int) -> int:
         """The responses to a prompt share a micro-batch; unpacked, each takes as much as the
         longest."""
-        lengths = [len(sequence) for sequence in self.data.group(item)]
+        sequences = self.data.group(item)
+        lengths = [len(sequence) for sequence in sequences]
+        if self.shares_prompts:
+            return group_length(lengths, common_prefix(sequences))
         return len(lengths) * max(lengths)
 
     def num_tokens(self, micro: Sequence[int]) -> int:
@@ -59,17 +65,23 @@ class RewardModelTask(SupervisedTask):
         of the other ranks waits for."""
         groups = [self.data.group(item) for item in micro]
         sequences = [sequence for group in groups for sequence in group]
-        scores_B = self.last_scalars(sequences)
+        prompt_lengths: list[int] = []
+        for group in groups:
+            prompt_lengths += [common_prefix(group)] * len(group)
+        scores_B = self.last_scalars(sequences, prompt_lengths)
         if not groups:
             return [scores_B]
         return list(scores_B.split([len(group) for group in groups]))
 
-    def last_scalars(self, sequences: Sequence[np.ndarray]) -> Tensor:
-        """(B,): the scalar at the last token of each sequence."""
-        is_last = [np.arange(len(sequence)) == len(sequence) - 1 for sequence in sequences]
-        packed = self.pack(sequences, is_last)
-        scalars_RT = self.engine(packed.tokens_RT, packed.positions_RT)
-        in_packed_order = scalars_RT[packed.target_mask_RT.to(scalars_RT.device)]
+    def last_scalars(
+        self, sequences: Sequence[np.ndarray], prompt_lengths: list[int] | None = None
+    ) -> Tensor:
+        """(B,): the scalar at the last token of each sequence. With `prompt_lengths`, sequences that
+        begin with the same prompt share it."""
+        no_targets = [np.zeros(len(sequence), dtype=bool) for sequence in sequences]
+        packed = self.pack(sequences, no_targets, prompt_lengths if self.shares_prompts else None)
+        scalars_RT = self.engine(packed.tokens_RT, packed.positions_RT, packed.attention_RTT)
+        in_packed_order = scalars_RT.flatten()[packed.last_S.to(scalars_RT.device)]
         return in_packed_order[np.argsort(packed.order)]
 
     def loss(self, micro: Sequence[int]) -> Tensor:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from common.random_streams import Stream, generator
 from learners.config import OptimizerConfig
-from learners.data.batching import PackedBatch
+from learners.data.packing import PackedBatch
 from learners.deepspeed_engine import DeepSpeedEngine
 from learners.distributed import summed_over_ranks
-from learners.forward_checks import check_forward
+from learners.forward_checks import can_share_prompts, check_forward
 from learners.models import PolicyModule, ScalarModule
 from learners.task import Task, TaskContext
 
@@ -40,6 +40,9 @@ class Schedule:
 class SupervisedTask(Task, ABC):
     """Order of the data and steps, shared by both losses. An item is what a batch is counted in."""
 
+    items_are_groups = False
+    """Whether an item is several sequences that begin with the same prompt."""
+
     def __init__(
         self,
         module: PolicyModule | ScalarModule,
@@ -56,9 +59,11 @@ class SupervisedTask(Task, ABC):
         if schedule.steps is not None:
             self.total_steps = schedule.steps
         self.packing = context.learner.packing
-        self.padded_tokens = 0
+        self.packed_tokens, self.padded_tokens = 0, 0
+        """Tokens in the forward passes of a step, without and with padding."""
         # Before training, since mixed-up sequences would show only as a slightly worse loss.
         check_forward(module, self.packing)
+        self.shares_prompts = self.packing and self.items_are_groups and can_share_prompts(module.model)
         dtype = context.learner.dtype
         engine = DeepSpeedEngine(module, context.learner, optimizer, dtype, self.total_steps)
         super().__init__({"model": engine}, context)
@@ -79,31 +84,37 @@ class SupervisedTask(Task, ABC):
     def _step(self, items: np.ndarray) -> dict[str, float]:
         micro_batches = self.own_micro_batches(items)
         denominator = self.loss_denominator(items)
-        loss_sum, num_tokens, self.padded_tokens = 0.0, 0.0, 0
+        loss_sum, num_tokens, self.packed_tokens, self.padded_tokens = 0.0, 0.0, 0, 0
         for i, micro in enumerate(micro_batches):
             loss = self.loss(micro) / denominator
             self.engine.backward(loss, last=i == len(micro_batches) - 1)
             loss_sum += float(loss.detach())
             num_tokens += self.num_tokens(micro)
-        # One collective for all three.
-        sums = summed_over_ranks([loss_sum, num_tokens, self.padded_tokens])
-        loss_sum, num_tokens, padded_tokens = sums
+        # One collective for all four.
+        sums = summed_over_ranks([loss_sum, num_tokens, self.packed_tokens, self.padded_tokens])
+        loss_sum, num_tokens, packed_tokens, padded_tokens = sums
         return {
             "loss/train": loss_sum,
             "tokens": num_tokens,
-            "batch/padding": 1 - num_tokens / padded_tokens,
+            "batch/padding": 1 - packed_tokens / padded_tokens,
             **self.engine.step(),
         }
 
     def own_micro_batches(self, items: np.ndarray) -> list[list[int]]:
         """This rank's micro-batches of these items."""
         costs = [self.token_cost(item) for item in items]
-        micro_batches = self.context.micro_batches(costs, self.packing)
+        micro_batches = self.context.micro_batches(costs, self.packing, self.shares_prompts)
         return [items[micro].tolist() for micro in micro_batches]
 
-    def pack(self, sequences: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> PackedBatch:
+    def pack(
+        self,
+        sequences: Sequence[np.ndarray],
+        targets: Sequence[np.ndarray],
+        prompt_lengths: list[int] | None = None,
+    ) -> PackedBatch:
         """Sequences, and a bool mask over the tokens of each, as the rows of one forward pass."""
-        packed = self.context.pack(sequences, targets, self.packing)
+        packed = self.context.pack(sequences, targets, self.packing, prompt_lengths)
+        self.packed_tokens += packed.num_tokens
         self.padded_tokens += packed.tokens_RT.numel()
         return packed
 
@@ -113,7 +124,8 @@ class SupervisedTask(Task, ABC):
 
     @abstractmethod
     def num_tokens(self, micro: Sequence[int]) -> int:
-        """Tokens of the items of a micro-batch, without padding."""
+        """Tokens of the sequences of a micro-batch, without padding; a prompt counts once for each
+        sequence."""
 
     @abstractmethod
     def loss_denominator(self, items: np.ndarray) -> float:

@@ -49,15 +49,21 @@ def make_files(folder: Path) -> None:
 def make_batch(size: int = 12, seed: int = 0, responses: int = 1) -> ScoredPart:
     """Random samples with scores and reference log-probabilities."""
     rng = np.random.default_rng(seed)
-    prompts, lengths = rng.integers(2, 9, size), rng.integers(3, 20, size)
+    prompt_ids_B = np.arange(size) // responses
+    prompts = rng.integers(2, 9, size)[prompt_ids_B]
+    lengths = rng.integers(3, 20, size)
     total = int((prompts + lengths).sum())
+    offsets, tokens_N = offsets_of(prompts + lengths), rng.integers(8, 300, total).astype(np.int32)
+    for b, prompt_id in enumerate(prompt_ids_B):
+        first = offsets[prompt_id * responses]
+        tokens_N[offsets[b] : offsets[b] + prompts[b]] = tokens_N[first : first + prompts[b]]
     samples = Samples(
-        tokens_N=rng.integers(8, 300, total).astype(np.int32),
-        offsets=offsets_of(prompts + lengths),
+        tokens_N=tokens_N,
+        offsets=offsets,
         prompt_lengths_B=prompts.astype(np.int32),
         logprobs_N=rng.normal(-5, 1, total).astype(np.float32),
         versions_N=np.zeros(total, dtype=np.int32),
-        prompt_ids_B=np.arange(size) // responses,
+        prompt_ids_B=prompt_ids_B,
         ended_B=rng.random(size) > 0.3,
     )
     scores_B = rng.normal(size=size).astype(np.float32)
@@ -129,6 +135,8 @@ def make_rankings(folder: Path, seed: int = 0) -> None:
     tied."""
     rng = np.random.default_rng(seed)
     sequences = [rng.integers(8, 300, rng.integers(3, 13)).astype(np.int32) for _ in range(40)]
+    for s, sequence in enumerate(sequences):
+        sequence[:2] = sequences[s // 4 * 4][:2]  # the prompt of its group
     members = np.tile(np.arange(4, dtype=np.int32), 10)
     members[1] = 0
     RankingData(

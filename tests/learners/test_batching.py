@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from learners.data.batching import assign_rows, pack, pad, plan_micro_batches, position_ids
+from learners.data.batching import assign_rows, plan_micro_batches
+from learners.data.packing import pack, pad
 from learners.data.samples import Samples, offsets_of
 
 
@@ -52,11 +52,6 @@ def test_packed_rows_keep_sequences_whole_with_their_positions():
 
 def test_sequences_of_one_length_are_not_packed():
     assert pack([np.ones(4)] * 3, [np.ones(4, bool)] * 3, 0, packing=True).positions_RT is None
-
-
-def test_position_ids_count_the_real_tokens_before():
-    # "The N implementation details of RLHF with PPO", detail 3: x, pad, pad, a, b, c
-    assert position_ids(torch.tensor([[1, 0, 0, 1, 1, 1]])).tolist() == [[0, 1, 1, 1, 2, 3]]
 
 
 def test_a_sequence_over_the_budget_is_refused_with_both_numbers():

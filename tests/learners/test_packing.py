@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 
-from learners.data.batching import pack, position_ids
+from learners.data.batching import group_by_prompt, group_length
+from learners.data.packing import pack
 from learners.data.tokenizer import train_tokenizer
+from learners.forward_checks import can_share_prompts
 from learners.models import (
     PolicyModule,
     ScalarModule,
@@ -57,11 +60,58 @@ def test_packed_logprobs_and_scalars_are_those_of_padded_rows(folder):
             torch.testing.assert_close(packed[i], padded[i], rtol=1e-5, atol=2e-6)
 
 
-def test_left_padding_gives_the_logprobs_of_right_padding(folder):
-    model, tokens = load_policy(folder / "policy"), torch.from_numpy(SEQUENCES[0].astype(np.int64))[None]
-    mask = torch.tensor([[0, 0, 0] + [1] * 9])
-    padded = torch.nn.functional.pad(tokens, (3, 0))
-    with torch.no_grad():
-        plain = model(input_ids=tokens).logits
-        left = model(input_ids=padded, attention_mask=mask, position_ids=position_ids(mask)).logits
-    torch.testing.assert_close(left[:, 3:], plain, rtol=1e-4, atol=1e-5)
+PROMPTS = [np.arange(8, 8 + n, dtype=np.int32) for n in (4, 1, 6)]
+ANSWERS = [(0, 5), (1, 3), (0, 2), (2, 7), (0, 6), (2, 1), (1, 1)]
+ANSWERING = [
+    np.concatenate([PROMPTS[p], np.random.default_rng(n).integers(20, 300, size)]).astype(np.int32)
+    for n, (p, size) in enumerate(ANSWERS)
+]
+
+
+def test_responses_that_share_their_prompt_get_what_they_get_alone(folder):
+    policy = PolicyModule(load_policy(folder / "policy"))
+    scalar = ScalarModule(load_scalar(folder / "reward"))
+    assert can_share_prompts(policy.model)
+    assert can_share_prompts(scalar.model)
+    lengths = [len(PROMPTS[p]) for p, _ in ANSWERS]
+    targets = [np.arange(len(s)) >= n for s, n in zip(ANSWERING, lengths, strict=True)]
+    logprobs, values, last, gradients = [], [], [], []
+    for prompt_lengths in (None, lengths):
+        batch = pack(ANSWERING, targets, 0, True, prompt_lengths)
+        policy.zero_grad()
+        logprobs_N, _ = policy(
+            batch.tokens_RT, batch.target_mask_RT, batch.positions_RT, batch.before_N, batch.attention_RTT
+        )
+        logprobs_N.square().sum().backward()
+        gradients.append([p.grad.clone() for p in policy.parameters()])
+        scalars = scalar(batch.tokens_RT, batch.positions_RT, batch.attention_RTT).flatten()
+        sizes = [ANSWERS[i][1] for i in batch.order]
+        logprobs.append(dict(zip(batch.order, logprobs_N.split(sizes), strict=True)))
+        values.append(dict(zip(batch.order, scalars[batch.before_N].split(sizes), strict=True)))
+        last.append(dict(zip(batch.order, scalars[batch.last_S], strict=True)))
+    # Three prompts stand in the rows once each.
+    assert batch.num_tokens == sum(map(len, PROMPTS)) + sum(size for _, size in ANSWERS)
+    for plain, shared in (logprobs, values, last):
+        for i in range(len(ANSWERS)):
+            torch.testing.assert_close(shared[i], plain[i], rtol=1e-5, atol=2e-6)
+    for plain, shared in zip(*gradients, strict=True):
+        torch.testing.assert_close(shared, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_group_over_the_budget_is_divided():
+    lengths = [len(PROMPTS[p]) for p, _ in ANSWERS]
+    assert group_by_prompt(ANSWERING, lengths) == [[0, 2, 4], [1, 6], [3, 5]]
+    groups = group_by_prompt(ANSWERING, lengths, budget=11)
+    assert sorted(i for group in groups for i in group) == list(range(len(ANSWERING)))
+    for group in groups:
+        assert len(group) == 1 or group_length([len(ANSWERING[i]) for i in group], lengths[group[0]]) <= 11
+
+
+def test_prompts_are_shared_only_where_every_token_sees_what_it_sees_alone():
+    config = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    assert can_share_prompts(MistralForCausalLM(MistralConfig(sliding_window=None, **config, **heads)))
+    assert not can_share_prompts(MistralForCausalLM(MistralConfig(sliding_window=4, **config, **heads)))
+    # A state that runs along the row knows nothing of masks.
+    recurrent = MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=32, num_hidden_layers=1)).eval()
+    assert not can_share_prompts(recurrent)
