@@ -73,4 +73,6 @@ def test_muon_learns(runs):
 def test_the_update_does_not_depend_on_the_zero_stage(runs, stage):
     reference, weights = runs[2, 0][1], runs[2, stage][1]
     for name, expected in reference.items():
-        np.testing.assert_allclose(weights[name], expected, atol=2e-3 * np.abs(expected).max())
+        # The iteration runs in half precision where a CPU has it, and enlarges rounding of directions
+        # in which there is nearly no gradient.
+        assert np.abs(weights[name] - expected).max() < 0.1 * MUON_LR
