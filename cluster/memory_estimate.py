@@ -33,7 +33,7 @@ ENTRIES_PER_WIDTH, ENTRIES_PER_MLP_WIDTH = 12, 3
 # Logits exist for one chunk of tokens at a time (`learners.logprobs.CHUNK_ENTRIES`, whose module needs
 # torch). Bytes of each: logits, divided by the temperature, log-probabilities, and in training gradients.
 CHUNK_ENTRIES = 2**26
-LOGITS_BYTES, LOGITS_BYTES_TRAINING = 12, 20
+LOGITS_BYTES, LOGITS_BYTES_TRAINING = 12, 14
 
 
 @dataclass(frozen=True)

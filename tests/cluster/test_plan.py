@@ -116,8 +116,8 @@ def test_the_critic_is_as_large_as_a_scalar_model_of_the_policy():
 
 
 def test_learner_activations_by_hand():
-    # 1000 tokens x (12 x 64 units + 3 x 192 units of the MLP) x 1 layer x 4 bytes; 20 bytes for 600 logits
-    by_layer, logits = 1000 * (12 * 64 + 3 * 192) * 4, 1000 * 600 * 20
+    # 1000 tokens x (12 x 64 units + 3 x 192 units of the MLP) x 1 layer x 4 bytes; 14 bytes for 600 logits
+    by_layer, logits = 1000 * (12 * 64 + 3 * 192) * 4, 1000 * 600 * 14
     assert ppo_memory("learners.micro_batch_tokens=1000").activations == by_layer + logits
     assert ppo_memory("learners.micro_batch_tokens=1000", "model.layers=3").activations == (
         3 * by_layer + logits
@@ -135,7 +135,7 @@ def test_logits_are_bounded_by_a_chunk():
     assert memory_estimate.CHUNK_ENTRIES == CHUNK_ENTRIES
     overrides = ["learners.micro_batch_tokens=1000", "model.vocab_size=150000"]
     by_layer = 1000 * (12 * 64 + 3 * 192) * 4
-    assert ppo_memory(*overrides).activations == by_layer + CHUNK_ENTRIES * 20
+    assert ppo_memory(*overrides).activations == by_layer + CHUNK_ENTRIES * 14
     # A reward model has no logits.
     config = tiny(*overrides)
     assert learner_memory(config, training_task(config, "reward")).activations == by_layer
