@@ -19,6 +19,7 @@ from common.plugins import PACKAGES
 MAX_MIB = 100
 """Ray uploads what a job carries, and refuses more than 500 MiB in all."""
 INSTALLED = ("site-packages", "dist-packages")
+MAIN = ("__main__", "__mp_main__")
 
 
 def carry_modules(folder: Path) -> list[str]:
@@ -49,8 +50,11 @@ def user_modules() -> dict[str, Path]:
     for name, module in list(sys.modules.items()):
         top = name.partition(".")[0]
         file = getattr(module, "__file__", None)
-        if top not in PACKAGES and top != "__main__" and file and _is_own(Path(file).absolute()):
-            path = Path(file).absolute()
+        # torch makes modules whose file is a bare name, which is in no folder.
+        if top in PACKAGES or top in MAIN or not file or not Path(file).is_absolute():
+            continue
+        path = Path(file)
+        if _is_own(path):
             depth = name.count(".") + int(path.name == "__init__.py")
             # The folder of the whole package, also where only a part of it is imported.
             found[top] = path.parents[depth - 1] if depth else path

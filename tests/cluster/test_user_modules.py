@@ -9,7 +9,7 @@ from common.plugins import child_environment
 
 FILES = {
     "myreward.py": "import helper, tools.parts.numbers\ndef score(row, response, ended):\n    return 1\n",
-    "helper.py": "import numpy, json\n",
+    "helper.py": "import numpy, json, torch\n",
     "unused.py": "",
     "tools/__init__.py": "",
     "tools/parts/__init__.py": "",
