@@ -149,11 +149,19 @@ def try_lock(path: Path, message: str) -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a folder with its content, or a link; nothing if there is none."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    """Removes a file, a folder with its content, or a link; nothing if there is none. A folder on which
+    a file system is mounted is emptied, and stays with those above it."""
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
+        return
+    mounts = [folder for folder in (path, *path.rglob("*")) if folder.is_mount()]
+    if not mounts:
+        shutil.rmtree(path)
+        return
+    for entry in path.iterdir():
+        remove(entry)
+    if path not in mounts and not any(path.iterdir()):
+        path.rmdir()
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -15,12 +15,22 @@ from actors.vllm_arguments import SERVE_RESERVED
 from common.config import LocalPath, Section
 
 
+class ServedDecoding(Decoding):
+    """Decoding settings of a served model, of which only those that are set count."""
+
+    def inactive_keys(self) -> dict[str, str]:
+        # So that a run's config.yaml does not hold the defaults, which would then count as set: every
+        # answer of a served run ended after Decoding's 32 tokens.
+        unset = Decoding.model_fields.keys() - self.model_fields_set
+        return dict.fromkeys(unset, "a value")
+
+
 class ExtraModelConfig(Section):
     """A model that is served beside the current policy."""
 
     path: LocalPath
     """A version of the run (ppo-20), one of its stages (sft), or a Hugging Face folder."""
-    decoding: Decoding = Decoding()
+    decoding: ServedDecoding = ServedDecoding()
     """Decoding settings that a request does not give."""
 
 
@@ -71,7 +81,7 @@ class ServeConfig(EngineConfig):
     """Sequences that an engine processes at a time."""
     name: str = "hero"
     """Model name that clients ask for: the current policy."""
-    decoding: Decoding = Decoding()
+    decoding: ServedDecoding = ServedDecoding()
     """Decoding settings that a request does not give; only keys that are set here count. max_tokens
     is the limit of every request."""
     models: dict[str, ExtraModelConfig] = Field({})

@@ -246,7 +246,7 @@ class RunDirectory:
                     self._check_left_out(stage, recorded["inputs"])
                 continue
             # A finished stage without a record is one of an older version.
-            if stage in redone or not paths.folder.exists() or (recorded is None and self.done(stage)):
+            if stage in redone or (recorded is None and (self.done(stage) or _is_empty(paths.folder))):
                 continue
             changed = ["inputs that an older version did not record"]
             if recorded:
@@ -296,3 +296,8 @@ def _named(changed: Sequence[str]) -> str:
     if len(changed) > SHOWN_CHANGES:
         named += f" and {len(changed) - SHOWN_CHANGES} more keys"
     return named
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether a stage has not begun there: folders alone may be mount points of the user's."""
+    return not any(path.is_file() for path in folder.rglob("*"))

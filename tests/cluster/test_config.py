@@ -230,3 +230,12 @@ def test_the_reference_policy_is_there_for_a_penalty_or_an_alarm_on_the_kl():
     assert load_config(None, ["ppo.kl_coef=0", "alarms.kl=5"]).uses_reference
     with pytest.raises(UserError, match=r"alarms\.stop has kl, but with ppo\.kl_coef=0"):
         load_config(None, ["ppo.kl_coef=0", "alarms.stop=[kl]"])
+
+
+def test_decoding_of_the_endpoint_has_only_what_is_set(tmp_path):
+    plain = load_config(None, ["serve.models.sft.path=sft"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain.model_dump(mode="json")))
+    again = load_config(tmp_path / "config.yaml").serve
+    assert again.decoding.model_fields_set == again.models["sft"].decoding.model_fields_set == set()
+    limited = load_config(None, ["serve.decoding.max_tokens=50"])
+    assert limited.model_dump(mode="json")["serve"]["decoding"] == {"max_tokens": 50}

@@ -41,7 +41,15 @@ def make_run(root: Path, **settings) -> RunDirectory:
     engine reads its tensors."""
     run = RunDirectory(
         RunConfig(
-            run_dir=str(root), serve={"dtype": "float32", "kv_cache_gib": 0.1, "keep_versions": 9, **settings}
+            run_dir=str(root),
+            serve={
+                "dtype": "float32",
+                "kv_cache_gib": 0.1,
+                "keep_versions": 9,
+                # Random weights write no end token.
+                "decoding": {"max_tokens": 32},
+                **settings,
+            },
         )
     )
     countries = ("France", "Peru", "Chad", "Iran")

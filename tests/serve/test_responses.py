@@ -12,7 +12,13 @@ ASK = {"model": "hero", "input": QUESTION, "max_output_tokens": 12, "temperature
 TOOL = {
     "name": "weather",
     "description": "Weather of a city",
-    "parameters": {"type": "object", "properties": {"rain": {"type": "boolean"}}, "required": ["rain"]},
+    "strict": True,  # else any JSON may stand for the arguments
+    "parameters": {
+        "type": "object",
+        "properties": {"rain": {"type": "boolean"}},
+        "required": ["rain"],
+        "additionalProperties": False,
+    },
 }
 
 
@@ -27,11 +33,17 @@ def chat_text(client, *messages, **settings):
     return client.chat.completions.create(messages=rows, **settings).choices[0].message.content
 
 
+def served_version(client):
+    """By the chat protocol; other tests of this endpoint promote versions."""
+    messages = [{"role": "user", "content": QUESTION}]
+    return client.chat.completions.create(model="hero", messages=messages, max_tokens=1).system_fingerprint
+
+
 def test_it_answers_what_chat_answers_and_names_its_version(client):
     raw = client.responses.with_raw_response.create(**ASK)
     answer = raw.parse()
     assert answer.output_text == chat_text(client, ("user", QUESTION))
-    assert raw.headers["x-weight-version"] == answer.system_fingerprint == "sft-0"
+    assert raw.headers["x-weight-version"] == answer.system_fingerprint == served_version(client)
     assert 0 < answer.usage.output_tokens <= 12
     assert answer.model == "hero"
     assert client.responses.create(**{**ASK, "model": "sft"}).system_fingerprint == "sft"
@@ -45,7 +57,7 @@ def test_its_stream_gives_the_same_text_in_parts(client):
     assert events[0].type == "response.created"
     assert events[-1].type == "response.completed"
     assert text == events[-1].response.output_text == client.responses.create(**ASK).output_text
-    assert events[-1].response.system_fingerprint == "sft-0"
+    assert events[-1].response.system_fingerprint == served_version(client)
 
 
 def test_instructions_and_lists_are_the_messages_of_a_conversation(client):
@@ -110,11 +122,19 @@ def test_requests_and_tokens_are_counted(endpoint, client):
 
 def test_tools_are_called_where_a_parser_is_named(endpoint, client):
     """Random weights call no tool by themselves, but a required call is valid."""
-    # JSON allows white space without end, and a model of random weights would take it.
+    # JSON allows white space and further calls without end, and a model of random weights would take
+    # them: white space is made improbable, and the end of the list wherever it may come probable.
     tokenizer = load_tokenizer(endpoint.root / "sft" / "model")
-    blank = {str(i): -100 for i in range(len(tokenizer)) if tokenizer.decode([i]).isspace()}
-    ask = {"model": "hero", "messages": [{"role": "user", "content": QUESTION}], "seed": 1}
-    ask |= {"max_tokens": 400, "logit_bias": blank}
+    bias = {}
+    for i in range(len(tokenizer)):
+        text = tokenizer.decode([i])
+        if text.isspace():
+            bias[str(i)] = -100
+        elif text in ("]", "}"):
+            bias[str(i)] = 100
+    # The other model, whose answers have no limit of the server's.
+    ask = {"model": "sft", "messages": [{"role": "user", "content": QUESTION}], "seed": 1}
+    ask |= {"max_tokens": 400, "logit_bias": bias}
     tools = [{"type": "function", "function": TOOL}]
     named = {"type": "function", "function": {"name": "weather"}}
     for choice in ("required", named):
