@@ -71,10 +71,13 @@ def check_scalars(scalar: ScalarModule) -> None:
     padding = model.config.get_text_config().pad_token_id
     # The class reads its scalar at the last token that is not the pad token.
     tokens_BT = _tokens(model, [i for i in range(1, 8) if i != padding][:6])
-    scalars_T = scalar_head(model)(last_hidden(model, tokens_BT, None))[0, :, 0]
+    head, hidden_TD = scalar_head(model), last_hidden(model, tokens_BT, None)[0]
+    scalars_T = head(hidden_TD)[:, 0]
+    # A scalar may be near 0, where rounding of the terms of its sum is large beside it.
+    terms = float((hidden_TD.abs() @ head.weight.abs().T).max())
     for length in (3, 6):
         expected = model(tokens_BT[:, :length], use_cache=False).logits[0]
-        if _differ(model, scalars_T[length - 1], expected[0]):
+        if _differ(model, scalars_T[length - 1], expected[0], terms):
             raise UserError(
                 f"{type(model).__name__}: its scalar is not a linear head on the last token's hidden state, "
                 "as rewards and values are read here; choose another architecture for the reward model"
@@ -156,8 +159,11 @@ def _tokens(model: PreTrainedModel, ids: list[int]) -> Tensor:
     return torch.tensor([ids], device=model.device)
 
 
-def _differ(model: PreTrainedModel, a: Tensor, b: Tensor) -> bool:
-    """Whether two results of the model differ by more than rounding."""
+def _differ(model: PreTrainedModel, a: Tensor, b: Tensor, size: float | None = None) -> bool:
+    """Whether two results of the model differ by more than rounding of numbers of this size; without
+    it, that of the results."""
     # bfloat16 rounds to 0.8% of a value, over and over.
     tolerance = max(TOLERANCE, 8 * torch.finfo(model.dtype).eps)
-    return bool((a - b).abs().max() > tolerance * (1e-3 + b.abs().max()))
+    if size is None:
+        size = 1e-3 + float(b.abs().max())
+    return bool((a - b).abs().max() > tolerance * size)

@@ -13,7 +13,7 @@ from learners.forward_checks import (
     check_scalars,
     separates_packed,
 )
-from learners.models import PolicyModule, ScalarModule
+from learners.models import PolicyModule, ScalarModule, last_hidden, scalar_head
 
 SIZES = {
     "vocab_size": 96,
@@ -131,6 +131,17 @@ def test_scalars_are_those_of_the_models_own_class(name):
     tokens_BT, _ = inputs()
     expected_B = scalar.model(tokens_BT, use_cache=False).logits.squeeze(-1)
     torch.testing.assert_close(scalar(tokens_BT)[:, -1], expected_B, rtol=1e-5, atol=2e-6)
+    check_scalars(scalar)
+
+
+@torch.no_grad()
+def test_a_scalar_that_happens_to_be_near_zero_is_no_other_head():
+    scalar = scalar_of("qwen3")
+    hidden_D = last_hidden(scalar.model, torch.tensor([[1, 2, 3]]), None)[0, -1]
+    weight_1D = scalar_head(scalar.model).weight
+    # Without its part along the hidden state, the scalar there is nothing but rounding.
+    weight_1D -= (weight_1D @ hidden_D / hidden_D.square().sum()) * hidden_D
+    assert abs(float(scalar(torch.tensor([[1, 2, 3]]))[0, -1])) < 1e-6
     check_scalars(scalar)
 
 
