@@ -139,7 +139,8 @@ class PPOConfig(Section):
     best-of-N baseline. 1: no baseline."""
     proximal: Literal["recompute", "log_linear", "behaviour"] = "recompute"
     """The proximal policy, which is the denominator of the clipped ratios (decoupled PPO, Hilton
-    et al. 2022). recompute: the learner's policy before the update, by a forward pass; log_linear:
+    et al. 2022). recompute: the learner's policy before the update, by a forward pass (by none where
+    one optimizer step learns from a batch and the reward has no KL penalty); log_linear:
     the same by interpolation from the versions of the tokens, without that pass; behaviour: the
     policy that sampled the response, of any version."""
     staleness: int = Field(0, ge=0)
@@ -167,6 +168,18 @@ class PPOConfig(Section):
     @property
     def advantage_spec(self) -> AdvantageSpec:
         return ADVANTAGES[self.advantage]
+
+    @property
+    def learns_in_one_step(self) -> bool:
+        """Whether the policy of the only optimizer step of an iteration is the proximal policy itself,
+        and nothing before that step needs its log-probabilities: a forward pass less."""
+        penalizes_tokens = self.kl_coef > 0 and self.kl_in == "reward"
+        return self.epochs * self.minibatches == 1 and self.proximal == "recompute" and not penalizes_tokens
+
+    @property
+    def passes_before_update(self) -> bool:
+        """Whether the learners compute the policy's log-probabilities in a forward pass of its own."""
+        return self.proximal != "log_linear" and not self.learns_in_one_step
 
     @field_validator("advantage")
     @classmethod

@@ -103,7 +103,7 @@ class Experience:
         """
         config, mask_BT = self.config, self.loss_mask_BT
         self.version, self.kl_coef = version, kl_coef
-        if config.proximal == "log_linear":
+        if not config.passes_before_update:
             # Without a forward pass before the update, the engine's log-probabilities stand in
             # for the learner's.
             self.old_logprobs_BT = self.behaviour_logprobs_BT
@@ -150,7 +150,7 @@ class Experience:
         self.proximal_logprobs_BT = self.behaviour_logprobs_BT
         if config.proximal == "recompute":
             self.proximal_logprobs_BT = self.old_logprobs_BT
-        if config.proximal != "log_linear":
+        if config.passes_before_update:
             self.is_weights_BT = self._importance_weights(self.old_logprobs_BT, slice(None))
 
     def _penalize_scores(self, truncated_B: Tensor) -> None:
@@ -212,6 +212,9 @@ class Experience:
         """(proximal log-probabilities, importance weights) of some responses, given their present
         log-probabilities."""
         device = logprobs_BT.device
+        if self.config.learns_in_one_step:
+            proximal_BT = logprobs_BT.detach()
+            return proximal_BT, self._importance_weights(proximal_BT, indices)
         if self.config.proximal == "log_linear":
             proximal_BT = losses.log_linear_proximal(
                 logprobs_BT,

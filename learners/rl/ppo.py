@@ -91,10 +91,10 @@ class PPOTask(Task):
         """Sets the log-probabilities, entropy and values of an experience by the models before
         the update.
 
-        With `proximal: log_linear` the policy has no forward pass here: its part comes from the
-        first epoch.
+        Where `config.passes_before_update` does not hold, the policy has no forward pass here: its
+        part comes from the first epoch.
         """
-        runs_policy = self.config.proximal != "log_linear"
+        runs_policy = self.config.passes_before_update
         runs_critic = self.models.critic is not None
         if not runs_policy and not runs_critic:
             return

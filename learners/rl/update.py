@@ -54,9 +54,9 @@ class PPOUpdate:
         if self.config.ptx_coef:
             self.ptx_corpus = corpus
         self.first_epoch: TokenStats | None = None
-        """With `proximal: log_linear`: what the policy's forward passes of the first epoch say of
+        """Without a forward pass before the update: what those of the first epoch say of
         each token."""
-        if self.config.proximal == "log_linear":
+        if not self.config.passes_before_update:
             self.first_epoch = TokenStats.zeros(experience.response_mask_BT)
         self.sums = MetricSums()
         self.steps = 0
