@@ -119,15 +119,7 @@ def one_step_with_and_without_a_pass_before(actor, folder):
     options = {"epochs": 1, "minibatches": 1, "kl_coef": 0.0, "responses": 2, "prompts": 6}
     options |= {"advantage": "grpo", "correction": "tis", "missing_eos_penalty": 0.0}
     for passes in (False, True):
-        fixtures.ppo(
-            actor,
-            folder,
-            iterations=0,
-            advantage="grpo",
-            correction="tis",
-            missing_eos_penalty=0.0,
-            **options,
-        )
+        fixtures.ppo(actor, folder, iterations=0, **options)
         assert actor.task.config.learns_in_one_step
         part, counted = fixtures.make_batch(responses=2), []
         part.samples.logprobs_N[:] = actor_logprobs(actor, part) - 0.1 * part.samples.response_mask_N
@@ -171,7 +163,10 @@ def metrics_of_one_step(actor, folder):
     ):
         fixtures.ppo(actor, folder, iterations=0, **one_step, **changes)
         experience = Experience.from_parts([part], actor.task.config)
-        actor.task.compute_token_stats(experience)
+        with pytest.MonkeyPatch.context() as patch:
+            # Log-probabilities before the step, which GRPO's single step here does without.
+            patch.setattr(PPOConfig, "learns_in_one_step", False)
+            actor.task.compute_token_stats(experience)
         mask_BT = experience.response_mask_BT
         tensors = {
             "old": experience.old_logprobs_BT[mask_BT],
