@@ -39,6 +39,8 @@ def test_terminal_shows_our_lines_only(run):
     lines = Path(f"{run}.log").read_text().splitlines()
     assert lines[0].startswith("dtype: learners ")
     for line in lines:
+        if " is corrupt (" in line:
+            continue  # a checkpoint that was being written when the run was stopped
         assert not line.strip() or line.startswith((" ", *OUR_LINES)) or progress.match(line), line
     assert (RunPaths(run).logs / "ray.log").exists()
 
