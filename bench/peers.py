@@ -21,16 +21,14 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from bench.common import print_header, print_row, spread, start_parser
 from cluster.quickstart.oracle import judge
+from cluster.run.memory import PeakMemory
 from common.files import read_json, read_jsonl, write_jsonl
 
 TRL = "trl==1.16.0"
@@ -146,33 +144,15 @@ def run_ours(model: Path, out: Path, folder: Path, steps: int, advantage: str) -
 
 
 def run_measured(command: list[str], log: Path) -> float:
-    """Runs a command to its end; returns the peak memory of its processes, GiB."""
+    """Runs a command to its end; returns the peak memory of its processes and this one, GiB."""
     environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "2"}
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    memory = PeakMemory(interval=1.0)
     with open(log, "w", encoding="utf-8") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-        peak = [0.0]
-        watcher = threading.Thread(target=_watch_memory, args=(process.pid, peak))
-        watcher.start()
-        code = process.wait()
-        watcher.join()
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
     if code:
         sys.exit(f"{' '.join(command)}: exit code {code}; see {log}")
-    return peak[0]
-
-
-def _watch_memory(pid: int, peak: list[float]) -> None:
-    while psutil.pid_exists(pid):
-        total = 0
-        try:
-            root = psutil.Process(pid)
-            for process in [root, *root.children(recursive=True)]:
-                total += process.memory_full_info().pss
-        except psutil.NoSuchProcess:
-            continue  # one ended meanwhile
-        finally:
-            time.sleep(1.0)  # reading it costs the processes time
-        peak[0] = max(peak[0], total / 2**30)
+    return memory.stop()
 
 
 def print_table(results: dict[str, list[dict[str, Any]]]) -> None:

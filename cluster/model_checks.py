@@ -190,7 +190,6 @@ def _check_engine(opened: OpenedModel, config: RunConfig) -> None:
             f"model.path={opened.path}: vLLM cannot run {opened.shape.architecture}, so the stages "
             f"{', '.join(sorted(SAMPLING_STAGES))} cannot sample from it; give another architecture"
         )
-
     settings = opened.model.config.get_text_config()
     head_width = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
     if config.cluster.device == "cpu" and head_width % 32:

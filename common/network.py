@@ -10,17 +10,21 @@ from urllib.parse import urlsplit
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches the address. Raises ValueError for what is none."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return (mapped or parsed).is_loopback
+
+
 def is_loopback_url(url: str) -> bool:
     """Whether a request to this URL stays on this machine."""
     host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
     try:
-        address = ipaddress.ip_address(host)
+        # A server listens at 0.0.0.0 and ::; a request to there reaches this machine.
+        return host in ("localhost", "0.0.0.0", "::") or is_loopback(host)
     except ValueError:  # another host name
         return False
-    # A server listens at 0.0.0.0; a request to there reaches this machine.
-    return address.is_loopback or address.is_unspecified
 
 
 def bypass_proxies_for_loopback() -> None:

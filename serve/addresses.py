@@ -8,13 +8,13 @@ header shows.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from urllib.parse import urlsplit
 
 from common.errors import UserError
+from common.network import is_loopback
 
 LOOPBACK, EVERY_ADDRESS = "127.0.0.1", "0.0.0.0"
 
@@ -44,13 +44,6 @@ def in_use(host: str, port: int) -> bool:
         socket.create_connection((host, port), timeout=2).close()
         return True
     return False
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches the address."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return (mapped or parsed).is_loopback
 
 
 def base_url(host: str, port: int) -> str:

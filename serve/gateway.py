@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.addresses import AllowedHosts, is_loopback
+from common.network import is_loopback
+from serve.addresses import AllowedHosts
 from serve.config import ServeConfig
 from serve.keys import ApiKeys, RateLimit, digest
 from serve.request_stats import RecordedSend, RequestStats

@@ -65,9 +65,11 @@ class RewardModelTask(SupervisedTask):
         of the other ranks waits for."""
         groups = [self.data.group(item) for item in micro]
         sequences = [sequence for group in groups for sequence in group]
-        prompt_lengths: list[int] = []
-        for group in groups:
-            prompt_lengths += [common_prefix(group)] * len(group)
+        prompt_lengths: list[int] | None = None
+        if self.shares_prompts:
+            prompt_lengths = []
+            for group in groups:
+                prompt_lengths += [common_prefix(group)] * len(group)
         scores_B = self.last_scalars(sequences, prompt_lengths)
         if not groups:
             return [scores_B]
@@ -79,7 +81,7 @@ class RewardModelTask(SupervisedTask):
         """(B,): the scalar at the last token of each sequence. With `prompt_lengths`, sequences that
         begin with the same prompt share it."""
         no_targets = [np.zeros(len(sequence), dtype=bool) for sequence in sequences]
-        packed = self.pack(sequences, no_targets, prompt_lengths if self.shares_prompts else None)
+        packed = self.pack(sequences, no_targets, prompt_lengths)
         scalars_RT = self.engine(packed.tokens_RT, packed.positions_RT, packed.attention_RTT)
         in_packed_order = scalars_RT.flatten()[packed.last_S.to(scalars_RT.device)]
         return in_packed_order[np.argsort(packed.order)]

@@ -6,7 +6,8 @@ from contextlib import closing, suppress
 import pytest
 
 from common.errors import UserError
-from serve.addresses import base_url, in_use, is_loopback, listening_address
+from common.network import is_loopback
+from serve.addresses import base_url, in_use, listening_address
 from serve.config import ServeConfig
 from serve.launch import application
 
