@@ -170,11 +170,11 @@ class ScoringActor:
         if not self.reference and not self.reward_model:
             return scores_B, ref_logprobs_N
         response_mask_N = samples.response_mask_N
-        budget = self.config.batch_tokens
         lengths_B, prompts_B = samples.lengths_B, samples.prompt_lengths_B
         sequences = [samples.sequence(b) for b in range(samples.size)]
         targets = [np.arange(lengths_B[b]) >= prompts_B[b] for b in range(samples.size)]
-        plan = plan_responses(sequences, prompts_B, 1, budget, self.packing, self.shares_prompts)
+        how = (self.packing, self.shares_prompts, "scoring.batch_tokens")
+        plan = plan_responses(sequences, prompts_B, 1, self.config.batch_tokens, *how)
         for micro in plan[0]:
             packed = pack(
                 [sequences[b] for b in micro],

@@ -63,7 +63,7 @@ class RunDirectory:
         self._create()
         # The lock comes first: another driver may be about to finish the stages that are checked.
         self._take_lock()
-        outdated = self._check_inputs(stages_from(redo) if redo else ())
+        outdated = self.check_inputs(stages_from(redo) if redo else ())
         if redo:
             self.discard_from(redo)
         for stage, changed in outdated.items():
@@ -74,6 +74,33 @@ class RunDirectory:
         self.paths.write_layout()
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         write_text(self.paths.config, text)
+
+    def check_inputs(self, redone: Sequence[str] = ()) -> dict[str, str]:
+        """The interrupted stages of other inputs that have nothing to lose, with what has changed.
+        Stages in `redone` are to be done again. Raises UserError for another stage that has something to
+        lose. Writes nothing."""
+        outdated = {}
+        for stage in STAGES:
+            paths = self.paths.stage(stage)
+            recorded = read_json(paths.inputs)
+            if stage not in self.config.stages:
+                if recorded and self.done(stage):
+                    self._check_left_out(stage, recorded["inputs"])
+                continue
+            # A finished stage without a record is one of an older version.
+            if stage in redone or (recorded is None and (self.done(stage) or _is_empty(paths.folder))):
+                continue
+            changed = ["inputs that an older version did not record"]
+            if recorded:
+                now = self._inputs(stage)
+                changed = changes(recorded["inputs"], now["inputs"])
+                if not self.done(stage) and self._has_checkpoint(stage):
+                    changed += changes(recorded["checkpoints"], now["checkpoints"])
+            if changed and (self.done(stage) or self._has_work(stage)):
+                raise UserError(self._refusal(stage, changed))
+            if changed:
+                outdated[stage] = _named(changed)
+        return outdated
 
     def close(self) -> None:
         """Gives the lock back, as the end of the process does."""
@@ -233,32 +260,6 @@ class RunDirectory:
             "inputs": stage_inputs(self.config, stage),
             "checkpoints": checkpoint_inputs(self.config),
         }
-
-    def _check_inputs(self, redone: Sequence[str]) -> dict[str, str]:
-        """The interrupted stages of other inputs that have nothing to lose, with what has changed.
-        Raises UserError for a stage that has."""
-        outdated = {}
-        for stage in STAGES:
-            paths = self.paths.stage(stage)
-            recorded = read_json(paths.inputs)
-            if stage not in self.config.stages:
-                if recorded and self.done(stage):
-                    self._check_left_out(stage, recorded["inputs"])
-                continue
-            # A finished stage without a record is one of an older version.
-            if stage in redone or (recorded is None and (self.done(stage) or _is_empty(paths.folder))):
-                continue
-            changed = ["inputs that an older version did not record"]
-            if recorded:
-                now = self._inputs(stage)
-                changed = changes(recorded["inputs"], now["inputs"])
-                if not self.done(stage) and self._has_checkpoint(stage):
-                    changed += changes(recorded["checkpoints"], now["checkpoints"])
-            if changed and (self.done(stage) or self._has_work(stage)):
-                raise UserError(self._refusal(stage, changed))
-            if changed:
-                outdated[stage] = _named(changed)
-        return outdated
 
     def _check_left_out(self, stage: str, recorded: dict[str, Any]) -> None:
         """Raises UserError if the config names another model than the one that a stage of an earlier

@@ -28,7 +28,7 @@ from learners.data.tokenizer_loading import load_tokenizer
 from learners.data.turn_tokens import response_texts
 from learners.supervised.losses import ranking_pairs
 
-CHUNK = 128  # prompts between two writes: what an interruption can cost
+CHUNK = 512  # prompts between two writes: what an interruption can cost
 
 
 def run(context: Context) -> dict[str, Any]:

@@ -31,19 +31,18 @@ def plan_micro_batches(
     budget: int,
     packing: bool = False,
     is_shared: bool = False,
+    budget_key: str = "learners.micro_batch_tokens",
 ) -> Plan:
     """`plan[rank][micro]` is a list of sequence indices whose padded size is at most `budget`
-    tokens. With `is_shared` an item is not a sequence but a group of sequences that share a prompt.
+    tokens, the value of the config's `budget_key`. With `is_shared` an item is not a sequence but a
+    group of sequences that share a prompt.
 
     Sequences of similar length share a micro-batch, so little is padded; packed, each has long
     and short ones, which fill rows evenly. The ranks' token sums are near each other. Raises
     UserError if one sequence alone is over the budget."""
     lengths = np.asarray(lengths)
     if len(lengths) and lengths.max() > budget:
-        raise UserError(
-            f"a sequence of {lengths.max()} tokens does not fit "
-            f"learners.micro_batch_tokens={budget}; raise it"
-        )
+        raise UserError(f"a sequence of {lengths.max()} tokens does not fit {budget_key}={budget}; raise it")
     # The fewest micro-batches for each rank that could hold the tokens.
     rounds = max(1, _ceil_div(int(lengths.sum()), ranks * budget))
     micro_batches = _divide(lengths, ranks * rounds, packing)
@@ -61,16 +60,17 @@ def plan_responses(
     budget: int,
     packing: bool,
     shares_prompts: bool,
+    budget_key: str = "learners.micro_batch_tokens",
 ) -> Plan:
     """`plan_micro_batches` of prompts with their responses. With `shares_prompts` the responses to a
     prompt are in one micro-batch, which counts the prompt once."""
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     if not shares_prompts:
-        return plan_micro_batches(lengths, ranks, budget, packing)
+        return plan_micro_batches(lengths, ranks, budget, packing, budget_key=budget_key)
     groups = group_by_prompt(sequences, prompt_lengths, budget)
     costs = [group_length(lengths[group].tolist(), int(prompt_lengths[group[0]])) for group in groups]
     plan: Plan = []
-    for of_rank in plan_micro_batches(costs, ranks, budget, packing, is_shared=True):
+    for of_rank in plan_micro_batches(costs, ranks, budget, packing, True, budget_key):
         plan.append([[i for g in micro for i in groups[g]] for micro in of_rank])
     return plan
 

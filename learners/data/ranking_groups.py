@@ -49,10 +49,11 @@ def encode_rankings(
     rankings that would be on both sides are left out and counted as "dropped_by_split". Raises
     UserError if that leaves fewer than two prompts to divide."""
     rankings: list[_Ranking] = []
+    encoder = _Encoder(tokenizer)
     # One object for equal sequences: a response may be in many pairs.
     same: dict[TokenIds, TokenIds] = {}
     for source_row in rows:
-        sequences = _encode_responses(source_row, tokenizer, context, reader)
+        sequences = _encode_responses(source_row, encoder, context, reader)
         if sequences is None:
             continue
         sequences = [same.setdefault(sequence, sequence) for sequence in sequences]
@@ -169,14 +170,14 @@ class _Group:
 
 
 def _encode_responses(
-    source_row: SourceRow, tokenizer: PreTrainedTokenizerBase, context: int, reader: DatasetReader
+    source_row: SourceRow, encoder: _Encoder, context: int, reader: DatasetReader
 ) -> list[TokenIds] | None:
     """Prompt and response in tokens, for each response of a ranking; None if `data.overlong`
     leaves the ranking out, or it is skipped since it cannot be encoded."""
     record = source_row.record
     sequences = []
     for response, ended in zip(record.responses, record.ended, strict=True):
-        encode = partial(_encode_response, tokenizer, record.prompt, ended)
+        encode = partial(encoder.encode, record.prompt, ended)
         try:
             fitted = reader.fit_to_length(source_row.where, response, encode, context)
         except InvalidRow as error:
@@ -189,11 +190,20 @@ def _encode_responses(
     return sequences
 
 
-def _encode_response(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, ended: bool, response: str
-) -> list[int]:
-    # A response that was cut has no end, and the reward model is to see that.
-    return encode_response(tokenizer, prompt, response, ended)
+class _Encoder:
+    """Encodes a response once, however many rankings it is in: rendering and encoding take most of the
+    time of `encode_rankings`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._encoded: dict[tuple[str, bool, str], list[int]] = {}
+
+    def encode(self, prompt: str | Messages, ended: bool, response: str) -> list[int]:
+        key = (str(as_messages(prompt)), ended, response)
+        if key not in self._encoded:
+            # A response that was cut has no end, and the reward model is to see that.
+            self._encoded[key] = encode_response(self.tokenizer, prompt, response, ended)
+        return self._encoded[key]
 
 
 def _oracle_scores(record: RankingRecord, oracle_score: OracleScore | None) -> list[float | None]:

@@ -68,6 +68,12 @@ def test_scores_do_not_depend_on_micro_batches(folder):
         assert np.abs(a - b).max() < 1e-5
 
 
+def test_a_sequence_over_the_budget_names_the_key_of_scoring(folder):
+    samples = fixtures.make_batch(size=9).samples
+    with pytest.raises(UserError, match=r"tokens does not fit scoring.batch_tokens=16"):
+        model_scores(make_actor(folder, batch_tokens=16), samples)
+
+
 def test_packed_rows_give_the_values_of_padded_ones(folder):
     samples = fixtures.make_batch(size=40).samples
     actor = make_actor(folder, batch_tokens=512)

@@ -5,9 +5,11 @@ import os
 import shutil
 
 import pytest
+from rich.console import Console
 
 from cluster.config import RunConfig
 from cluster.pipeline import make_quickstart_data
+from cluster.plan import print_plan
 from cluster.run.directory import RunDirectory
 from cluster.run.stage_inputs import PIECE, PIECES, content, stage_inputs
 from cluster.stage_registry import STAGES
@@ -64,6 +66,18 @@ def test_stage_with_a_checkpoint_is_refused_by_key_until_it_is_put_back(settings
     run = opened(settings)
     assert (run.paths.stage("pretrain").folder / "tokens.npz").exists()
     assert read_json(run.paths.stage("pretrain").inputs)
+
+
+def test_plan_foretells_the_refusal_after_its_tables(tmp_path):
+    learners = {"dtype": "float32"}  # `hero run` resolves auto before it opens a run
+    settings = {"run_dir": str(tmp_path / "run"), "stages": ["pretrain"], "learners": learners}
+    interrupt(opened(settings), "pretrain")
+    changed = RunConfig.model_validate({**settings, "pretrain": {"sequence_length": 32}})
+    console = Console(record=True, width=200)
+    with pytest.raises(UserError, match=r"pretrain.sequence_length 128 \(now 32\)"):
+        print_plan(changed, console)
+    assert "Placement" in console.export_text()
+    print_plan(RunConfig.model_validate(settings), console)
 
 
 def test_stage_without_a_checkpoint_begins_again(settings, capsys):
