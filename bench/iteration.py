@@ -8,7 +8,9 @@ not counted, of
 - generation against bare vLLM: the same requests to the same engine by `LLM.generate` alone;
 - learning against bare torch: the same tokens, passes and minibatches in a plain loop of one
   process with as many threads as all ranks together, transformers' own forward, AdamW, no
-  DeepSpeed.
+  DeepSpeed;
+- each phase against the machine: the FLOP/s that its models need, as a share of a float32 matrix
+  product's with the learners' threads, measured in the same round.
 Both baselines alternate with what they are compared to, in the same process or on the same idle
 cores.
 """
@@ -106,6 +108,17 @@ class BareTorch:
         return logprobs_BT, self.critic.score(hidden_BTD).squeeze(2), mask_BT
 
 
+def matrix_flops(seconds: float = 0.5) -> float:
+    """FLOP/s of a float32 matrix product of the size that a micro-batch has in the model's layers, with
+    the threads that `BareTorch` has set."""
+    tokens_ND, weights_DF = torch.randn(4096, 256), torch.randn(256, 768)
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        tokens_ND @ weights_DF
+        count += 1
+    return count * 2 * 4096 * 256 * 768 / (time.perf_counter() - started)
+
+
 @dataclass
 class Bench:
     """The system's components and both baselines, with the models of one run."""
@@ -153,6 +166,11 @@ class Bench:
         generation_s, scoring_s, update_s, sync_s = np.diff(marks).tolist()
         rate = float(samples.response_lengths_B.sum()) / generation_s
         learned_rate = ppo.epochs * metrics["tokens"] / update_s
+        # A policy and a scalar model learn, two of their size score, and one generates. Kaplan et al.
+        # 2020 (arXiv:2001.08361, section 2.1): a forward pass takes a third of a training step.
+        flops = self.learners.flops_per_token()[0] * float(samples.offsets[-1])
+        learning_flops = flops * (ppo.epochs + int(ppo.passes_before_update) / 3)
+        peak = matrix_flops()
         return {
             "generation, s": generation_s,
             "scoring, s": scoring_s,
@@ -165,6 +183,10 @@ class Bench:
             "learning, tokens/s": learned_rate,
             "  bare torch": torch_rate,
             "  ratio ": learned_rate / torch_rate,
+            "matrix product, GFLOP/s": peak / 1e9,
+            "  share in generation": flops / 6 / generation_s / peak,
+            "  share in scoring": flops / 3 / scoring_s / peak,
+            "  share in learning": learning_flops / learning_s / peak,
         }
 
     def bare_vllm(self, prompts: list[list[int]], seeds: list[int]) -> float:
