@@ -84,10 +84,11 @@ def install_trl(folder: Path) -> Path:
 
 
 def run_trl(python: Path, model: Path, out: Path, folder: Path, steps: int) -> dict[str, Any]:
-    script = Path(__file__).with_name("peers_trl.py")
     result = folder.with_suffix(".json")
     numbers = [str(steps), str(PROMPTS), str(RESPONSES), str(LR)]
-    command = [str(python), str(script), str(model), str(out / "prompts.jsonl"), *numbers, str(result)]
+    # As a module: beside a script, bench/common.py would hide the package `common`.
+    command = [str(python), "-m", "bench.peers_trl", str(model), str(out / "prompts.jsonl"), *numbers]
+    command.append(str(result))
     memory = run_measured(command, folder.with_suffix(".log"))
     measured = read_json(result)
     rewards = [row["reward"] for row in measured["rows"]]

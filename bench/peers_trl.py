@@ -1,6 +1,6 @@
 """Steps of TRL's GRPOTrainer, for `bench.peers`, which runs this file in an environment that has TRL.
 
-    python peers_trl.py MODEL PROMPTS.jsonl STEPS PROMPTS_A_STEP RESPONSES LR OUT.json
+    python -m bench.peers_trl MODEL PROMPTS.jsonl STEPS PROMPTS_A_STEP RESPONSES LR OUT.json
 
 Writes the seconds, the mean reward and the mean length of every step.
 """
