@@ -95,6 +95,13 @@ class VersionedResponses(OpenAIServingResponses):
             return "tools require --enable-auto-tool-choice and --tool-call-parser to be set"
         if (request.model_extra or {}).get("conversation") is not None:
             return NOT_STORED
+        if isinstance(request.input, list):
+            for index, item in enumerate(request.input):
+                # vLLM reads the text of the first part alone: it fails on a refusal or no part at all, and
+                # passes further parts over.
+                if parts := _parts_of_answer(item):
+                    found = ", ".join(parts)
+                    return f"input[{index}]: an answer of the assistant is one text; this one has {found}"
         return ""
 
     def _make_not_found_error(self, response_id: str) -> Any:
@@ -107,6 +114,21 @@ class VersionedResponses(OpenAIServingResponses):
         if isinstance(response, ResponsesResponse):
             response.system_fingerprint = _joined_versions(self)  # type: ignore[attr-defined]
         return response
+
+
+def _parts_of_answer(item: Any) -> list[str]:
+    """The types of the parts of an assistant's message in a request, unless it is one text."""
+    values = item if isinstance(item, dict) else vars(item)
+    content = values.get("content")
+    if values.get("role") != "assistant" or not isinstance(content, list):
+        return []
+    kinds = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+        kinds.append(str(kind or "a part without a type"))
+    if kinds in (["output_text"], ["input_text"], ["text"]):
+        return []
+    return kinds or ["none"]
 
 
 class ServedModel:

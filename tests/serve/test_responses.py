@@ -82,6 +82,10 @@ def test_earlier_answers_are_not_stored(client):
         client.responses.create(**ASK, background=True)
 
 
+TEXT = {"type": "output_text", "text": "Hi.", "annotations": []}
+ANSWER = {"type": "message", "id": "m", "role": "assistant", "status": "completed"}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -92,6 +96,10 @@ def test_earlier_answers_are_not_stored(client):
         {"input": 5},
         {"input": [{"role": "user"}]},
         {"input": "word " * 2000},
+        {"input": [{**ANSWER, "content": [{"type": "refusal", "refusal": "No."}]}]},
+        {"input": [{**ANSWER, "content": []}]},
+        {"input": [{**ANSWER, "content": [TEXT, TEXT]}]},
+        {"input": [{"role": "assistant", "content": [TEXT, TEXT]}]},
         {"tools": [{"type": "function"}]},
         {"tools": [{"type": "web_search"}]},
         {"tools": [{"type": "mcp", "server_label": "x", "server_url": "http://x.example"}]},
