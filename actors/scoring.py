@@ -173,8 +173,15 @@ class ScoringActor:
         lengths_B, prompts_B = samples.lengths_B, samples.prompt_lengths_B
         sequences = [samples.sequence(b) for b in range(samples.size)]
         targets = [np.arange(lengths_B[b]) >= prompts_B[b] for b in range(samples.size)]
-        how = (self.packing, self.shares_prompts, "scoring.batch_tokens")
-        plan = plan_responses(sequences, prompts_B, 1, self.config.batch_tokens, *how)
+        plan = plan_responses(
+            sequences,
+            prompts_B,
+            1,
+            self.config.batch_tokens,
+            self.packing,
+            self.shares_prompts,
+            budget_key="scoring.batch_tokens",
+        )
         for micro in plan[0]:
             packed = pack(
                 [sequences[b] for b in micro],

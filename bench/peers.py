@@ -35,6 +35,7 @@ TRL = "trl==1.16.0"
 PROMPTS, RESPONSES, LR = 64, 4, 1e-4
 WARM_UP = 2
 """Steps at the start of each process that are not counted."""
+PHASES = ("generation", "scoring", "learning", "sync", "probe")
 SYSTEMS = ("TRL GRPO", "GRPO", "PPO with a critic")
 
 
@@ -139,7 +140,7 @@ def run_ours(model: Path, out: Path, folder: Path, steps: int, advantage: str) -
         "seconds": [row["time/iteration"] for row in rows],
         "reward": [row["objective/scores"] for row in rows],
         "length": [row["response/length"] for row in rows],
-        "phases": {name: [row[f"time/{name}"] for row in rows] for name in ("generation", "learning")},
+        "phases": {name: [row[f"time/{name}"] for row in rows] for name in PHASES},
         "gib": memory,
     }
 
@@ -148,7 +149,7 @@ def run_measured(command: list[str], log: Path) -> float:
     """Runs a command to its end; returns the peak memory of its processes and this one, GiB."""
     environment = {**os.environ, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "2"}
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
-    memory = PeakMemory(interval=1.0)
+    memory = PeakMemory()
     with open(log, "w", encoding="utf-8") as file:
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
     if code:
@@ -180,6 +181,12 @@ def print_table(results: dict[str, list[dict[str, Any]]]) -> None:
                 f"{statistics.mean(ends):.2f}",
             ]
         )
+    for name in SYSTEMS[1:]:
+        medians = []
+        for phase in PHASES:
+            values = [value for run in results[name] for value in run["phases"][phase][WARM_UP:]]
+            medians.append(f"{phase} {statistics.median(values):.2f} s")
+        print(f"{name}: {', '.join(medians)}")
 
 
 if __name__ == "__main__":

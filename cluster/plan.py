@@ -49,9 +49,7 @@ def print_plan(config: RunConfig, console: Console) -> None:
     parts = ", ".join(f"{name} {gib:.1f}" for name, gib in memory_by_process(config).items())
     console.print(f"memory over all processes: about {total_memory_gib(config):.1f} GiB ({parts})")
     check_feasible(config)
-    run = RunDirectory(config)
-    run.paths.check_layout()
-    run.check_inputs()
+    RunDirectory(config).check_inputs()
 
 
 def _figures(title: str, figures: list[tuple[str, str]]) -> Table:

@@ -95,13 +95,14 @@ class VersionedResponses(OpenAIServingResponses):
             return "tools require --enable-auto-tool-choice and --tool-call-parser to be set"
         if (request.model_extra or {}).get("conversation") is not None:
             return NOT_STORED
-        if isinstance(request.input, list):
-            for index, item in enumerate(request.input):
-                # vLLM reads the text of the first part alone: it fails on a refusal or no part at all, and
-                # passes further parts over.
-                if parts := _parts_of_answer(item):
-                    found = ", ".join(parts)
-                    return f"input[{index}]: an answer of the assistant is one text; this one has {found}"
+        items = [] if isinstance(request.input, str) else request.input
+        for index, item in enumerate(items):
+            parts = _parts(item)
+            # vLLM reads the text of the first part alone: it fails on a refusal or no part at all, and
+            # passes further parts over.
+            if parts is not None and parts not in TEXT_PARTS:
+                found = ", ".join(parts) or "no part"
+                return f"input[{index}]: an answer of the assistant is one text; this one has {found}"
         return ""
 
     def _make_not_found_error(self, response_id: str) -> Any:
@@ -116,19 +117,22 @@ class VersionedResponses(OpenAIServingResponses):
         return response
 
 
-def _parts_of_answer(item: Any) -> list[str]:
-    """The types of the parts of an assistant's message in a request, unless it is one text."""
+TEXT_PARTS = (["output_text"], ["input_text"], ["text"])
+"""What an assistant's message in a request may consist of, where it is no string."""
+
+
+def _parts(item: Any) -> list[str] | None:
+    """The types of the parts of an assistant's message in a request; None for another item, or a
+    string."""
     values = item if isinstance(item, dict) else vars(item)
     content = values.get("content")
     if values.get("role") != "assistant" or not isinstance(content, list):
-        return []
+        return None
     kinds = []
     for part in content:
-        kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
-        kinds.append(str(kind or "a part without a type"))
-    if kinds in (["output_text"], ["input_text"], ["text"]):
-        return []
-    return kinds or ["none"]
+        fields = part if isinstance(part, dict) else vars(part)
+        kinds.append(str(fields.get("type", "a part without a type")))
+    return kinds
 
 
 class ServedModel:

@@ -190,9 +190,12 @@ def _encode_responses(
     return sequences
 
 
+REMEMBERED = 1024
+
+
 class _Encoder:
-    """Encodes a response once, however many rankings it is in: rendering and encoding take most of the
-    time of `encode_rankings`."""
+    """Encodes a response that several rankings have once, where they follow each other: rendering and
+    encoding take most of the time of `encode_rankings`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -201,6 +204,9 @@ class _Encoder:
     def encode(self, prompt: str | Messages, ended: bool, response: str) -> list[int]:
         key = (str(as_messages(prompt)), ended, response)
         if key not in self._encoded:
+            # Rankings of one prompt stand together in most files; all responses would not fit in memory.
+            if len(self._encoded) == REMEMBERED:
+                self._encoded.clear()
             # A response that was cut has no end, and the reward model is to see that.
             self._encoded[key] = encode_response(self.tokenizer, prompt, response, ended)
         return self._encoded[key]

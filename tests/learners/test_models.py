@@ -17,13 +17,6 @@ from learners.models import load_policy, load_scalar, prepare_for_training, scal
 from tests.learners import fixtures
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models")
-    fixtures.make_files(path)
-    return path
-
-
 def learner(ranks=1, stage=0, **options):
     return LearnerConfig(ranks=ranks, zero_stage=stage, micro_batch_tokens=512, dtype="float32", **options)
 

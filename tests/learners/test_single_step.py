@@ -12,13 +12,6 @@ from tests.learners import fixtures
 ONE = LearnerConfig(ranks=1, zero_stage=0, micro_batch_tokens=512, dtype="float32")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tasks")
-    fixtures.make_files(path)
-    return path
-
-
 def one_step_with_and_without_a_pass_before(actor, folder):
     """(metrics, weights, forward passes of the policy) of one GRPO step whose samples are of another
     policy: as configured, and with the log-probabilities computed before."""

@@ -21,13 +21,6 @@ ONE = LearnerConfig(ranks=1, zero_stage=0, micro_batch_tokens=512, dtype="float3
 TWO = LearnerConfig(ranks=2, zero_stage=2, micro_batch_tokens=512, dtype="float32")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tasks")
-    fixtures.make_files(path)
-    return path
-
-
 def whole_and_resumed(actor, folder):
     """Weights after four iterations in one go, and after two, a save, a fresh task, a load and
     two more."""

@@ -13,22 +13,7 @@ from learners.data.tokenizer import end_token
 from learners.data.tokenizer_loading import load_tokenizer
 from learners.data.turn_tokens import encode_conversation, encode_response
 from tests.learners.fixtures import talk
-from tests.learners.tokenizers_of_models import CHATML, MARKED, chatml
-
-HELLO = talk("Hi", "Hello.")["messages"]
-
-
-def learned(tokenizer, messages):
-    """The learned part of a conversation, with | where tokens that are not learned stand between."""
-    ids, mask = encode_conversation(tokenizer, messages)
-    parts, was = [], False
-    for token, flag in zip(ids, mask, strict=True):
-        if flag and not was:
-            parts.append([])
-        if flag:
-            parts[-1].append(token)
-        was = flag
-    return "|".join(tokenizer.decode(part) for part in parts)
+from tests.learners.tokenizers_of_models import CHATML, HELLO, MARKED, chatml, learned
 
 
 @pytest.fixture

@@ -15,22 +15,7 @@ from learners.data.records import SCHEMAS
 from learners.data.sources import SourceRow
 from learners.data.turn_tokens import encode_conversation, encode_prompt, encode_response, response_texts
 from tests.learners.fixtures import reader, talk
-from tests.learners.tokenizers_of_models import CHATML, MARKED, chatml, sentencepiece
-
-HELLO = talk("Hi", "Hello.")["messages"]
-
-
-def learned(tokenizer, messages):
-    """The learned part of a conversation, with | where tokens that are not learned stand between."""
-    ids, mask = encode_conversation(tokenizer, messages)
-    parts, was = [], False
-    for token, flag in zip(ids, mask, strict=True):
-        if flag and not was:
-            parts.append([])
-        if flag:
-            parts[-1].append(token)
-        was = flag
-    return "|".join(tokenizer.decode(part) for part in parts)
+from tests.learners.tokenizers_of_models import CHATML, HELLO, MARKED, chatml, learned, sentencepiece
 
 
 def source_rows(kind, *rows):

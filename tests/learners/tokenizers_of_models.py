@@ -1,7 +1,13 @@
-"""Tokenizers as published models have them, small: byte-level BPE with ChatML, and SentencePiece."""
+"""Tokenizers as published models have them, small: byte-level BPE with ChatML, and SentencePiece; and what
+is learned of a conversation with them."""
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from learners.data.turn_tokens import encode_conversation
+from tests.learners.fixtures import talk
+
+HELLO = talk("Hi", "Hello.")["messages"]
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
@@ -59,3 +65,16 @@ def sentencepiece():
     )
     special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     return PreTrainedTokenizerFast(tokenizer_object=core, chat_template=template, **special)
+
+
+def learned(tokenizer, messages):
+    """The learned part of a conversation, with | where tokens that are not learned stand between."""
+    ids, mask = encode_conversation(tokenizer, messages)
+    parts, was = [], False
+    for token, flag in zip(ids, mask, strict=True):
+        if flag and not was:
+            parts.append([])
+        if flag:
+            parts[-1].append(token)
+        was = flag
+    return "|".join(tokenizer.decode(part) for part in parts)
