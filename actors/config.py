@@ -22,8 +22,8 @@ class EngineConfig(Section):
 
     threads: int = Field(2, ge=1)
     """CPU threads of each actor or replica."""
-    gpus: float = Field(0.0, ge=0)
-    """GPUs of each actor or replica (of each of its workers under tensor parallelism)."""
+    gpus: float | None = Field(0.0, ge=0)
+    """GPUs of each replica."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs that one engine's model is split over."""
     dtype: DType = "auto"
@@ -49,7 +49,7 @@ class EngineConfig(Section):
     @classmethod
     def _refuse_reserved(cls, vllm: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         reserved = cls.reserved_for_vllm
-        if not info.data.get("gpus"):
+        if info.data.get("gpus") == 0:
             reserved = reserved | {"enable_chunked_prefill": CHUNKED_PREFILL}
         refuse_reserved(vllm, reserved)
         return vllm
@@ -58,6 +58,15 @@ class EngineConfig(Section):
 class RolloutConfig(EngineConfig):
     actors: int = Field(1, ge=1)
     """Rollout actors, each with one vLLM engine."""
+    gpus: float | None = Field(None, ge=0)
+    """GPUs of each worker of an engine: 1, or a fraction where fleets divide one GPU for good. Empty: 1
+    with cluster.device: cuda."""
+    pipeline_parallel: int = Field(1, ge=1)
+    """Stages that one engine's layers are divided into; the engine has tensor_parallel x
+    pipeline_parallel workers."""
+    executor: Literal["auto", "mp", "ray"] = "auto"
+    """Where the workers of an engine with several GPUs run. mp: processes of one host. ray: Ray actors,
+    also over several hosts. auto: mp, and ray for pipeline_parallel over 1 or on the learners' GPUs."""
     dtype: DType = "auto"
     """Arithmetic of the engine. auto: ppo.dtype, so that rollouts and learner agree; with another one
     the weight-sync proof has the tolerance of the coarser of the two."""
@@ -67,6 +76,16 @@ class RolloutConfig(EngineConfig):
     """Share of a GPU's memory that an engine may take."""
 
     reserved_for_vllm: ClassVar[dict[str, str]] = ROLLOUT_RESERVED
+
+    @property
+    def workers(self) -> int:
+        """Of one engine, each on one GPU."""
+        return self.tensor_parallel * self.pipeline_parallel
+
+    def inactive_keys(self) -> dict[str, str]:
+        if self.workers == 1:
+            return {"executor": "rollout.tensor_parallel or rollout.pipeline_parallel over 1"}
+        return {}
 
 
 class Decoding(Section):
@@ -178,8 +197,9 @@ class ScoringConfig(Section):
     """Scoring actors; each holds the reward model and the reference policy."""
     threads: int = Field(2, ge=1)
     """CPU threads of each actor."""
-    gpus: float = Field(0.0, ge=0)
-    """GPUs of each actor."""
+    gpus: float | None = Field(None, ge=0, le=1)
+    """GPUs of each actor: 1, a fraction where fleets divide one GPU for good, or 0 for scoring on the CPU.
+    Empty: 1 with cluster.device: cuda if the actors hold a model."""
     dtype: DType = "auto"
     """Arithmetic of both models. auto: ppo.dtype, so that the KL to the reference starts at 0."""
     batch_tokens: int = Field(8192, ge=16)

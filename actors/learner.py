@@ -13,12 +13,13 @@ import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
 from actors.weights.transport import WeightPayload, WeightTransport
+from common.hardware import require_device
 from common.run_paths import TrainingInputPaths
 from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
 from learners.data.datasets import RankingData, TokenData
@@ -51,8 +52,12 @@ class LearnerActor:
     """One rank. Each `start_*` builds a task from files and replaces the one before; the rest are
     calls on it."""
 
-    def __init__(self, rank: int, config: LearnerConfig, model: ModelConfig) -> None:
-        self.rank, self.config, self.model = rank, config, model
+    def __init__(
+        self, rank: int, config: LearnerConfig, model: ModelConfig, device: Literal["cpu", "cuda"] = "cpu"
+    ) -> None:
+        """Raises UserError if `device` is cuda and this process sees no GPU."""
+        require_device(device)
+        self.rank, self.config, self.model, self.device = rank, config, model, device
         self.task: Task | None = None
 
     def address(self) -> tuple[str, int]:
@@ -66,7 +71,7 @@ class LearnerActor:
 
     def join(self, address: str, port: int) -> int:
         """Joins the process group of all ranks; returns the process id."""
-        join_process_group(self.rank, self.config.ranks, address, port, self.config.threads)
+        join_process_group(self.rank, self.config.ranks, address, port, self.config.threads, self.device)
         return os.getpid()
 
     # Starting a task. Each start returns the number of steps that it will take.

@@ -55,12 +55,21 @@ class RolloutActor(RolloutEngine):
     """A vLLM engine, the version of its weights and the groups that it works on."""
 
     def __init__(
-        self, name: str, model_path: str, config: RolloutConfig, seed: int = 0, version: int = 0
+        self,
+        name: str,
+        model_path: str,
+        config: RolloutConfig,
+        seed: int = 0,
+        version: int = 0,
+        device: str = "cpu",
+        executor: str | None = None,
     ) -> None:
-        """`version` is that of the weights in `model_path`."""
+        """`version` is that of the weights in `model_path`. `executor` is vLLM's (uni, mp or ray); None: the
+        one for several processes on this host, where the config asks for several workers."""
         started = time.perf_counter()
         self.name = name
-        self.engine = VLLMEngine(model_path, config, seed)
+        executor = executor or ("uni" if config.workers == 1 else "mp")
+        self.engine = VLLMEngine(model_path, config, seed, device, executor)
         self.version = version
         self._loaded_version = version
         self._groups: dict[int, InFlightGroup] = {}

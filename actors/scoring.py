@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from actors.config import RewardsConfig, ScoringConfig
 from actors.function_rewards import FunctionTextReward
 from actors.text_rewards import HTTPTextReward, RewardRequest, RewardResult, TextReward
 from common.errors import UserError
+from common.hardware import require_device
 from learners.config import ModelConfig
 from learners.data.batching import plan_responses
 from learners.data.packing import pack
@@ -57,15 +58,15 @@ class ScoringActor:
         rewards: RewardsConfig,
         model: ModelConfig,
         uses_reference: bool = True,
+        device: Literal["cpu", "cuda"] = "cpu",
     ) -> None:
         """`policy` and `reward_model` are model folders; `policy` is the reference, and its tokenizer
         that of all models. Raises UserError if their vocabularies differ, or for a model that does not
-        pass `check_forward`."""
+        pass `check_forward`, or if `device` is cuda and this process sees no GPU."""
+        require_device(device)
         torch.set_num_threads(config.threads)
         self.config, self.rewards = config, rewards
-        self.device = torch.device("cpu")
-        if config.gpus and torch.cuda.is_available():
-            self.device = torch.device("cuda")
+        self.device = torch.device(device)
         self.reference: PolicyModule | None = None
         if uses_reference:
             self.reference = self._ready(PolicyModule(load_policy(policy, config.dtype, model.attention)))

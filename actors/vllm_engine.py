@@ -17,18 +17,25 @@ from typing import Any
 
 from actors.config import Decoding, RolloutConfig
 from actors.weights.vllm import init_transfer, transfer_config
-from common.hardware import precise
+from common.hardware import precise, require_device
 from learners.model_paths import resolve_model_path
 
 
 class VLLMEngine:
     """Identifies requests by the ids that `add_...` returns; keeps finished outputs until taken."""
 
-    def __init__(self, model_path: str, config: RolloutConfig, seed: int) -> None:
+    def __init__(
+        self, model_path: str, config: RolloutConfig, seed: int, device: str = "cpu", executor: str = "uni"
+    ) -> None:
         # Read when vLLM is imported, which `_load` does.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
-        self.llm = _load(resolve_model_path(model_path), config, seed)
+        if executor == "ray":
+            # Its workers are Ray actors with GPUs of their own.
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            require_device(device)
+        self.llm = _load(resolve_model_path(model_path), config, seed, device, executor)
         init_transfer(self.llm)
         self.max_model_len: int = self.llm.llm_engine.model_config.max_model_len
         self._request_numbers = itertools.count()
@@ -107,12 +114,12 @@ class VLLMEngine:
         return request_id
 
 
-def _load(model_path: str, config: RolloutConfig, seed: int) -> Any:
+def _load(model_path: str, config: RolloutConfig, seed: int, device: str, executor: str) -> Any:
     """A `vllm.LLM` that can receive weights."""
     from vllm import LLM
 
     kv_cache_bytes, chunked_prefill = None, None
-    if not config.gpus:
+    if device == "cpu":
         kv_cache_bytes = int(config.kv_cache_gib * 2**30)
         # A prompt that is processed in two parts resets the generator of a seeded request, which
         # fails on CPU.
@@ -122,6 +129,8 @@ def _load(model_path: str, config: RolloutConfig, seed: int) -> Any:
         "dtype": precise(config.dtype),
         "seed": seed,
         "tensor_parallel_size": config.tensor_parallel,
+        "pipeline_parallel_size": config.pipeline_parallel,
+        "distributed_executor_backend": executor,
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_sequences,
         "gpu_memory_utilization": config.gpu_memory_utilization,

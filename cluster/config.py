@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from actors.config import RewardsConfig, RolloutConfig, ScoringConfig
+from actors.vllm_arguments import CHUNKED_PREFILL
+from cluster.layout_config import Layout
 from cluster.quickstart.config import QuickstartConfig
 from cluster.stage_registry import STAGES
 from common.config import LocalPath, Section
@@ -22,7 +24,14 @@ class ClusterConfig(Section):
     """Ray cluster to join ("auto" or host:port). Empty: RAY_ADDRESS if it is set, else the run
     starts a local Ray."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Device that the models run on."""
+    """Device that the models run on. Actors of a run on cpu see no GPU, also where there are some."""
+    layout: Layout = "apart"
+    """Who has which GPUs. apart: every actor its own. colocated: engines and scoring actors are on the
+    learners' GPUs, and the phases of an iteration take turns (ppo.staleness: 0). hybrid: scoring actors
+    alone are there, engines have GPUs of their own. Or hosts and sharing of each fleet."""
+    patience_s: float = Field(600.0, ge=0)
+    """Seconds to wait until a cluster that the run has joined has the GPUs and cores that it needs: for an
+    autoscaler, for another run that ends, for a node in place of a lost one."""
     cpus: int | None = Field(None, ge=1)
     """CPU cores that a Ray started by this run may use. Empty: all of this machine."""
     object_store_gib: float = Field(0.5, gt=0.08)
@@ -163,6 +172,13 @@ class RunConfig(Section):
         prompts."""
         if self.data.heldout and "judge" not in self.evaluate.model_fields_set:
             self.evaluate = self.evaluate.model_copy(update={"judge": None})
+        return self
+
+    @model_validator(mode="after")
+    def _no_chunked_prefill_on_cpu(self) -> RunConfig:
+        on_cpu = self.cluster.device == "cpu" and not self.rollout.gpus
+        if on_cpu and "enable_chunked_prefill" in self.rollout.vllm:
+            raise ValueError(f"rollout.vllm: enable_chunked_prefill cannot be passed on: {CHUNKED_PREFILL}")
         return self
 
     @model_validator(mode="after")

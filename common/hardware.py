@@ -7,12 +7,15 @@ compute. torch is imported only where the hardware is asked.
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import time
 from functools import cache
 from typing import NamedTuple
 
 from common.config import DType, Precision
+from common.errors import UserError
 
 FASTER = 1.2
 """bfloat16 is taken on a CPU that multiplies it at least so many times as fast as float32: it rounds
@@ -49,7 +52,7 @@ def precise(dtype: DType) -> Precision:
     return dtype
 
 
-def device_of(gpus: float) -> str:
+def device_of(gpus: float | None) -> str:
     """The device of a process that asks Ray for so many GPUs."""
     return "cuda" if gpus else "cpu"
 
@@ -78,6 +81,28 @@ def fast_dtype(device: str) -> Choice:
     capability, name = min(gpus)
     reason = f"{name} has compute capability {capability:.1f}; bfloat16 is fast from 8.0 on"
     return Choice("bfloat16" if capability >= 8 else "float32", reason)
+
+
+def count_gpus() -> int:
+    """GPUs of this host that processes may use, without asking torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = len(_gpus())
+    if visible is None:
+        return count
+    return min(count, len([name for name in visible.split(",") if name.strip()]))
+
+
+def require_device(device: str) -> None:
+    """Raises UserError in an actor that is to compute on a GPU and sees none."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        raise UserError(
+            f"cluster.device is cuda, but this process on {socket.gethostname()} sees no GPU "
+            f"(CUDA_VISIBLE_DEVICES={visible!r}, torch {torch.__version__}); install torch and vLLM for CUDA "
+            "on every host, or set cluster.device=cpu"
+        )
 
 
 def _gpus() -> list[tuple[float, str]]:

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from common.files import atomic_path
 from learners.config import LearnerConfig, OptimizerConfig
 from learners.deepspeed_arguments import merge
+from learners.distributed import on_gpu
 from learners.lora import merged_weights
 from learners.models import DTYPES
 
@@ -221,7 +222,7 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L
 
 def peak_flops() -> float | None:
     """Peak FLOP/s of this rank's device, or None if it is not in the table (every CPU)."""
-    if not torch.cuda.is_available():
+    if not on_gpu():
         return None
     device = torch.cuda.get_device_name()
     for name, peak in PEAK_FLOPS.items():
@@ -247,7 +248,7 @@ def _optimizer(config: OptimizerConfig) -> dict[str, Any]:
 
 def _offload(learner: LearnerConfig) -> dict[str, Any]:
     """The part of DeepSpeed's `zero_optimization` section that moves state to the CPU."""
-    to_cpu = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    to_cpu = {"device": "cpu", "pin_memory": on_gpu()}
     section = {}
     if learner.offload_optimizer:
         section["offload_optimizer"] = to_cpu

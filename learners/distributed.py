@@ -11,8 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def join_process_group(rank: int, ranks: int, address: str, port: int, threads: int) -> None:
-    """Makes this process one rank of the learners' process group (gloo on CPU, NCCL on GPU)."""
+def join_process_group(
+    rank: int, ranks: int, address: str, port: int, threads: int, device: str = "cpu"
+) -> None:
+    """Makes this process one rank of the learners' process group: gloo on cpu, NCCL on cuda."""
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(ranks),
@@ -26,12 +28,17 @@ def join_process_group(rank: int, ranks: int, address: str, port: int, threads: 
     # a minute on each new machine, and arithmetic that depends on the machine. Gloo works
     # everywhere.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "nccl" if device == "cuda" else "gloo"
     if backend == "gloo":
         # DeepSpeed's Muon would compile its iteration, which needs a C++ compiler and takes minutes,
         # and gains nothing on a CPU.
         torch._dynamo.config.disable = True
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def on_gpu() -> bool:
+    """Whether this rank computes on a GPU: that of its process group, not what the host happens to have."""
+    return dist.is_initialized() and dist.get_backend() == "nccl"
 
 
 def all_reduce_sum(tensor: Tensor, device: torch.device) -> Tensor:
@@ -45,7 +52,7 @@ def all_reduce_sum(tensor: Tensor, device: torch.device) -> Tensor:
 def summed_over_ranks(values: Sequence[float]) -> list[float]:
     """Element-wise sum over the process group, in float64."""
     total = torch.tensor(values, dtype=torch.float64)
-    if torch.cuda.is_available():
+    if on_gpu():
         total = total.cuda()
     dist.all_reduce(total)
     return total.tolist()

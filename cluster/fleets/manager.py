@@ -2,17 +2,17 @@
 
 The pipeline makes one manager; stages ask it for `learners()`, `rollouts(...)` and `scorers(...)`.
 A fleet is started when a stage first asks for it and reused by later stages: the processes stay,
-their tasks and weights change. On CPU the phases of an iteration take turns, so learners reserve
-the cores and the other fleets run beside them; on GPUs every actor reserves its own.
+their tasks and weights change. Who runs where is the config's layout (`cluster.layout`); its placement
+groups are reserved for all fleets of the run when the first of them starts
+(`cluster.fleets.reservation`).
 
-It waits for Ray in two places: the start of Ray itself, and resources that actors of a stopped
-fleet have not yet returned (`_check_resources`). It does not wait for actors to start.
+It waits for Ray in two places: the start of Ray itself, and the placement groups. It does not wait for
+actors to start.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,20 @@ from actors.weights.transport import make_transport
 from cluster.config import ClusterConfig, RunConfig
 from cluster.fleets.fleet import Fleet
 from cluster.fleets.learner_fleet import LearnerFleet
+from cluster.fleets.reservation import Reservations
 from cluster.fleets.rollout_fleet import RolloutFleet
 from cluster.fleets.scale import scale_requests
 from cluster.fleets.scoring_fleet import ScoringFleet
-from common.errors import UserError
+from cluster.layout import (
+    SECTIONS,
+    device_of,
+    executor,
+    groups,
+    own_group,
+    place,
+    shares_learners,
+)
+from cluster.stage_registry import fleets_of
 from common.plugins import child_environment
 from common.random_streams import Stream, derived_seed
 from common.ray_session import start_ray
@@ -41,14 +51,8 @@ QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
-SECTIONS = {"learner": "learners", "rollout": "rollout", "scoring": "scoring"}
-"""Config section of each kind of fleet."""
-
 ArgumentsOf = Callable[[int], dict[str, Any]]
 """Constructor arguments of the i-th actor of a fleet."""
-
-RELEASE_S = 20.0
-"""How long Ray may take to return the resources of actors that were stopped."""
 
 
 class FleetManager:
@@ -62,16 +66,21 @@ class FleetManager:
         self._scorer_models: tuple[str, str | None] | None = None
         # The scale request that was last applied, by kind of fleet.
         self._applied: dict[str, int] = {}
-        # When actors were last stopped; their resources are free a moment later. At first this may
-        # be the driver before this one, whose actors Ray stops after its death.
-        self._stopped_at = time.monotonic()
+        self._kinds = fleets_of(config.stages)
+        self._reservations = Reservations(config.cluster.patience_s)
+        # Actors that leave: each with a reference that is ready once it has ended.
+        self._leaving: dict[str, ray.ObjectRef] = {}
 
-    def start(self) -> None:
-        """Joins the configured Ray cluster, or starts one of this run's own."""
+    def start(self, stages: Sequence[str] | None = None) -> None:
+        """Joins the configured Ray cluster, or starts one of this run's own. `stages` are those that will
+        run; None: all of the config."""
+        if stages is not None:
+            self._kinds = fleets_of(stages)
         # Requests hold for one run; its config says how it starts.
         self.paths.scale.unlink(missing_ok=True)
         cluster = self.config.cluster
-        start_ray(cluster.address, cluster.cpus, cluster.object_store_gib, self.paths.logs)
+        is_own = start_ray(cluster.address, cluster.cpus, cluster.object_store_gib, self.paths.logs)
+        self._reservations = Reservations(cluster.patience_s, is_own)
 
     def learners(self) -> LearnerFleet:
         """DeepSpeed ranks, joined into one process group."""
@@ -81,8 +90,15 @@ class FleetManager:
         settings = self.config.learners
         arguments = []
         for rank in range(settings.ranks):
-            arguments.append({"rank": rank, "config": settings, "model": self.config.model})
-        how = self._how_to_start("learner", settings.ranks, settings.threads, settings.gpus)
+            arguments.append(
+                {
+                    "rank": rank,
+                    "config": settings,
+                    "model": self.config.model,
+                    "device": device_of(self.config, "learner"),
+                }
+            )
+        how = self._how_to_start("learner")
         fleet = LearnerFleet("learner", "actors.learner:LearnerActor", arguments, *how)
         # Before `join`, so that its actors are stopped if one of them fails there.
         self.adopt(fleet)
@@ -99,9 +115,7 @@ class FleetManager:
         settings = self.config.rollout.model_copy(update={"max_model_len": max_model_len})
         arguments_of = partial(self._rollout_arguments, model, settings)
         arguments = [arguments_of(index) for index in range(settings.actors)]
-        # The engine runs inside the actor's process: a weight update is then a plain function call.
-        env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-        how = self._how_to_start("rollout", settings.actors, settings.threads, settings.gpus, env)
+        how = self._how_to_start("rollout")
         fleet = RolloutFleet("rollout", "actors.rollout:RolloutActor", arguments, *how)
         self.adopt(fleet, arguments_of)
         return fleet
@@ -125,9 +139,10 @@ class FleetManager:
             "config": settings,
             "rewards": self.config.rewards,
             "uses_reference": self.config.uses_reference,
+            "device": device_of(self.config, "scoring"),
         }
         arguments = [argument] * settings.actors
-        how = self._how_to_start("scoring", settings.actors, settings.threads, settings.gpus)
+        how = self._how_to_start("scoring")
         fleet = ScoringFleet("scoring", "actors.scoring:ScoringActor", arguments, *how)
         self.adopt(fleet, lambda index: argument)
         self._scorer_models = models
@@ -152,6 +167,8 @@ class FleetManager:
             if lost and kind == "learner":
                 self._stop(kind)
                 continue
+            if lost:
+                self._reservations.restore()
             for index in lost:
                 fleet.restart(index)
         return names
@@ -166,6 +183,7 @@ class FleetManager:
         was done as messages. Called by the PPO stage before each weight update, because new engines
         hold old weights."""
         messages = []
+        self._release_left()
         for kind, arguments_of in self._arguments_of.items():
             fleet, target = self._fleets[kind], self.target_size(kind)
             if target == self._applied.get(kind, fleet.expected_size):
@@ -173,11 +191,18 @@ class FleetManager:
                 # iteration.
                 target = fleet.expected_size
             else:
-                messages.append(f"{kind} fleet: from {fleet.expected_size} to {target}")
                 self._applied[kind] = target
+                if shares_learners(self.config, kind):
+                    messages.append(
+                        f"{kind} fleet: stays at {fleet.expected_size}; it is on the learners' GPUs, whose "
+                        "number does not change (cluster.layout)"
+                    )
+                    continue
+                messages.append(f"{kind} fleet: from {fleet.expected_size} to {target}")
             if target < fleet.expected_size:
-                fleet.remove(min(target, len(fleet)))
+                self._leaving |= fleet.remove(min(target, len(fleet)))
             while fleet.expected_size < target:
+                self._request_group(kind, fleet.expected_size)
                 fleet.add(arguments_of(fleet.expected_size))
             messages += fleet.admit_started()
         return messages
@@ -188,11 +213,26 @@ class FleetManager:
             fleet.stop()
         self._fleets.clear()
         self.transport.close()
+        self._reservations.release_all()
         ray.shutdown()
 
     def _stop(self, kind: str) -> None:
+        # The groups stay reserved, for the fleet that is started in its place.
         self._fleets.pop(kind).stop()
-        self._stopped_at = time.monotonic()
+
+    def _request_group(self, kind: str, index: int) -> None:
+        """Asks for the group of an actor that is added."""
+        group = own_group(self.config, kind, index)
+        if group is not None:
+            self._reservations.release(group.name)  # of an actor of this number that has not quite ended
+            self._reservations.request(group)
+
+    def _release_left(self) -> None:
+        """Gives back the groups of actors that have left, which would end with them."""
+        for name, end in list(self._leaving.items()):
+            if ray.wait([end], timeout=0)[0]:
+                del self._leaving[name]
+                self._reservations.release(name)
 
     def _rollout_arguments(self, model: Path, settings: RolloutConfig, index: int) -> dict[str, Any]:
         return {
@@ -200,36 +240,39 @@ class FleetManager:
             "model_path": str(model),
             "config": settings,
             "seed": derived_seed(self.config.seed, Stream.ENGINES, index),
+            "device": device_of(self.config, "rollout"),
+            "executor": executor(self.config),
         }
 
-    def _how_to_start(
-        self, kind: str, size: int, threads: int, gpus: float, env: dict[str, str] | None = None
-    ) -> tuple[dict[str, Any], Path, ClusterConfig]:
-        """The arguments `options`, `logs` and `limits` of a fleet of `size` actors. Raises UserError
-        if the Ray cluster has no room for all of them."""
-        # On CPU the phases of an iteration take turns. Were the cores reserved for each fleet, three
-        # times as many would be needed as are ever at work.
-        cpus = 0
-        if kind == "learner":
-            cpus = threads
-        self._check_resources(kind, "CPU", cpus * size)
-        self._check_resources(kind, "GPU", gpus * size)
-        variables = {**QUIET, **child_environment(), "OMP_NUM_THREADS": str(threads), **(env or {})}
-        options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
-        return options, self.paths.logs, self.config.cluster
+    def _how_to_start(self, kind: str) -> tuple[Callable[[int], dict[str, Any]], Path, ClusterConfig]:
+        """The arguments `options`, `logs` and `limits` of a fleet, once its groups are reserved, together
+        with those of the other fleets of this run. Raises UserError or FleetError if the Ray cluster has no
+        room for all of them."""
+        kinds = [known for known in SECTIONS if known in (*self._kinds, kind)]
+        self._reservations.reserve(groups(self.config, kinds))
+        return partial(self._options, kind), self.paths.logs, self.config.cluster
 
-    def _check_resources(self, kind: str, resource: str, needed: float) -> None:
-        """Raises UserError for a fleet that Ray would otherwise wait for without a message."""
-        total = ray.cluster_resources().get(resource, 0)
-        free = ray.available_resources().get(resource, 0)
-        while free < needed <= total and time.monotonic() < self._stopped_at + RELEASE_S:
-            time.sleep(0.5)
-            free = ray.available_resources().get(resource, 0)
-        if needed > free:
-            raise UserError(
-                f"the {kind} fleet needs {needed:g} {resource} and the Ray cluster has {free:g} free "
-                f"of {total:g}; lower the numbers in section {SECTIONS[kind]} or add nodes"
-            )
+    def _options(self, kind: str, index: int) -> dict[str, Any]:
+        """Ray's options for one actor."""
+        threads = getattr(self.config, SECTIONS[kind]).threads
+        variables = {**QUIET, **child_environment(), "OMP_NUM_THREADS": str(threads)}
+        device = device_of(self.config, kind)
+        if device == "cpu":
+            # Ray hides no GPU from an actor that asks for none.
+            variables["CUDA_VISIBLE_DEVICES"] = ""
+        if kind == "learner":
+            variables["DS_ACCELERATOR"] = device
+        if kind == "rollout":
+            # The engine runs inside the actor's process: a weight update is then a plain function call.
+            variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        where = place(self.config, kind, index)
+        if where is None:
+            return {"num_cpus": 0, "num_gpus": 0, "runtime_env": {"env_vars": variables}}
+        if kind == "rollout" and executor(self.config) == "ray":
+            bundles = self._reservations.bundles(where)
+            variables["VLLM_RAY_BUNDLE_INDICES"] = ",".join(str(bundle) for bundle in bundles)
+            variables["VLLM_RAY_PER_WORKER_GPUS"] = f"{where.gpus:g}"
+        return {**self._reservations.options(where), "runtime_env": {"env_vars": variables}}
 
 
 def model_name(model: Path) -> str:
