@@ -25,6 +25,12 @@ def joins_a_cluster(config: RunConfig) -> bool:
     return bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
 
 
+def is_for_other_hosts(config: RunConfig) -> bool:
+    """Whether the layout says nothing about this host. One without a GPU is where somebody plans for
+    another; a run that starts here all the same is refused when it reserves its GPUs."""
+    return joins_a_cluster(config) or (config.cluster.device == "cuda" and not count_gpus())
+
+
 def this_host(config: RunConfig) -> Host:
     """What a Ray of this run's own would have."""
     cores = config.cluster.cpus or psutil.cpu_count() or 1
@@ -102,7 +108,7 @@ def check_sharing(config: RunConfig) -> None:
 
 def check_room(config: RunConfig) -> None:
     """A Ray of this run's own, which nobody adds hosts to, has room for everything at once."""
-    if joins_a_cluster(config):
+    if is_for_other_hosts(config):
         return
     try:
         fit(groups(config, fleets_of(config.stages)), [this_host(config)])

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cluster.config import RunConfig
 from cluster.layout import Group, groups, layout_of, turn_takers
-from cluster.layout_checks import joins_a_cluster, this_host
+from cluster.layout_checks import is_for_other_hosts, this_host
 from cluster.layout_fit import Host, describe, fit
 from cluster.stage_registry import fleets_of
 
@@ -23,7 +23,7 @@ def layout_tables(config: RunConfig) -> list[Table]:
     made = groups(config, fleets_of(config.stages))
     if not made:
         return []
-    if joins_a_cluster(config):
+    if is_for_other_hosts(config):
         hosts = _assumed_hosts(config, made)
         title = f"Layout, on hosts of {hosts[0].gpus} GPUs" if hosts[0].gpus else "Layout"
     else:

@@ -14,7 +14,8 @@ import ray
 from cluster.config import ClusterConfig, RunConfig
 from cluster.context import Context
 from cluster.fleets.fleet import Fleet
-from cluster.fleets.manager import SECTIONS, FleetManager
+from cluster.fleets.manager import FleetManager
+from cluster.layout import SECTIONS
 from cluster.pipeline import run_with_recovery
 from cluster.run.directory import RunDirectory
 from cluster.stage_registry import StageSpec
@@ -130,13 +131,17 @@ def test_project_error_of_an_actor_keeps_class_and_message(fleet, name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learners": {"ranks": 8, "threads": 1}}, "the learner fleet needs 8 CPU .* in section learners "),
-        ({"learners": {"ranks": 1, "gpus": 1}}, "the learner fleet needs 1 GPU .* in section learners "),
+        (
+            {"learners": {"ranks": 8, "threads": 1}},
+            r"learners needs 8 x \{CPU: 1\}; the hosts.*CPU: 2\}",
+        ),
+        ({"learners": {"ranks": 1, "gpus": 1}}, r"learners needs \{GPU: 1, CPU: 1\} on one host; .*sections"),
     ],
 )
 def test_fleet_without_room_is_refused(session, tmp_path, settings, message):
-    manager = FleetManager(RunConfig.model_validate({"name": "fleet", **settings}), tmp_path)
-    with pytest.raises(UserError, match=message):
+    settings = {"name": "fleet", "stages": ["sft"], "cluster": {"patience_s": 0}, **settings}
+    manager = FleetManager(RunConfig.model_validate(settings), tmp_path)
+    with pytest.raises(FleetError, match=message):
         manager.learners()
     manager.transport.close()
 
