@@ -23,7 +23,6 @@ from common.run_paths import TrainingInputPaths
 from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
 from learners.data.datasets import RankingData, TokenData
 from learners.data.tokenizer_loading import load_tokenizer
-from learners.deepspeed_engine import peak_flops
 from learners.distributed import join_process_group
 from learners.models import (
     PolicyModule,
@@ -34,6 +33,7 @@ from learners.models import (
     prepare_for_training,
     scalar_from_policy,
 )
+from learners.peak_flops import peak_flops
 from learners.rl.advantages import groups_with_signal
 from learners.rl.config import PPOConfig
 from learners.rl.ppo import PPOTask
