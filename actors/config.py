@@ -7,6 +7,7 @@ driver.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -45,12 +46,9 @@ class EngineConfig(Section):
     reserved_for_vllm: ClassVar[dict[str, str]]
     """Arguments that the section does not pass on, with what to do instead."""
 
-    @property
-    def is_eager(self) -> bool:
-        """Whether the engine runs without compiling or capturing the model."""
-        if self.enforce_eager is None:
-            return not self.gpus
-        return self.enforce_eager
+    def is_eager(self, device: str) -> bool:
+        """Whether an engine on this device runs without compiling or capturing the model."""
+        return device == "cpu" if self.enforce_eager is None else self.enforce_eager
 
     @field_validator("vllm")
     @classmethod
@@ -81,6 +79,12 @@ class RolloutConfig(EngineConfig):
     """Longest sequence of an engine, prompt and response, in tokens. Empty: model.context."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of a GPU's memory that an engine may take."""
+    sleep_level: Literal[1, 2] = 1
+    """What an engine on the learners' GPUs keeps in host memory while the learners update. 1: its weights.
+    2: nothing, as the new weights replace them."""
+    load: Literal["stored", "dummy"] = "stored"
+    """Weights that an engine starts with. dummy: random ones, which saves reading a large model; the first
+    sync brings the policy's."""
 
     reserved_for_vllm: ClassVar[dict[str, str]] = ROLLOUT_RESERVED
 
@@ -93,6 +97,17 @@ class RolloutConfig(EngineConfig):
         if self.workers == 1:
             return {"executor": "rollout.tensor_parallel or rollout.pipeline_parallel over 1"}
         return {}
+
+
+@dataclass(frozen=True)
+class EngineDevices:
+    """Where an engine computes; the layout decides it, not the section."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    executor: Literal["uni", "mp", "ray"] = "uni"
+    """vLLM's: in the actor's process, in further processes, or in Ray actors."""
+    shares_gpus: bool = False
+    """Others use its GPUs while it sleeps."""
 
 
 class Decoding(Section):

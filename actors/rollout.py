@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.config import Decoding, RolloutConfig
+from actors.config import Decoding, EngineDevices, RolloutConfig
 from actors.prompt_group import GroupStatus, PromptGroup, RolloutEngine
 from actors.vllm_engine import VLLMEngine
 from actors.vllm_samples import samples_from_outputs
@@ -61,15 +61,14 @@ class RolloutActor(RolloutEngine):
         config: RolloutConfig,
         seed: int = 0,
         version: int = 0,
-        device: str = "cpu",
-        executor: str | None = None,
+        devices: EngineDevices | None = None,
     ) -> None:
-        """`version` is that of the weights in `model_path`. `executor` is vLLM's (uni, mp or ray); None: the
-        one for several processes on this host, where the config asks for several workers."""
+        """`version` is that of the weights in `model_path`. `devices` None: on the CPU, with a process for
+        each of several workers."""
         started = time.perf_counter()
         self.name = name
-        executor = executor or ("uni" if config.workers == 1 else "mp")
-        self.engine = VLLMEngine(model_path, config, seed, device, executor)
+        devices = devices or EngineDevices(executor="uni" if config.workers == 1 else "mp")
+        self.engine = VLLMEngine(model_path, config, seed, devices)
         self.version = version
         self._loaded_version = version
         self._groups: dict[int, InFlightGroup] = {}
@@ -173,8 +172,17 @@ class RolloutActor(RolloutEngine):
             # its log.
             traceback.print_exc()
             raise SystemExit(str(error)) from error
+        self.engine.sleeper.updated()
         self.version = version
         return time.perf_counter() - started
+
+    def sleep(self, level: int = 1) -> None:
+        """Frees the GPU for others. Raises RuntimeError while groups are in flight."""
+        self.engine.sleep(level)
+
+    def wake(self, tags: Sequence[str]) -> None:
+        """Takes the GPU memory of "weights" or "kv_cache" again."""
+        self.engine.sleeper.wake(tags)
 
     def prompt_logprobs(self, sequences: Sequence[list[int]]) -> list[np.ndarray]:
         """Log-probability of every token but the first of each sequence: the probe of a weight

@@ -15,7 +15,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from actors.config import Decoding, RolloutConfig
+from actors.config import Decoding, EngineDevices, RolloutConfig
+from actors.vllm_sleep import EngineSleep
 from actors.weights.vllm import init_transfer, transfer_config
 from common.hardware import precise, require_device
 from learners.model_paths import resolve_model_path
@@ -24,18 +25,19 @@ from learners.model_paths import resolve_model_path
 class VLLMEngine:
     """Identifies requests by the ids that `add_...` returns; keeps finished outputs until taken."""
 
-    def __init__(
-        self, model_path: str, config: RolloutConfig, seed: int, device: str = "cpu", executor: str = "uni"
-    ) -> None:
+    def __init__(self, model_path: str, config: RolloutConfig, seed: int, devices: EngineDevices) -> None:
         # Read when vLLM is imported, which `_load` does.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
-        if executor == "ray":
+        if devices.executor == "ray":
             # Its workers are Ray actors with GPUs of their own.
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         else:
-            require_device(device)
-        self.llm = _load(resolve_model_path(model_path), config, seed, device, executor)
+            require_device(devices.device)
+        settings = {"model": resolve_model_path(model_path), **_arguments(config, seed, devices)}
+        self.llm = _load(settings | config.vllm)
+        is_own_process = devices.device == "cuda" and devices.executor == "uni"
+        self.sleeper = EngineSleep(self.llm, measures=is_own_process)
         init_transfer(self.llm)
         self.max_model_len: int = self.llm.llm_engine.model_config.max_model_len
         self._request_numbers = itertools.count()
@@ -102,10 +104,17 @@ class VLLMEngine:
         """Requests that are running, waiting, or finished and not taken."""
         return self.llm.llm_engine.get_num_unfinished_requests() + len(self._outputs)
 
+    def sleep(self, level: int) -> None:
+        """Frees the GPU (`actors.vllm_sleep`). Raises RuntimeError if there are requests."""
+        if self.count_requests():
+            raise RuntimeError(f"the engine cannot sleep: it works on {self.count_requests()} requests")
+        self.sleeper.sleep(level)
+
     def _add(self, prompt: list[int], params: Any) -> str:
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
+        self.sleeper.require_awake()
         # The default would build an output at every step, of which only the last is used.
         params.output_kind = RequestOutputKind.FINAL_ONLY
         request_id = str(next(self._request_numbers))
@@ -114,28 +123,32 @@ class VLLMEngine:
         return request_id
 
 
-def _load(model_path: str, config: RolloutConfig, seed: int, device: str, executor: str) -> Any:
-    """A `vllm.LLM` that can receive weights."""
+def _load(settings: dict[str, Any]) -> Any:
     from vllm import LLM
 
+    return LLM(**settings)
+
+
+def _arguments(config: RolloutConfig, seed: int, devices: EngineDevices) -> dict[str, Any]:
+    """Arguments of `vllm.LLM` for an engine that can receive weights."""
+    device = devices.device
     kv_cache_bytes, chunked_prefill = None, None
     if device == "cpu":
         kv_cache_bytes = int(config.kv_cache_gib * 2**30)
         # A prompt that is processed in two parts resets the generator of a seeded request, which
         # fails on CPU.
         chunked_prefill = False
-    settings = {
-        "model": model_path,
+    return {
         "dtype": precise(config.dtype),
         "seed": seed,
         "tensor_parallel_size": config.tensor_parallel,
         "pipeline_parallel_size": config.pipeline_parallel,
-        "distributed_executor_backend": executor,
+        "distributed_executor_backend": devices.executor,
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_sequences,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "kv_cache_memory_bytes": kv_cache_bytes,
-        "enforce_eager": config.is_eager,
+        "enforce_eager": config.is_eager(device),
         "enable_chunked_prefill": chunked_prefill,
         # After temperature and filters: the distribution that was sampled from.
         "logprobs_mode": "processed_logprobs",
@@ -143,5 +156,7 @@ def _load(model_path: str, config: RolloutConfig, seed: int, device: str, execut
         # Prompts and responses are token ids: a tokenizer would cost start-up time alone.
         "skip_tokenizer_init": True,
         "disable_log_stats": True,
+        # On CPU vLLM refuses it, and takes the calls all the same.
+        "enable_sleep_mode": devices.shares_gpus and device == "cuda",
+        "load_format": "dummy" if config.load == "dummy" else "auto",
     }
-    return LLM(**(settings | config.vllm))

@@ -105,6 +105,19 @@ def require_device(device: str) -> None:
         )
 
 
+def require_free_memory(needed: int, who: str) -> None:
+    """Raises RuntimeError if this process's GPU has fewer bytes free: somebody who shares it has not left."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    if free < needed:
+        gib = 2**30
+        raise RuntimeError(
+            f"{who} need {needed / gib:.1f} GiB of the GPU and {free / gib:.1f} of {total / gib:.1f} GiB are "
+            "free; another process has not left it"
+        )
+
+
 def _gpus() -> list[tuple[float, str]]:
     """(compute capability, name) of the GPUs of this host. Not asked of torch, which would hold memory of
     a GPU in the driver from then on."""

@@ -78,6 +78,8 @@ class Fleet:
     ) -> None:
         self.kind, self.target, self.logs = kind, target, logs
         self.limits = limits or ClusterConfig()
+        self.before_call: Callable[[str], None] | None = None
+        """Called with the method before each call to an actor (`cluster.turns`)."""
         self._options = options
         # Members that were found hung and not yet restarted. Ray does not report them as dead.
         self._hung: set[int] = set()
@@ -118,12 +120,16 @@ class Fleet:
 
     def submit(self, index: int, method: str, *args: Any, **kwargs: Any) -> ray.ObjectRef:
         """Starts a call on one actor; an index past the last wraps around."""
+        if self.before_call:
+            self.before_call(method)
         return self._members[index % len(self)].actor.call.remote(method, *args, **kwargs)
 
     def submit_split(
         self, index: int, count: int, method: str, *args: Any, **kwargs: Any
     ) -> list[ray.ObjectRef]:
         """Starts a call that returns `count` values, each with a reference of its own."""
+        if self.before_call:
+            self.before_call(method)
         call = self._members[index % len(self)].actor.call.options(num_returns=count)
         return call.remote(method, *args, **kwargs)
 
@@ -134,6 +140,12 @@ class Fleet:
     def all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """Makes the same call on every actor at once; results in the order of the actors."""
         return self.wait(self.submit_all(method, *args, **kwargs), method)
+
+    def call_some(self, indexes: Iterable[int] | None, method: str, *args: Any) -> list[Any]:
+        """Makes the same call on some actors (None: all) at once; results in their order."""
+        if indexes is None:
+            indexes = range(len(self))
+        return self.wait({self.submit(index, method, *args): index for index in indexes}, method)
 
     def wait(self, refs: Sequence[ray.ObjectRef] | dict[ray.ObjectRef, int], doing: str) -> list[Any]:
         """Results of calls, in the order of `refs`: either one call to each actor in order, or a

@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 
-from actors.config import RolloutConfig
+from actors.config import EngineDevices, RolloutConfig
 from actors.weights.transport import make_transport
 from cluster.config import ClusterConfig, RunConfig
 from cluster.fleets.fleet import Fleet
@@ -36,8 +36,10 @@ from cluster.layout import (
     own_group,
     place,
     shares_learners,
+    turn_takers,
 )
 from cluster.stage_registry import fleets_of
+from cluster.turns import Turns
 from common.plugins import child_environment
 from common.random_streams import Stream, derived_seed
 from common.ray_session import start_ray
@@ -68,6 +70,7 @@ class FleetManager:
         self._applied: dict[str, int] = {}
         self._kinds = fleets_of(config.stages)
         self._reservations = Reservations(config.cluster.patience_s)
+        self.turns = Turns(self._fleets, turn_takers(config), config.rollout.sleep_level)
         # Actors that leave: each with a reference that is ready once it has ended.
         self._leaving: dict[str, ray.ObjectRef] = {}
 
@@ -153,6 +156,8 @@ class FleetManager:
         `arguments_of` gives the arguments of actors that are added; without it, the fleet keeps its
         size."""
         self._fleets[fleet.kind] = fleet
+        fleet.before_call = self.turns.before(fleet.kind)
+        self.turns.started(fleet.kind)
         if arguments_of is not None:
             self._arguments_of[fleet.kind] = arguments_of
 
@@ -161,16 +166,26 @@ class FleetManager:
         pipeline after a stage has failed. Learners lose their process group with the first of them,
         so all of them are stopped, and start again when a stage asks for them."""
         names = []
+        lost: dict[str, list[int]] = {}
         for kind, fleet in list(self._fleets.items()):
-            lost = fleet.dead_or_hung()
-            names += [fleet.names[index] for index in lost]
-            if lost and kind == "learner":
+            indexes = fleet.dead_or_hung()
+            names += [fleet.names[index] for index in indexes]
+            if indexes and kind == "learner":
                 self._stop(kind)
-                continue
-            if lost:
-                self._reservations.restore()
-            for index in lost:
-                fleet.restart(index)
+            elif indexes:
+                lost[kind] = indexes
+        if not lost:
+            return names
+        self._reservations.restore()
+        # Where fleets share GPUs, those that live leave them, and the replacements start one kind after
+        # the other.
+        self.turns.vacate(lost)
+        for kind, indexes in lost.items():
+            for index in indexes:
+                self._fleets[kind].restart(index)
+            if kind in self.turns.takers:
+                self._fleets[kind].busy()  # waits until they have started
+                self.turns.vacate()
         return names
 
     def target_size(self, kind: str) -> int:
@@ -219,6 +234,7 @@ class FleetManager:
     def _stop(self, kind: str) -> None:
         # The groups stay reserved, for the fleet that is started in its place.
         self._fleets.pop(kind).stop()
+        self.turns.ended(kind)
 
     def _request_group(self, kind: str, index: int) -> None:
         """Asks for the group of an actor that is added."""
@@ -240,14 +256,19 @@ class FleetManager:
             "model_path": str(model),
             "config": settings,
             "seed": derived_seed(self.config.seed, Stream.ENGINES, index),
-            "device": device_of(self.config, "rollout"),
-            "executor": executor(self.config),
+            "devices": EngineDevices(
+                device_of(self.config, "rollout"),
+                executor(self.config),
+                shares_learners(self.config, "rollout"),
+            ),
         }
 
     def _how_to_start(self, kind: str) -> tuple[Callable[[int], dict[str, Any]], Path, ClusterConfig]:
         """The arguments `options`, `logs` and `limits` of a fleet, once its groups are reserved, together
         with those of the other fleets of this run. Raises UserError or FleetError if the Ray cluster has no
         room for all of them."""
+        # One after the other where they share GPUs: an engine measures the free memory when it starts.
+        self.turns.vacate()
         kinds = [known for known in SECTIONS if known in (*self._kinds, kind)]
         self._reservations.reserve(groups(self.config, kinds))
         return partial(self._options, kind), self.paths.logs, self.config.cluster

@@ -75,6 +75,15 @@ class RolloutFleet(Fleet):
         temperature 1."""
         return self.all("prompt_logprobs", sequences)
 
+    def sleep(self, level: int = 1) -> None:
+        """Frees the GPUs of engines that hold no groups. Level 1 keeps the weights in host memory, level 2
+        drops them."""
+        self.all("sleep", level)
+
+    def wake(self, tags: Sequence[str] = ("weights", "kv_cache")) -> None:
+        """Takes GPU memory for these parts again."""
+        self.all("wake", list(tags))
+
     def cancel_groups(self) -> None:
         """Drops all groups that engines work on."""
         self.all("cancel_groups")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import ray
 
 from actors.weights.files import iter_weights
 from actors.weights.tolerance import coarser, logprob_tolerance
@@ -53,22 +54,28 @@ class WeightSync:
         """Sends, loads and verifies the weights of a policy version. Groups that are then too old
         to learn from are dropped by the engines. Returns metrics; raises WeightSyncError."""
         started = time.perf_counter()
+        # Where both share GPUs the learners are asked before they leave them. Their weights stay the same.
+        learner_refs = None
+        if self.learners.before_call:
+            learner_refs = self.learners.submit_probe_logprobs(self.probes)
         payload = self.learners.send_weights(self.transport, version)
         self.rollouts.update_weights(payload, version, version - self.config.staleness)
         loaded = time.perf_counter()
-        errors = self.verify(version)
+        errors = self.verify(version, learner_refs)
         probed = time.perf_counter()
         return {**errors, "time/sync": loaded - started, "time/probe": probed - loaded}
 
-    def verify(self, version: int) -> dict[str, float]:
-        """Compares the log-probabilities that learners and engines give the probes.
+    def verify(self, version: int, learner_refs: list[ray.ObjectRef] | None = None) -> dict[str, float]:
+        """Compares the log-probabilities that learners and engines give the probes. `learner_refs`: of the
+        learners, if they have been asked.
 
         The tolerance is on the mean absolute difference, in nats. The largest difference is a
         metric only: it belongs to tokens so improbable that float32 itself does not resolve them
         better. Raises WeightSyncError over the tolerance.
         """
         # Learners compute while engines do; all ranks give the same values, rank 0's are used.
-        learner_refs = self.learners.submit_probe_logprobs(self.probes)
+        if learner_refs is None:
+            learner_refs = self.learners.submit_probe_logprobs(self.probes)
         engines = self.rollouts.prompt_logprobs([probe.tolist() for probe in self.probes])
         expected = np.concatenate(self.learners.wait(learner_refs, "probe_logprobs")[0])
         errors = [np.abs(np.concatenate(engine) - expected) for engine in engines]

@@ -147,12 +147,16 @@ class PPOStage:
         the metrics are logged, and counts only when it is committed after them. So an iteration
         is either logged and counted, or done again."""
         timer = IterationTimer(self.fleets)
+        # Dynamic sampling may ask the engines again before they get new weights.
+        turns = self.context.fleets.turns
+        turns.weights_follow = not self.config.dynamic_sampling
         batch = self.sampler.next_batch(version=step - 1)  # waits for engines
         timer.batch_ready()
         update = self.learn(step, batch)  # with staleness over 0 rollouts go on meanwhile
         timer.updated()
         self.scale()  # before the sync, since new engines hold old weights
         sync = self.weights.push(version=step)
+        turns.weights_follow = False
         timer.stop()
         metrics = update.metrics | batch.metrics | sync | self.measure(timer, batch, update, sync)
         metrics |= self.evaluate_if_due(step)

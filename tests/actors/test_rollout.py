@@ -204,6 +204,47 @@ def exercise_refusals(actor, model, transport, sequences, folder):
     }
 
 
+def error_of(call, *arguments):
+    """The message of the RuntimeError that a call raises; None if it raises none."""
+    try:
+        call(*arguments)
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def exercise_sleep(actor, model, transport, sequences):
+    """The states of an engine that shares its GPUs: which calls it refuses in each."""
+    before = np.concatenate(actor.prompt_logprobs(sequences))
+    actor.engine.add_responses(PROMPTS[0], [1], Decoding(max_tokens=2), 0)
+    seen = {"at work": error_of(actor.sleep, 1)}
+    while actor.engine.llm.llm_engine.has_unfinished_requests():
+        actor.engine.step()
+    actor.engine.take(list(actor.engine._outputs))
+    for level in (1, 1):  # a second sleep is none
+        actor.sleep(level)
+    seen["asleep"] = error_of(actor.prompt_logprobs, sequences)
+    seen["vllm sleeps"] = actor.engine.llm.llm_engine.is_sleeping()
+    actor.wake(["weights"])
+    seen["without cache"] = error_of(actor.prompt_logprobs, sequences)
+    actor.wake(["kv_cache"])
+    actor.wake(["kv_cache"])
+    seen["vllm is awake"] = not actor.engine.llm.llm_engine.is_sleeping()
+    after = np.concatenate(actor.prompt_logprobs(sequences))
+    seen["level 1"] = np.array_equal(before, after)
+    actor.sleep(2)
+    actor.wake(["weights", "kv_cache"])
+    seen["dropped"] = error_of(actor.prompt_logprobs, sequences)
+    version = actor.version + 1
+    actor.sleep(1)
+    actor.wake(["weights"])
+    actor.update_weights(transport.send(model.named_parameters(), 0, version), version)
+    actor.wake(["kv_cache"])
+    after = np.concatenate(actor.prompt_logprobs(sequences))
+    seen["level 2, updated"] = float(np.abs(after - plain_logprobs(model, sequences)).mean())
+    return seen
+
+
 def exercise_engine(folder, queue):
     from actors.rollout import RolloutActor
 
@@ -230,6 +271,7 @@ def exercise_engine(folder, queue):
     transport = FileTransport(folder / "weights")
     results["updates"] = exercise_updates(actor, model, transport, sequences, end_token)
     results["refusals"] = exercise_refusals(actor, model, transport, sequences, folder)
+    results["sleep"] = exercise_sleep(actor, model, transport, sequences)
     scheduler = actor.engine.llm.llm_engine.vllm_config.scheduler_config
     results["batched tokens"] = scheduler.max_num_batched_tokens
     queue.put(results)
@@ -339,3 +381,15 @@ def test_a_prompt_over_the_context_is_refused(results):
 
 def test_argument_of_the_section_vllm_reaches_the_engine(results):
     assert results["batched tokens"] == 1234
+
+
+def test_an_engine_works_only_when_it_is_awake_and_has_its_weights(results):
+    seen = results["sleep"]
+    assert seen["at work"] == "the engine cannot sleep: it works on 1 requests"
+    assert seen["asleep"] == "the engine is asleep (kv_cache, weights); wake it first"
+    assert seen["without cache"] == "the engine is asleep (kv_cache); wake it first"
+    assert seen["dropped"] == "the engine has dropped its weights; it needs an update first"
+    assert seen["vllm sleeps"]
+    assert seen["vllm is awake"]
+    assert seen["level 1"]
+    assert seen["level 2, updated"] < 1e-5
