@@ -28,33 +28,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.bringup_runs import apart, colocated, parallel
-from bench.bringup_steps import engine, learner, loop, machine, sleep
-from bench.bringup_workload import Skipped, Workload, build_model
 from bench.common import print_header, print_row, start_parser
 
+if TYPE_CHECKING:  # with DeepSpeed, vLLM and Ray: they warn without a GPU, before this program can say so
+    from bench.bringup_workload import Workload
 
-class Step(NamedTuple):
-    function: Callable[[Workload], dict[str, Any]]
-    limit_s: float
-
-
-STEPS = {
-    "machine": Step(machine, 120),
-    "engine": Step(engine, 300),
-    "sleep": Step(sleep, 300),
-    "loop": Step(loop, 180),
-    "learner": Step(learner, 240),
-    "apart": Step(apart, 420),
-    "colocated": Step(colocated, 420),
-    "parallel": Step(parallel, 420),
+LIMITS_S = {
+    "machine": 120,
+    "engine": 300,
+    "sleep": 300,
+    "loop": 180,
+    "learner": 240,
+    "apart": 420,
+    "colocated": 420,
+    "parallel": 420,
 }
+"""Steps in their order, with the seconds that each may take."""
 TOTAL_S = 25 * 60
 RESULT = "result.json"
 
@@ -66,6 +60,8 @@ def main() -> int:
             "bench.bringup: this machine has no CUDA device; `--device cpu --tiny` runs the steps without one"
         )
         return 1
+    from bench.bringup_workload import Workload, build_model
+
     folder = options.folder or Path(tempfile.mkdtemp(prefix="hero-bringup-"))
     workload = Workload(device=options.device, tiny=options.tiny, folder=folder)
     if options.only:
@@ -77,7 +73,7 @@ def main() -> int:
     print_header(("step", "figure", "value"))
     deadline = time.monotonic() + TOTAL_S
     for name in options.steps:
-        results[name] = run_apart(name, workload, min(STEPS[name].limit_s, deadline - time.monotonic()))
+        results[name] = run_apart(name, workload, min(LIMITS_S[name], deadline - time.monotonic()))
         for figure, value in results[name].items():
             print_row((name, figure, shown(value)))
     for figure, value in ratios(results).items():
@@ -92,15 +88,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a small model and a small batch")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
-    parser.add_argument("--only", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--steps", nargs="+", choices=LIMITS_S, default=list(LIMITS_S))
+    parser.add_argument("--only", choices=LIMITS_S, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def run_here(name: str, workload: Workload) -> int:
     """The child's part: runs a step and leaves its figures in a file."""
+    from bench import bringup_runs, bringup_steps
+    from bench.bringup_workload import Skipped
+
+    module = bringup_runs if hasattr(bringup_runs, name) else bringup_steps
     try:
-        figures = STEPS[name].function(workload)
+        figures = getattr(module, name)(workload)
     except Skipped as reason:
         figures = {"skipped": str(reason)}
     (workload.step_folder(name) / RESULT).write_text(json.dumps(figures))

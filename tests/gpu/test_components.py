@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.bringup import STEPS, run_apart
+from bench.bringup import LIMITS_S, run_apart
 from learners.config import LearnerConfig, ModelConfig
 from learners.forward_checks import separates_packed
 from learners.models import load_policy
@@ -15,7 +15,7 @@ pytestmark = needs_gpus(1)
 
 
 def figures_of(step, workload):
-    figures = run_apart(step, workload, STEPS[step].limit_s)
+    figures = run_apart(step, workload, LIMITS_S[step])
     assert "failed" not in figures, figures["failed"]
     return figures
 
