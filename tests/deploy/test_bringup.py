@@ -1,4 +1,4 @@
-"""`bench.bringup`: says at once where there is no GPU; its steps run on a CPU, one that fails ends no other."""
+"""`bench.bringup`: says where there is no GPU; its steps run on a CPU, one that fails ends no other."""
 
 import subprocess
 import sys
