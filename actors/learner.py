@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from actors.weights.transport import WeightPayload, WeightTransport
-from common.hardware import require_device
+from common.hardware import device_of, require_device
 from common.run_paths import TrainingInputPaths
 from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
 from learners.data.datasets import RankingData, TokenData
@@ -54,9 +54,15 @@ class LearnerActor:
     calls on it."""
 
     def __init__(
-        self, rank: int, config: LearnerConfig, model: ModelConfig, device: Literal["cpu", "cuda"] = "cpu"
+        self,
+        rank: int,
+        config: LearnerConfig,
+        model: ModelConfig,
+        device: Literal["cpu", "cuda"] | None = None,
     ) -> None:
-        """Raises UserError if `device` is cuda and this process sees no GPU."""
+        """`device` None: cuda if the section asks for GPUs. Raises UserError if it is cuda and this process
+        sees no GPU."""
+        device = device or device_of(config.gpus)
         require_device(device)
         self.rank, self.config, self.model, self.device = rank, config, model, device
         self.task: Task | None = None

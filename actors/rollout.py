@@ -67,7 +67,6 @@ class RolloutActor(RolloutEngine):
         each of several workers."""
         started = time.perf_counter()
         self.name = name
-        devices = devices or EngineDevices(executor="uni" if config.workers == 1 else "mp")
         self.engine = VLLMEngine(model_path, config, seed, devices)
         self.version = version
         self._loaded_version = version

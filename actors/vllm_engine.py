@@ -25,7 +25,11 @@ from learners.model_paths import resolve_model_path
 class VLLMEngine:
     """Identifies requests by the ids that `add_...` returns; keeps finished outputs until taken."""
 
-    def __init__(self, model_path: str, config: RolloutConfig, seed: int, devices: EngineDevices) -> None:
+    def __init__(
+        self, model_path: str, config: RolloutConfig, seed: int, devices: EngineDevices | None = None
+    ) -> None:
+        """`devices` None: on the CPU, with a process for each of several workers."""
+        devices = devices or EngineDevices(executor="uni" if config.workers == 1 else "mp")
         # Read when vLLM is imported, which `_load` does.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))

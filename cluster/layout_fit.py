@@ -49,13 +49,17 @@ def fit(groups: Sequence[Group], hosts: Sequence[Host]) -> list[HostUse]:
     for host in hosts:
         who: list[list[str]] = [[] for _ in range(host.gpus + 1)]
         uses.append(HostUse(host, host.cpus, [1.0] * host.gpus, who))
-    # Large bundles first: a small one may take the gap that they leave.
-    for group in sorted(groups, key=lambda group: -max(bundle.gpus for bundle in group.bundles)):
+    for group in largest_first(groups):
         if group.strategy == "STRICT_PACK":
             _put_strict(group, uses, hosts)
         else:
             _put_packed(group, uses, hosts)
     return uses
+
+
+def largest_first(groups: Iterable[Group]) -> list[Group]:
+    """By their largest bundle: small ones may take the gaps that those leave."""
+    return sorted(groups, key=lambda group: -max(bundle.gpus for bundle in group.bundles))
 
 
 def _put_strict(group: Group, uses: list[HostUse], hosts: Sequence[Host]) -> None:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from common.config import DType, Precision
 from common.errors import UserError
@@ -52,7 +52,7 @@ def precise(dtype: DType) -> Precision:
     return dtype
 
 
-def device_of(gpus: float | None) -> str:
+def device_of(gpus: float | None) -> Literal["cpu", "cuda"]:
     """The device of a process that asks Ray for so many GPUs."""
     return "cuda" if gpus else "cpu"
 

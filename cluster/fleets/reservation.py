@@ -30,7 +30,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.layout import ActorPlace, Group
-from cluster.layout_fit import Host, NoRoomError, describe, fit, no_room
+from cluster.layout_fit import Host, NoRoomError, describe, fit, largest_first, no_room
 from common.errors import FleetError, UserError
 
 FIRST_TRY_S = 2.0
@@ -67,7 +67,9 @@ class Reservations:
     def reserve(self, groups: Sequence[Group]) -> None:
         """Reserves those of the groups that are not reserved yet. Raises UserError for what the own Ray
         cannot hold or a host that does not exist, and FleetError if the wait is over."""
-        new = [group for group in groups if group.name not in self._groups]
+        # Large bundles first: Ray places groups in this order, and a small one in the middle of a host
+        # would leave no room for a whole engine. `cluster.layout_fit` does the same.
+        new = largest_first(group for group in groups if group.name not in self._groups)
         if not new:
             self.restore()
             return

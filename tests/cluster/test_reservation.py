@@ -29,6 +29,18 @@ class Where:
         node = ray.get_runtime_context().get_node_id()
         return node, os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("VLLM_RAY_BUNDLE_INDICES")
 
+    def offload(self, *what):
+        """As the learners and scoring actors of a layout that takes turns; so are the next three."""
+
+    def reload(self, *what):
+        pass
+
+    def sleep(self, level):
+        pass
+
+    def wake(self, tags):
+        pass
+
     def see_as_workers(self):
         """Of Ray actors that it starts as vLLM's ray executor does: by the variables of its process."""
         workers = []
