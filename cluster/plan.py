@@ -19,6 +19,7 @@ from actors import vllm_arguments
 from cluster.config import RunConfig
 from cluster.layout_checks import check_gpus, check_room, check_sharing, joins_a_cluster
 from cluster.layout_fit import NoRoomError
+from cluster.layout_memory import check_gpu_memory, memory_table
 from cluster.layout_picture import layout_tables
 from cluster.memory_estimate import GIB
 from cluster.model_shape import policy_shape
@@ -53,6 +54,8 @@ def print_plan(config: RunConfig, console: Console) -> None:
     with contextlib.suppress(NoRoomError):
         for table in layout_tables(config):
             console.print(table)
+    if (memory := memory_table(config)) is not None:
+        console.print(memory)
     parts = ", ".join(f"{name} {gib:.1f}" for name, gib in memory_by_process(config).items())
     console.print(f"memory over all processes: about {total_memory_gib(config):.1f} GiB ({parts})")
     check_feasible(config)
@@ -272,6 +275,7 @@ CHECKS = (
     check_gpus,
     check_sharing,
     check_room,
+    check_gpu_memory,
     check_memory,
     check_pass_through,
 )

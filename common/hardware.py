@@ -92,6 +92,16 @@ def count_gpus() -> int:
     return min(count, len([name for name in visible.split(",") if name.strip()]))
 
 
+def gpu_memory_bytes() -> float | None:
+    """Of this host's smallest GPU, without asking torch; None if there is none."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        return min(float(line) for line in printed.splitlines()) * 2**20
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
 def require_device(device: str) -> None:
     """Raises UserError in an actor that is to compute on a GPU and sees none."""
     import torch

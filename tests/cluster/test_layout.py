@@ -8,12 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from cluster import layout_checks
+from cluster import layout_checks, layout_memory
 from cluster.config_loader import load_config
+from cluster.gpu_memory import CONTEXT_GIB, learner_gpu_memory
 from cluster.layout import LEARNERS, Bundle, Group, Seat, executor, groups, own_group, place
 from cluster.layout_checks import check_gpus, check_room, check_sharing
 from cluster.layout_fit import Host, NoRoomError, describe, fit
+from cluster.layout_memory import check_gpu_memory, memory_table, needs
 from cluster.layout_picture import layout_tables
+from cluster.memory_estimate import GIB, training_task
+from cluster.precision import resolve
 from common.errors import UserError
 
 KINDS = ("learner", "rollout", "scoring")
@@ -256,3 +260,44 @@ def test_picture_shows_hosts_gpus_and_actors(monkeypatch):
     assert "free" not in text
     console.print(layout_tables(config("cluster.layout=colocated", "learners.ranks=8"))[1])
     assert "learner-0, rollout-0, scoring-0" in console.export_text()
+
+
+BILLIONS = [
+    "model={layers: 32, width: 4096, heads: 32, kv_heads: 32, vocab_size: 32000}",
+    "ppo.dtype=bfloat16",
+]
+"""About 7 billion parameters: 2 bytes each are 13 GiB."""
+
+
+def test_each_phase_needs_what_is_awake_in_it():
+    apart = {need.what: need.gib for need in needs(resolve(config(*BILLIONS))[0], 80 * GIB)}
+    assert list(apart) == ["learner", "rollout", "scoring"]
+    shared = resolve(config(*BILLIONS, "cluster.layout=colocated"))[0]
+    phases = {need.what: need.gib for need in needs(shared, 80 * GIB)}
+    for kind, gib in apart.items():
+        # The contexts of the other two processes stay.
+        assert phases[f"phase {kind}"] == pytest.approx(gib + 2 * CONTEXT_GIB)
+    learner = learner_gpu_memory(shared, training_task(shared, "ppo"))
+    # Policy and critic of the learner, and the policy in the engine.
+    assert learner.weights / GIB > 25
+    assert phases["phase sync"] == pytest.approx(learner.weights * 1.5 / GIB + 3 * CONTEXT_GIB, rel=0.02)
+    assert phases["phase learner"] > 80 > phases["phase rollout"]
+    console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(memory_table(shared))
+    lines = [line for line in console.export_text().splitlines() if "phase" in line]
+    assert [("yes" in line, "no " in line) for line in lines] == [
+        (False, True),
+        (True, False),
+        (True, False),
+        (True, False),
+    ]
+    assert memory_table(config("cluster.device=cpu")) is None
+
+
+def test_what_does_not_fit_the_gpus_of_this_host_is_refused(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(layout_checks, "count_gpus", lambda: 8)
+    monkeypatch.setattr(layout_memory, "gpu_memory_bytes", lambda: 80 * GIB)
+    with pytest.raises(UserError, match=r"learner needs about \d+\.\d GiB of a GPU \(optimizer .*have 80\.0"):
+        check_gpu_memory(resolve(config(*BILLIONS))[0])
+    check_gpu_memory(resolve(config())[0])

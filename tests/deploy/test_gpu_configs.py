@@ -6,6 +6,7 @@ import psutil
 import pytest
 from rich.console import Console
 
+from cluster import layout_checks
 from cluster.config_loader import load_config
 from cluster.model_shape import policy_shape
 from cluster.placement import placement
@@ -31,6 +32,8 @@ def files(tmp_path_factory):
 def machine(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(psutil, "cpu_count", lambda: 96)
+    # As on a laptop: what is planned is for other hosts.
+    monkeypatch.setattr(layout_checks, "count_gpus", lambda: 0)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2000 * 2**30))
 
 
