@@ -42,8 +42,11 @@ class LearnerFleet(Fleet):
     `start_*` replaces it and returns the number of its optimizer steps."""
 
     def join(self) -> None:
-        """Has all ranks join one process group at an address of rank 0."""
-        address, port = self._only_rank_0("address")
+        """Has all ranks join one process group at an address of rank 0, which listens from the first call
+        on."""
+        # Their hosts may have been started at different times; `join` waits only for those that are up.
+        self.all("host")
+        address, port = self._only_rank_0("open_rendezvous")
         self.all("join", address, port)
 
     def start_pretrain(self, config: PretrainConfig, folder: Path, seed: int) -> int:

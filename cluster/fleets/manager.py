@@ -27,6 +27,7 @@ from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.fleets.rollout_fleet import RolloutFleet
 from cluster.fleets.scale import scale_requests
 from cluster.fleets.scoring_fleet import ScoringFleet
+from common.environment import passed_on
 from common.errors import UserError
 from common.plugins import child_environment
 from common.random_streams import Stream, derived_seed
@@ -214,7 +215,14 @@ class FleetManager:
             cpus = threads
         self._check_resources(kind, "CPU", cpus * size)
         self._check_resources(kind, "GPU", gpus * size)
-        variables = {**QUIET, **child_environment(), "OMP_NUM_THREADS": str(threads), **(env or {})}
+        variables = {
+            **QUIET,
+            **passed_on(),
+            **self.config.cluster.env,
+            **child_environment(),
+            "OMP_NUM_THREADS": str(threads),
+            **(env or {}),
+        }
         options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
         return options, self.paths.logs, self.config.cluster
 
