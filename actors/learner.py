@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from actors.weights.transport import WeightPayload, WeightTransport
+from common.files import file_sizes
 from common.network import host_address
 from common.run_paths import TrainingInputPaths
 from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
@@ -198,8 +199,10 @@ class LearnerActor:
         a task."""
         return self.task.memory() if self.task is not None else {}
 
-    def save(self, folder: Path, tag: str) -> None:
+    def save(self, folder: Path, tag: str) -> dict[str, int]:
+        """Bytes of each file of the folder, as this rank sees them."""
         self._task(Task).save(folder, tag)
+        return file_sizes(folder)
 
     def load(self, folder: Path, tag: str) -> int:
         return self._task(Task).load(folder, tag)

@@ -22,6 +22,7 @@ from common.errors import HeroError, StartError, one_line
 from common.logs import log_to
 from common.network import announce_host, host_address
 from common.plugins import load_object
+from common.session import check_session
 
 
 class ActorHost:
@@ -43,6 +44,7 @@ class ActorHost:
         # Before anything opens a connection, and for the processes that the hosted object starts.
         announce_host(ray.util.get_node_ip_address())
         try:
+            check_session()  # before a log is written into a folder that is not the run's
             log_to(Path(log), name)
             print(f"{name}: host {socket.gethostname()} ({host_address()}), process {os.getpid()}")
             # Loading a model counts as a call, so `cluster.call_timeout_s` bounds it too.

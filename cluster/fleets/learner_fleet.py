@@ -117,9 +117,15 @@ class LearnerFleet(Fleet):
         """Bytes that each rank holds on its device, by part."""
         return self.all("memory")
 
-    def save(self, folder: Path, tag: str = "state") -> None:
-        """Raises DiskFullError if the disk is full."""
-        self.all("save", folder, tag)
+    def save(self, folder: Path, tag: str = "state") -> dict[str, int]:
+        """Size of every file that the ranks see in the folder once all have written, by its path there.
+        Raises DiskFullError if the disk is full."""
+        sizes: dict[str, int] = {}
+        for of_rank in self.all("save", folder, tag):
+            for name, size in of_rank.items():
+                # Whoever wrote a file knows its length; others may see less of it.
+                sizes[name] = max(size, sizes.get(name, 0))
+        return sizes
 
     def load(self, folder: Path, tag: str = "state") -> int:
         """Restores a saved state; returns the optimizer steps done."""
