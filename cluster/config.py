@@ -12,6 +12,7 @@ from cluster.quickstart.config import QuickstartConfig
 from cluster.stage_registry import STAGES
 from common.config import LocalPath, Section
 from common.environment import refused_reason
+from label.config import LabelConfig
 from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
 from learners.data.config import DataConfig
 from learners.rl.config import PPOConfig
@@ -154,6 +155,8 @@ class RunConfig(Section):
     """Conditions that PPO is watched for."""
     serve: ServeConfig = ServeConfig()
     """The chat endpoint."""
+    label: LabelConfig = LabelConfig()
+    """The workplace of people who label."""
 
     @property
     def uses_reference(self) -> bool:
