@@ -22,28 +22,31 @@ import ray
 from actors.config import EngineDevices, RolloutConfig
 from actors.weights.transport import make_transport
 from cluster.config import ClusterConfig, RunConfig
+from cluster.fleets.actor_options import actor_options
 from cluster.fleets.fleet import Fleet
 from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.fleets.reservation import Reservations
 from cluster.fleets.rollout_fleet import RolloutFleet
 from cluster.fleets.scale import scale_requests
 from cluster.fleets.scoring_fleet import ScoringFleet
+from cluster.fleets.storage import check_run_directory
 from cluster.layout import (
     SECTIONS,
     device_of,
     executor,
     groups,
     own_group,
-    place,
     shares_learners,
     turn_takers,
 )
 from cluster.stage_registry import fleets_of
 from cluster.turns import Turns
+from common.environment import passed_on
 from common.plugins import child_environment
 from common.random_streams import Stream, derived_seed
 from common.ray_session import start_ray
 from common.run_paths import RunPaths
+from common.session import SESSION, begin_session
 
 # Passed on to every actor: without a hub, transformers must not try the network; torch and vLLM
 # stay terse.
@@ -73,6 +76,8 @@ class FleetManager:
         self.turns = Turns(self._fleets, turn_takers(config), config.rollout.sleep_level)
         # Actors that leave: each with a reference that is ready once it has ended.
         self._leaving: dict[str, ray.ObjectRef] = {}
+        # Of the run directory, on a cluster whose hosts may not share it; empty on a Ray of our own.
+        self._session = ""
 
     def start(self, stages: Sequence[str] | None = None) -> None:
         """Joins the configured Ray cluster, or starts one of this run's own. `stages` are those that will
@@ -84,6 +89,9 @@ class FleetManager:
         cluster = self.config.cluster
         is_own = start_ray(cluster.address, cluster.cpus, cluster.object_store_gib, self.paths.logs)
         self._reservations = Reservations(cluster.patience_s, is_own)
+        if not is_own:
+            self._session = begin_session(self.paths.root)
+            check_run_directory(self.paths.root, self._session)
 
     def learners(self) -> LearnerFleet:
         """DeepSpeed ranks, joined into one process group."""
@@ -191,13 +199,15 @@ class FleetManager:
     def target_size(self, kind: str) -> int:
         """Number of actors that a fleet is to have: what `hero scale` last requested, else what it
         has."""
+        if shares_learners(self.config, kind):
+            return self._fleets[kind].expected_size
         return scale_requests(self.paths).get(kind, self._fleets[kind].expected_size)
 
     def apply_scale_requests(self) -> list[str]:
         """Starts or removes actors as requested, admits those that have started, and returns what
         was done as messages. Called by the PPO stage before each weight update, because new engines
         hold old weights."""
-        messages = []
+        messages = self._refused_requests()
         self._release_left()
         for kind, arguments_of in self._arguments_of.items():
             fleet, target = self._fleets[kind], self.target_size(kind)
@@ -206,20 +216,26 @@ class FleetManager:
                 # iteration.
                 target = fleet.expected_size
             else:
-                self._applied[kind] = target
-                if shares_learners(self.config, kind):
-                    messages.append(
-                        f"{kind} fleet: stays at {fleet.expected_size}; it is on the learners' GPUs, whose "
-                        "number does not change (cluster.layout)"
-                    )
-                    continue
                 messages.append(f"{kind} fleet: from {fleet.expected_size} to {target}")
+                self._applied[kind] = target
             if target < fleet.expected_size:
                 self._leaving |= fleet.remove(min(target, len(fleet)))
             while fleet.expected_size < target:
                 self._request_group(kind, fleet.expected_size)
                 fleet.add(arguments_of(fleet.expected_size))
             messages += fleet.admit_started()
+        return messages
+
+    def _refused_requests(self) -> list[str]:
+        """A message for each request that a fleet on the learners' GPUs cannot follow, once."""
+        messages = []
+        for kind, requested in scale_requests(self.paths).items():
+            if kind in self._fleets and shares_learners(self.config, kind) and kind not in self._applied:
+                self._applied[kind] = requested
+                messages.append(
+                    f"{kind} fleet: stays at {len(self._fleets[kind])}; it is on the learners' GPUs, whose "
+                    "number does not change (cluster.layout)"
+                )
         return messages
 
     def close(self) -> None:
@@ -275,25 +291,14 @@ class FleetManager:
 
     def _options(self, kind: str, index: int) -> dict[str, Any]:
         """Ray's options for one actor."""
-        threads = getattr(self.config, SECTIONS[kind]).threads
-        variables = {**QUIET, **child_environment(), "OMP_NUM_THREADS": str(threads)}
-        device = device_of(self.config, kind)
-        if device == "cpu":
-            # Ray hides no GPU from an actor that asks for none.
-            variables["CUDA_VISIBLE_DEVICES"] = ""
-        if kind == "learner":
-            variables["DS_ACCELERATOR"] = device
-        if kind == "rollout":
-            # The engine runs inside the actor's process: a weight update is then a plain function call.
-            variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        where = place(self.config, kind, index)
-        if where is None:
-            return {"num_cpus": 0, "num_gpus": 0, "runtime_env": {"env_vars": variables}}
-        if kind == "rollout" and executor(self.config) == "ray":
-            bundles = self._reservations.bundles(where)
-            variables["VLLM_RAY_BUNDLE_INDICES"] = ",".join(str(bundle) for bundle in bundles)
-            variables["VLLM_RAY_PER_WORKER_GPUS"] = f"{where.gpus:g}"
-        return {**self._reservations.options(where), "runtime_env": {"env_vars": variables}}
+        variables = {
+            **QUIET,
+            **passed_on(),
+            **self.config.cluster.env,
+            **child_environment(),
+            SESSION: f"{self._session} {self.paths.root}",
+        }
+        return actor_options(self.config, self._reservations, kind, index, variables)
 
 
 def model_name(model: Path) -> str:
