@@ -80,7 +80,7 @@ class Fleet:
         self.limits = limits or ClusterConfig()
         self.before_call: Callable[[str], None] | None = None
         """Called with the method before each call to an actor (`cluster.turns`)."""
-        self._options = options
+        self._host, self._options = ray.remote(ActorHost), options
         # Members that were found hung and not yet restarted. Ray does not report them as dead.
         self._hung: set[int] = set()
         self._last_watch = 0.0
@@ -99,7 +99,7 @@ class Fleet:
         job = ray.get_runtime_context().get_job_id()
         key = f"zero2hero-{job}-{id(self)}-{name}-{incarnation}-{time.time_ns()}"
         # Returns at once: Ray creates the actor when its resources are free.
-        host = ray.remote(ActorHost).options(**options)
+        host = self._host.options(**options)
         actor = host.remote(name, self.target, str(self._log(name)), arguments, key)
         return ActorHandle(name, arguments, incarnation, actor, HeartbeatMonitor(key))
 

@@ -71,6 +71,7 @@ class FleetManager:
         self._scorer_models: tuple[str, str | None] | None = None
         # The scale request that was last applied, by kind of fleet.
         self._applied: dict[str, int] = {}
+        self._refused: set[str] = set()
         self._kinds = fleets_of(config.stages)
         self._reservations = Reservations(config.cluster.patience_s)
         self.turns = Turns(self._fleets, turn_takers(config), config.rollout.sleep_level)
@@ -228,15 +229,11 @@ class FleetManager:
 
     def _refused_requests(self) -> list[str]:
         """A message for each request that a fleet on the learners' GPUs cannot follow, once."""
-        messages = []
-        for kind, requested in scale_requests(self.paths).items():
-            if kind in self._fleets and shares_learners(self.config, kind) and kind not in self._applied:
-                self._applied[kind] = requested
-                messages.append(
-                    f"{kind} fleet: stays at {len(self._fleets[kind])}; it is on the learners' GPUs, whose "
-                    "number does not change (cluster.layout)"
-                )
-        return messages
+        requested = scale_requests(self.paths)
+        kinds = [kind for kind in self._fleets if kind in requested and shares_learners(self.config, kind)]
+        new, self._refused = set(kinds) - self._refused, set(kinds)
+        text = "on the learners' GPUs, whose number does not change (cluster.layout)"
+        return [f"{kind} fleet: stays at {len(self._fleets[kind])}; it is {text}" for kind in sorted(new)]
 
     def close(self) -> None:
         """Stops all actors and Ray."""

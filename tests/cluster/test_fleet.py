@@ -246,15 +246,17 @@ def test_scale_request_is_applied_once_and_holds_until_the_next(make_fleet, tmp_
     manager.adopt(fleet, lambda i: {"number": i} if i < 2 else {"nonsense": i})
     assert manager.apply_scale_requests() == []
     write_json(scale, {"rollout": 2})
-    messages, deadline = manager.apply_scale_requests(), time.monotonic() + 60
+    messages, deadline = manager.apply_scale_requests(), time.monotonic() + 300
     while "rollout-1 has joined" not in messages:
         assert time.monotonic() < deadline
+        time.sleep(0.1)
         messages += manager.apply_scale_requests()
     assert messages == ["rollout fleet: from 1 to 2", "rollout-1 has joined"]
     write_json(scale, {"rollout": 3})
     messages = manager.apply_scale_requests()
     while len(messages) < 2:
         assert time.monotonic() < deadline
+        time.sleep(0.1)
         messages += manager.apply_scale_requests()
     assert messages[1].startswith("rollout-2 failed to start")
     assert manager.apply_scale_requests() == []  # it is not tried again
