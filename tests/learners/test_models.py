@@ -13,7 +13,7 @@ from learners.data.records import DemonstrationRecord
 from learners.data.sources import DatasetReader, SourceRow
 from learners.data.tokenizer import train_tokenizer
 from learners.data.tokenizer_loading import load_tokenizer
-from learners.models import load_policy, load_scalar, prepare_for_training, scalar_from_policy
+from learners.models import load_policy, load_scalar, scalar_from_policy, with_adapters
 from tests.learners import fixtures
 
 
@@ -156,7 +156,7 @@ def test_adapters_train_the_same_on_two_ranks_with_zero_3(folder, trained_adapte
 
 def test_adapters_on_layers_that_are_not_there_are_refused(folder):
     with pytest.raises(UserError, match=r"model.lora.targets=\['no_proj'\]"):
-        prepare_for_training(load_policy(folder / "policy"), lora(folder, targets=["no_proj"]), seed=0)
+        with_adapters(load_policy(folder / "policy"), lora(folder, targets=["no_proj"]), seed=0)
 
 
 SIZES = {"vocab_size": 320, "max_position_embeddings": 64}
