@@ -27,6 +27,7 @@ from learners.memory import MemorySwap
 from learners.model_files import write_model
 from learners.models import DTYPES
 from learners.sharded_parameters import is_sharded, whole
+from learners.state_files import load_averages, load_optimizer, save_averages, save_optimizer
 
 
 class DeepSpeedEngine:
@@ -152,10 +153,13 @@ class DeepSpeedEngine:
                 yield name.replace(".base_layer.", "."), buffer
 
     def save(self, folder: Path, tag: str) -> None:
-        """Writes the learner state: trained weights, optimizer and step count of every rank's
-        shard."""
+        """Writes the learner state: the trained weights, the optimizer's state and the step count, each
+        rank its part."""
         self.memory.require("all")
         folder.mkdir(parents=True, exist_ok=True)
+        if self.is_resharded:
+            save_optimizer(self.engine, folder / tag, self.steps)
+            return
         self.engine.save_checkpoint(
             str(folder),
             tag=tag,
@@ -165,13 +169,23 @@ class DeepSpeedEngine:
         )
 
     def load(self, folder: Path, tag: str) -> None:
-        """Restores what `save` wrote, on the same number of ranks and ZeRO stage."""
+        """Restores what `save` wrote: with AdamW on any number of ranks and ZeRO stage, with Muon on
+        the same."""
         self.memory.require("all")
+        if self.is_resharded:
+            self.steps = load_optimizer(self.engine, folder / tag)
+            return
         is_complete = not self.has_frozen
         path, state = self.engine.load_checkpoint(str(folder), tag=tag, load_module_strict=is_complete)
         if path is None:
             raise FileNotFoundError(f"no learner state {tag} in {folder}")
         self.steps = state["steps"]
+
+    @property
+    def is_resharded(self) -> bool:
+        """Whether its state can be read by other ranks. DeepSpeed's Muon keeps momenta that are laid out
+        like no other state."""
+        return self.optimizer_config.kind == "adamw"
 
     def close(self) -> None:
         self.engine.destroy()
@@ -204,13 +218,14 @@ class EMA:
         for original, weight in zip(originals, self._local_weights(), strict=True):
             weight.copy_(original)
 
-    def save(self, path: Path) -> None:
-        torch.save(self.averages, path)
+    def save(self, folder: Path) -> None:
+        """Each rank its part."""
+        save_averages(self.engine.module, self.averages, folder)
 
-    def load(self, path: Path) -> None:
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote, on any number of ranks and ZeRO stage."""
         # In place: the memory of these tensors is what a turn of the rollout engines moves away.
-        for average, stored in zip(self.averages, torch.load(path), strict=True):
-            average.copy_(stored)
+        load_averages(self.engine.module, self.averages, folder)
 
     def _local_weights(self) -> Iterator[Tensor]:
         for parameter in self.engine.module.parameters():

@@ -29,8 +29,6 @@ def write_model(
         model.save_pretrained(folder, state_dict=copies, max_shard_size=shard_bytes)
         return
     model.save_pretrained(folder, state_dict={})
-    for empty in folder.glob("model*.safetensors"):
-        empty.unlink()
     shards = _Shards(folder, shard_bytes)
     for name, weight in weights:
         shards.add(*_as_stored(model, name, weight))
