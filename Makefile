@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: quickstart test setup clean
+.PHONY: quickstart test test-slow test-gpu setup clean
 
 quickstart: $(STAMP)
 	$(BIN)/hero run configs/quickstart.yaml
@@ -12,7 +12,14 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+# Tests that take minutes each, and those for hosts with GPUs: `make test` leaves them out.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow
+
+test-gpu:
+	$(BIN)/python -m pytest -q -m gpu -rs
 
 setup: $(STAMP)
 

@@ -233,22 +233,6 @@ class EMA:
             yield parameter.ds_tensor.data if is_sharded else parameter.data
 
 
-# Dense peak in bfloat16, FLOP/s, from the manufacturers' data sheets, by a part of the name that
-# torch reports. The first match counts, so the longer name of a pair (L40S, L4) comes first.
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}
-
-
-def peak_flops() -> float | None:
-    """Peak FLOP/s of this rank's device, or None if it is not in the table (every CPU)."""
-    if not torch.cuda.is_available():
-        return None
-    device = torch.cuda.get_device_name()
-    for name, peak in PEAK_FLOPS.items():
-        if name in device:
-            return peak
-    return None
-
-
 def _optimizer(config: OptimizerConfig) -> dict[str, Any]:
     """DeepSpeed's `optimizer` section."""
     params = {

@@ -42,8 +42,11 @@ class LearnerFleet(Fleet):
     `start_*` replaces it and returns the number of its optimizer steps."""
 
     def join(self) -> None:
-        """Has all ranks join one process group at an address of rank 0."""
-        address, port = self._only_rank_0("address")
+        """Has all ranks join one process group at an address of rank 0, which listens from the first call
+        on."""
+        # Their hosts may have been started at different times; `join` waits only for those that are up.
+        self.all("host")
+        address, port = self._only_rank_0("open_rendezvous")
         self.all("join", address, port)
 
     def start_pretrain(self, config: PretrainConfig, folder: Path, seed: int) -> int:
@@ -114,9 +117,15 @@ class LearnerFleet(Fleet):
         """Bytes that each rank holds on its device, by part."""
         return self.all("memory")
 
-    def save(self, folder: Path, tag: str = "state") -> None:
-        """Raises DiskFullError if the disk is full."""
-        self.all("save", folder, tag)
+    def save(self, folder: Path, tag: str = "state") -> dict[str, int]:
+        """Size of every file that the ranks see in the folder once all have written, by its path there.
+        Raises DiskFullError if the disk is full."""
+        sizes: dict[str, int] = {}
+        for of_rank in self.all("save", folder, tag):
+            for name, size in of_rank.items():
+                # Whoever wrote a file knows its length; others may see less of it.
+                sizes[name] = max(size, sizes.get(name, 0))
+        return sizes
 
     def load(self, folder: Path, tag: str = "state") -> int:
         """Restores a saved state; returns the optimizer steps done."""
