@@ -155,7 +155,7 @@ def test_no_acknowledged_label_is_lost_when_the_server_is_killed(start_server, k
     assert len(acknowledged) == len(stored)
     assert over == []
     print(
-        f"{workplace.database.url.get_backend_name()}: {kills} kills, {len(acknowledged)} labels acknowledged, "
+        f"{workplace.database.url.get_backend_name()}: {kills} kills, {len(stored)} labels acknowledged, "
         f"0 lost, back after {max(restarts):.1f} s at most"
     )
 
