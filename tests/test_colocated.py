@@ -10,14 +10,21 @@ from common.run_paths import RunPaths
 from tests.runs import OVERRIDES, copy_up_to_reward, jsonl, start, wait_for_step, wait_until_finished
 from tests.test_chaos import UNTIL, actor_process, assert_identical
 
-pytestmark = pytest.mark.timeout(1200)
+# Each is a PPO stage of about a minute after the run that the tests of failures share.
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.slow]
+
+COLOCATED = ["cluster.layout=colocated", "rollout.sleep_level=2"]
 
 
-def test_colocated_equals_apart_to_the_last_bit_and_a_killed_engine_changes_nothing(
-    run: Path, tmp_path: Path
-):
+def test_colocated_equals_apart_to_the_last_bit(run: Path, tmp_path: Path):
     root = copy_up_to_reward(run, tmp_path / "run")
-    process = start(root, *OVERRIDES, *UNTIL, "cluster.layout=colocated", "rollout.sleep_level=2")
+    wait_until_finished(start(root, *OVERRIDES, *UNTIL, *COLOCATED), root)
+    assert_identical(root, run)
+
+
+def test_killed_engine_is_replaced_in_turn_and_changes_nothing(run: Path, tmp_path: Path):
+    root = copy_up_to_reward(run, tmp_path / "run")
+    process = start(root, *OVERRIDES, *UNTIL, *COLOCATED)
     wait_for_step(process, root, "ppo", 3)
     actor_process(process, "rollout-0").kill()
     wait_until_finished(process, root)

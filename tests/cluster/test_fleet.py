@@ -264,3 +264,15 @@ def test_scale_request_is_applied_once_and_holds_until_the_next(make_fleet, tmp_
     assert manager.apply_scale_requests() == ["rollout fleet: from 2 to 1"]
     assert fleet.all("double", 1) == [2]
     manager.transport.close()
+
+
+def test_fleet_on_the_learners_gpus_keeps_its_size(make_fleet, tmp_path):
+    config = RunConfig.model_validate({"name": "fleet", "cluster": {"layout": "colocated"}})
+    manager, fleet = FleetManager(config, tmp_path), make_fleet([], kind="rollout")
+    manager.adopt(fleet, lambda index: {"number": index})
+    write_json(manager.paths.scale, {"rollout": 2})
+    message = "rollout fleet: stays at 0; it is on the learners' GPUs, whose number does not change"
+    assert manager.apply_scale_requests() == [f"{message} (cluster.layout)"]
+    assert manager.apply_scale_requests() == []
+    assert manager.target_size("rollout") == 0
+    manager.transport.close()

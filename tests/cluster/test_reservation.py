@@ -19,7 +19,7 @@ from cluster.fleets.reservation import Reservations
 from cluster.layout import Bundle, Group, Seat, device_of, groups
 from common.errors import FleetError, UserError
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 class Where:
@@ -77,7 +77,7 @@ def make_manager(cluster, tmp_path):
 
     def make(*overrides):
         config = load_config(
-            "configs/tiny.yaml", ["cluster.device=cuda", "cluster.patience_s=60", *overrides]
+            "configs/tiny.yaml", ["cluster.device=cuda", "cluster.patience_s=300", *overrides]
         )
         managers.append(FleetManager(config, tmp_path))
         return managers[-1]
@@ -112,7 +112,7 @@ def test_apart_every_gpu_has_one_actor_and_an_engine_is_on_one_host(make_manager
     assert max(Counter(taken).values()) == 1
     assert len(taken) == 15
     # The scoring actor's GPU has been reserved with the others, so that no other run can take it.
-    assert ray.available_resources()["GPU"] == 0
+    assert ray.available_resources().get("GPU", 0) == 0
     # On cpu an actor sees none, also on a host that has some.
     on_cpu = make_manager("cluster.device=cpu", "learners.ranks=1")
     assert device_of(on_cpu.config, "learner") == "cpu"
@@ -153,7 +153,7 @@ def test_what_no_host_has_is_explained(cluster):
     started = time.monotonic()
     with pytest.raises(UserError, match=r"rollout-0 needs \{GPU: 9\}"):
         Reservations(patience_s=60.0, is_own=True).reserve([of_gpus("rollout-0", 9)])
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     with pytest.raises(UserError, match=r"no host nowhere in the cluster \(for a\); it has "):
         waiting.reserve([Group("a", "PACK", (Bundle((), gpus=1, host="nowhere"),))])
     assert ray.available_resources()["GPU"] == 16
@@ -165,12 +165,12 @@ def test_runs_that_do_not_fit_together_wait_one_after_the_other(cluster, monkeyp
     first, lines = Reservations(60.0), []
     first.reserve([of_gpus("learners", 1, bundles=10)])
     # Each has room for its learners but not for its engine, too.
-    runs = [Reservations(60.0, report=lines.append) for _ in range(2)]
+    runs = [Reservations(300.0, report=lines.append) for _ in range(2)]
     wanted = [of_gpus("learners", 1, bundles=4), of_gpus("rollout-0", 8)]
     threads = [threading.Thread(target=run.reserve, args=(wanted,), daemon=True) for run in runs]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not any("another run waits" in line for line in lines):
         assert time.monotonic() < deadline, lines
         time.sleep(0.1)
@@ -183,7 +183,7 @@ def test_runs_that_do_not_fit_together_wait_one_after_the_other(cluster, monkeyp
     done = next(run for run, thread in zip(runs, threads, strict=True) if not thread.is_alive())
     done.release_all()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=300)
         assert not thread.is_alive()
     for run in runs:
         run.release_all()
@@ -199,7 +199,7 @@ def test_groups_of_a_lost_host_move_to_one_that_joins(cluster, make_manager):
     cluster.remove_node(extra)
     with pytest.raises(FleetError, match=r"learners needs 20 x \{GPU: 1, CPU: 1\}; the hosts have"):
         held.restore()
-    held.patience_s = 60.0
+    held.patience_s = 300.0
     cluster.add_node(num_cpus=16, num_gpus=8)
     held.restore()
     assert not held._pending(groups(config, ("learner",)))
