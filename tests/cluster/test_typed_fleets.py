@@ -46,8 +46,12 @@ CALLS = [
     (RolloutFleet, "update_weights", (None, 2, 1)),
     (RolloutFleet, "prompt_logprobs", ([[1, 2]],)),
     (RolloutFleet, "cancel_groups", ()),
+    (RolloutFleet, "sleep", (2,)),
+    (RolloutFleet, "wake", ()),
     (ScoringFleet, "submit_score", (0, REF, 1.0, {})),
     (ScoringFleet, "submit_select", (0, REF, REF, [1])),
+    (ScoringFleet, "offload", ()),
+    (ScoringFleet, "reload", ()),
 ]
 
 
