@@ -69,6 +69,21 @@ class RolloutConfig(EngineConfig):
     reserved_for_vllm: ClassVar[dict[str, str]] = ROLLOUT_RESERVED
 
 
+class SyncConfig(Section):
+    transport: Literal["auto", "file", "object_store", "broadcast", "ipc"] = "auto"
+    """How weights go from the learners to the engines. file: through a folder that both see
+    (learners.weights_dir). object_store: through Ray, without a shared folder. broadcast: from learner
+    rank 0 to the workers of each engine over the network, by NCCL on GPUs and gloo on CPU. ipc: engines
+    map the learners' memory of a GPU that they share. auto: ipc or broadcast on GPUs, as the layout has
+    it; on CPU file, but on several hosts without learners.weights_dir object_store."""
+    bucket_mib: int = Field(1024, ge=1)
+    """Weights travel in buckets of about this size (MiB), so that no process holds a second copy of the
+    model. A tensor that is larger is a bucket of its own."""
+    timeout_s: float = Field(300.0, gt=0)
+    """Seconds that one bucket may take to an engine by broadcast, and that an engine may take to join.
+    An engine that takes longer is replaced."""
+
+
 class Decoding(Section):
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature; 0 is greedy."""

@@ -11,14 +11,15 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from actors.weights.transport import WeightPayload, WeightTransport
+from actors.weights.links import Broadcaster, LinkServer
+from actors.weights.transport import Sent, WeightTransport
 from common.run_paths import TrainingInputPaths
 from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
 from learners.data.datasets import RankingData, TokenData
@@ -43,6 +44,7 @@ from learners.supervised.language import LanguageModelTask
 from learners.supervised.ranking import RewardModelTask
 from learners.supervised.task import Schedule, SupervisedTask
 from learners.task import Task, TaskContext
+from learners.weight_buckets import NamedTensors
 
 TaskT = TypeVar("TaskT", bound=Task)
 
@@ -54,6 +56,9 @@ class LearnerActor:
     def __init__(self, rank: int, config: LearnerConfig, model: ModelConfig) -> None:
         self.rank, self.config, self.model = rank, config, model
         self.task: Task | None = None
+        self._buckets: Iterator[tuple[NamedTensors, bool]] | None = None
+        self._transport: WeightTransport | None = None
+        self._links: LinkServer | None = None
 
     def address(self) -> tuple[str, int]:
         """This host's address and a port that is free now, for all ranks to join at."""
@@ -170,10 +175,62 @@ class LearnerActor:
 
     # Any task.
 
-    def send_weights(self, transport: WeightTransport, version: int) -> WeightPayload | None:
-        """Hands the model's weights to a transport; rank 0 returns the payload that engines
-        receive."""
-        return transport.send(self._task(Task).engine.named_weights(), self.rank, version)
+    def send_bucket(self, transport: WeightTransport, version: int, number: int) -> Sent:
+        """Hands one bucket of the model's weights to a transport, from number 0 to the last; every rank
+        calls, since reading weights of ZeRO-3 is a collective. Returns what `WeightTransport.send` does,
+        or nothing on ranks that do not send."""
+        if number == 0 or self._buckets is None or self._transport is None:
+            assert number == 0, "an update begins with bucket 0"
+            self._buckets = self._task(Task).engine.weight_buckets(transport.max_bytes)
+            self._transport = transport
+        bucket, last = next(self._buckets)
+        sent: Sent = (None, None)
+        if self._transport.sends(self.rank):
+            sent = self._transport.send(bucket, version, number, last)
+        if last:
+            # Frees what ZeRO-3 has gathered for it.
+            self._buckets = None
+        return sent
+
+    def free_buffers(self) -> None:
+        """Returns what a transport holds on this rank, when engines have loaded the last bucket."""
+        if self._transport is not None:
+            self._transport.close()
+        self._transport = None
+
+    def open_links(self, engines: dict[str, int], host: str, timeout_s: float) -> dict[str, tuple[str, int]]:
+        """Rank 0: opens a rendezvous for each engine (name -> number of its workers) in place of the link
+        that it had; returns where its workers are to connect. `host` is the address of this host."""
+        if self._links is None:
+            self._links = LinkServer(host, self._task(Task).engine.device, timeout_s)
+        self._links.timeout_s = timeout_s
+        return self._links.open(engines)
+
+    def accept_links(self, engines: Sequence[str]) -> dict[str, str]:
+        """Rank 0: returns when the engines' workers have connected. The names of engines that have not in
+        time, with the reason."""
+        assert self._links is not None
+        failed = {}
+        for name in engines:
+            try:
+                self._links.accept(name)
+            except RuntimeError as error:
+                failed[name] = str(error).splitlines()[0]
+                self._links.close(name)
+        return failed
+
+    def broadcast_weights(self, max_bytes: int) -> dict[str, str]:
+        """Sends all buckets over the links, at the same time as the engines receive them; every rank
+        calls. Returns the names of the engines whose links broke, with the reason: the others have got
+        everything."""
+        broadcaster = Broadcaster(self._links) if self._links is not None else None
+        for number, (bucket, last) in enumerate(self._task(Task).engine.weight_buckets(max_bytes)):
+            if broadcaster is not None:
+                broadcaster.send(bucket, number, last)
+        if broadcaster is None:
+            return {}
+        broadcaster.wait()
+        return broadcaster.failed
 
     def save(self, folder: Path, tag: str) -> None:
         self._task(Task).save(folder, tag)
@@ -196,6 +253,8 @@ class LearnerActor:
 
     def close(self) -> None:
         """Frees the current task's engines; the process and its group stay for the next task."""
+        # An update that was given up half-way would keep the model's weights.
+        self._buckets = None
         if self.task is not None:
             self.task.close()
         self.task = None

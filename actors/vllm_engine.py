@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from actors.config import Decoding, RolloutConfig
-from actors.weights.vllm import init_transfer, transfer_config
+from actors.weights.vllm import init_transfer, receiver_arguments
 from common.hardware import precise
 from learners.model_paths import resolve_model_path
 
@@ -130,7 +130,7 @@ def _load(model_path: str, config: RolloutConfig, seed: int) -> Any:
         "enable_chunked_prefill": chunked_prefill,
         # After temperature and filters: the distribution that was sampled from.
         "logprobs_mode": "processed_logprobs",
-        "weight_transfer_config": transfer_config(),
+        **receiver_arguments(),
         # Prompts and responses are token ids: a tokenizer would cost start-up time alone.
         "skip_tokenizer_init": True,
         "disable_log_stats": True,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from actors.config import RewardsConfig, RolloutConfig, ScoringConfig
+from actors.config import RewardsConfig, RolloutConfig, ScoringConfig, SyncConfig
 from cluster.quickstart.config import QuickstartConfig
 from cluster.stage_registry import STAGES
 from common.config import LocalPath, Section
@@ -116,6 +116,8 @@ class RunConfig(Section):
     """DeepSpeed ranks."""
     rollout: RolloutConfig = RolloutConfig()
     """vLLM engines."""
+    sync: SyncConfig = SyncConfig()
+    """How weights go from the learners to the engines."""
     scoring: ScoringConfig = ScoringConfig()
     """Actors that hold the reward model and the reference policy."""
     pretrain: PretrainConfig = PretrainConfig()
@@ -171,6 +173,15 @@ class RunConfig(Section):
             raise ValueError(
                 "alarms.stop has kl, but with ppo.kl_coef=0 the KL is measured only if alarms.kl is set; "
                 "set it or leave kl out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _transport_fits_the_device(self) -> RunConfig:
+        if self.sync.transport == "ipc" and self.cluster.device != "cuda":
+            raise ValueError(
+                "sync.transport=ipc maps memory of GPUs, which needs cluster.device: cuda; choose auto, "
+                "file, object_store or broadcast"
             )
         return self
 

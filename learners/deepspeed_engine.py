@@ -24,6 +24,7 @@ from learners.config import LearnerConfig, OptimizerConfig
 from learners.deepspeed_arguments import merge
 from learners.lora import merged_weights
 from learners.models import DTYPES
+from learners.weight_buckets import NamedTensors, weight_buckets
 
 
 class DeepSpeedEngine:
@@ -119,6 +120,11 @@ class DeepSpeedEngine:
         """(name, full tensor) of every weight under its Hugging Face name, adapters merged. A
         collective: every rank must iterate over all of it."""
         return merged_weights(self.module.model, self._gathered)
+
+    def weight_buckets(self, max_bytes: int) -> Iterator[tuple[NamedTensors, bool]]:
+        """The same weights in buckets of about `max_bytes` (`learners.weight_buckets`), each with
+        whether it is the last. A collective, like `named_weights`."""
+        return weight_buckets(self.module.model, self._gathered, max_bytes)
 
     def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes a Hugging Face folder with the tokenizer, completely or not at all. Every rank
