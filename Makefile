@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: quickstart test setup clean
+.PHONY: quickstart test test-slow test-gpu setup clean
 
 quickstart: $(STAMP)
 	$(BIN)/hero run configs/quickstart.yaml
@@ -13,6 +13,13 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
+
+# Tests that take minutes each, and those for hosts with GPUs: `make test` leaves them out.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow
+
+test-gpu:
+	$(BIN)/python -m pytest -q -m gpu -rs
 
 setup: $(STAMP)
 

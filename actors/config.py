@@ -35,15 +35,22 @@ class EngineConfig(Section):
     limit."""
     kv_cache_gib: float = Field(0.5, gt=0)
     """Key-value cache of an engine on CPU, GiB."""
-    enforce_eager: bool = True
-    """Run without compiling or capturing the model: starts in seconds. Turn off for long runs on
-    GPUs."""
+    enforce_eager: bool | None = None
+    """Run without compiling or capturing the model: starts in seconds, and samples slower on a GPU. Empty:
+    true on CPU, false on GPUs."""
     vllm: dict[str, Any] = Field({})
     """Further arguments of vLLM by their own names, for example enable_prefix_caching: false. Arguments
     that other keys set are refused."""
 
     reserved_for_vllm: ClassVar[dict[str, str]]
     """Arguments that the section does not pass on, with what to do instead."""
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether the engine runs without compiling or capturing the model."""
+        if self.enforce_eager is None:
+            return not self.gpus
+        return self.enforce_eager
 
     @field_validator("vllm")
     @classmethod

@@ -24,8 +24,8 @@ from common.run_paths import TrainingInputPaths
 from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
 from learners.data.datasets import RankingData, TokenData
 from learners.data.tokenizer_loading import load_tokenizer
-from learners.deepspeed_engine import peak_flops
 from learners.distributed import join_process_group
+from learners.memory import What
 from learners.models import (
     PolicyModule,
     ScalarModule,
@@ -35,6 +35,7 @@ from learners.models import (
     prepare_for_training,
     scalar_from_policy,
 )
+from learners.peak_flops import peak_flops
 from learners.rl.advantages import groups_with_signal
 from learners.rl.config import PPOConfig
 from learners.rl.ppo import PPOTask
@@ -231,6 +232,22 @@ class LearnerActor:
             return {}
         broadcaster.wait()
         return broadcaster.failed
+
+    def offload(self, what: What) -> None:
+        """Frees device memory for the other phases of an iteration (`learners.memory`): `states`, which
+        a sync of the weights does without, or `all`. Without a task there is nothing to move."""
+        if self.task is not None:
+            self.task.offload(what)
+
+    def reload(self, what: What) -> None:
+        """Brings back what `offload` moved, to the last bit: `weights`, `states` or `all`."""
+        if self.task is not None:
+            self.task.reload(what)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that the task holds on its device, by part (`learners.task.Task.memory`); empty without
+        a task."""
+        return self.task.memory() if self.task is not None else {}
 
     def save(self, folder: Path, tag: str) -> None:
         self._task(Task).save(folder, tag)

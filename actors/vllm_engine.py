@@ -126,7 +126,7 @@ def _load(model_path: str, config: RolloutConfig, seed: int) -> Any:
         "max_num_seqs": config.max_sequences,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "kv_cache_memory_bytes": kv_cache_bytes,
-        "enforce_eager": config.enforce_eager,
+        "enforce_eager": config.is_eager,
         "enable_chunked_prefill": chunked_prefill,
         # After temperature and filters: the distribution that was sampled from.
         "logprobs_mode": "processed_logprobs",

@@ -21,7 +21,7 @@ import tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PRODUCT = (Path("common"), Path("actors"), Path("learners"), Path("cluster"), Path("serve"))
+PRODUCT = tuple(map(Path, ("common", "actors", "label", "learners", "cluster", "serve")))
 LONG_LINE, LONG_FUNCTION = 100, 60
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 DENSE = (*COMPREHENSIONS, ast.IfExp, ast.BoolOp, ast.Compare, ast.Call, ast.Subscript)

@@ -156,11 +156,11 @@ def activation_bytes(config: RunConfig, task: Task) -> float:
     shape, tokens = policy_shape(config), config.learners.micro_batch_tokens
     size = tokens * _layer_entries(shape, config.model.gradient_checkpointing) * DTYPE_BYTES[task.dtype]
     if task.has_logits:
-        size += _logits(tokens, shape) * LOGITS_BYTES_TRAINING
+        size += chunk_logits(tokens, shape) * LOGITS_BYTES_TRAINING
     return float(size)
 
 
-def _logits(tokens: int, shape: ModelShape) -> int:
+def chunk_logits(tokens: int, shape: ModelShape) -> int:
     """Largest number of logits that exist at once."""
     return min(tokens * shape.vocabulary, max(CHUNK_ENTRIES, shape.vocabulary))
 
@@ -205,7 +205,7 @@ def scoring_memory(config: RunConfig) -> Memory:
         process=PROCESS_GIB["scoring"] * GIB,
         weights=weights * size,
         # Without a backward pass only the present layer is kept, and the logits.
-        activations=float(tokens * layer * size + _logits(tokens, shape) * LOGITS_BYTES),
+        activations=float(tokens * layer * size + chunk_logits(tokens, shape) * LOGITS_BYTES),
     )
 
 

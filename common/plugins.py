@@ -20,7 +20,7 @@ from common.errors import UserError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 """Where the project's packages are."""
-PACKAGES = ("common", "cluster", "actors", "learners", "serve")
+PACKAGES = ("common", "cluster", "actors", "learners", "serve", "label")
 USER_MODULES = PROJECT_ROOT / "user_modules"
 """Where a job carries the modules of whoever submitted it."""
 WORKING_DIRECTORY = "HERO_WORKING_DIRECTORY"

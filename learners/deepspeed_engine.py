@@ -23,6 +23,7 @@ from common.files import atomic_path
 from learners.config import LearnerConfig, OptimizerConfig
 from learners.deepspeed_arguments import merge
 from learners.lora import merged_weights
+from learners.memory import MemorySwap
 from learners.models import DTYPES
 from learners.weight_buckets import NamedTensors, weight_buckets
 
@@ -76,6 +77,7 @@ class DeepSpeedEngine:
         for name, buffer in self.module.named_buffers():
             buffer.data = buffers[name].to(buffer.device)
         self.ranks = dist.get_world_size()
+        self.memory = MemorySwap(self.engine)
 
     @property
     def module(self) -> nn.Module:
@@ -87,6 +89,7 @@ class DeepSpeedEngine:
 
     def __call__(self, *inputs: Tensor | None, **options: float | bool) -> Any:
         """The module's forward pass, with its tensors moved to the engine's device."""
+        self.memory.require("weights")
         on_device = []
         for tensor in inputs:
             if tensor is not None:
@@ -97,6 +100,7 @@ class DeepSpeedEngine:
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds the gradient of this rank's share of a loss that is a sum over ranks; `last` marks
         the last micro-batch of an optimizer step."""
+        self.memory.require("all")
         # DeepSpeed averages gradients over ranks, but our losses are divided by global counts:
         # undo the average.
         self.engine.set_gradient_accumulation_boundary(last)
@@ -105,6 +109,7 @@ class DeepSpeedEngine:
     def step(self) -> dict[str, float]:
         """Clips, applies AdamW at the scheduled rate, clears the gradients. Returns lr and the
         gradient norm."""
+        self.memory.require("all")
         config = self.optimizer_config
         lr = scheduled_lr(config, self.steps, self.total_steps)
         for group in self.engine.optimizer.param_groups:
@@ -119,6 +124,7 @@ class DeepSpeedEngine:
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name, full tensor) of every weight under its Hugging Face name, adapters merged. A
         collective: every rank must iterate over all of it."""
+        self.memory.require("weights")
         return merged_weights(self.module.model, self._gathered)
 
     def weight_buckets(self, max_bytes: int) -> Iterator[tuple[NamedTensors, bool]]:
@@ -129,6 +135,7 @@ class DeepSpeedEngine:
     def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes a Hugging Face folder with the tokenizer, completely or not at all. Every rank
         calls, rank 0 writes."""
+        self.memory.require("weights")
         if self.has_frozen:
             # With adapters the plain weights exist nowhere: they are merged one by one, and
             # collected on the CPU of the rank that writes.
@@ -153,6 +160,7 @@ class DeepSpeedEngine:
     def save(self, folder: Path, tag: str) -> None:
         """Writes the learner state: trained weights, optimizer and step count of every rank's
         shard."""
+        self.memory.require("all")
         folder.mkdir(parents=True, exist_ok=True)
         self.engine.save_checkpoint(
             str(folder),
@@ -164,6 +172,7 @@ class DeepSpeedEngine:
 
     def load(self, folder: Path, tag: str) -> None:
         """Restores what `save` wrote, on the same number of ranks and ZeRO stage."""
+        self.memory.require("all")
         is_complete = not self.has_frozen
         path, state = self.engine.load_checkpoint(str(folder), tag=tag, load_module_strict=is_complete)
         if path is None:
@@ -193,6 +202,7 @@ class EMA:
         self.engine = engine
         self.decay = decay
         self.averages = [weight.detach().float().clone() for weight in self._local_weights()]
+        engine.memory.track(self.averages)
 
     def update(self) -> None:
         for average, weight in zip(self.averages, self._local_weights(), strict=True):
@@ -212,28 +222,14 @@ class EMA:
         torch.save(self.averages, path)
 
     def load(self, path: Path) -> None:
-        self.averages = torch.load(path)
+        # In place: the memory of these tensors is what a turn of the rollout engines moves away.
+        for average, stored in zip(self.averages, torch.load(path), strict=True):
+            average.copy_(stored)
 
     def _local_weights(self) -> Iterator[Tensor]:
         for parameter in self.engine.module.parameters():
             is_sharded = hasattr(parameter, "ds_tensor")
             yield parameter.ds_tensor.data if is_sharded else parameter.data
-
-
-# Dense peak in bfloat16, FLOP/s, from the manufacturers' data sheets, by a part of the name that
-# torch reports. The first match counts, so the longer name of a pair (L40S, L4) comes first.
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}
-
-
-def peak_flops() -> float | None:
-    """Peak FLOP/s of this rank's device, or None if it is not in the table (every CPU)."""
-    if not torch.cuda.is_available():
-        return None
-    device = torch.cuda.get_device_name()
-    for name, peak in PEAK_FLOPS.items():
-        if name in device:
-            return peak
-    return None
 
 
 def _optimizer(config: OptimizerConfig) -> dict[str, Any]:

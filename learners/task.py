@@ -23,6 +23,7 @@ from learners.data.batching import plan_micro_batches
 from learners.data.packing import PackedBatch, pack
 from learners.deepspeed_engine import EMA, DeepSpeedEngine
 from learners.export import prepare_export
+from learners.memory import What, device_memory
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,25 @@ class Task:
         Hugging Face folder, completely or not at all."""
         with self._exported_weights(use_ema):
             self.engine.export(folder, self.context.tokenizer)
+
+    def offload(self, what: What) -> None:
+        """Moves this part of all engines to the host, so that others can use the device."""
+        for engine in self.engines.values():
+            engine.memory.offload(what)
+
+    def reload(self, what: What) -> None:
+        """Brings back what `offload` moved, to the last bit."""
+        for engine in self.engines.values():
+            engine.memory.reload(what)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes on the device: `states` and `weights` of all engines, and where the device is a GPU
+        `allocated`, `reserved` and `free` (`learners.memory.device_memory`)."""
+        total = {"states": 0, "weights": 0}
+        for engine in self.engines.values():
+            for part, size in engine.memory.held().items():
+                total[part] += size
+        return total | device_memory(self.engine.device)
 
     def close(self) -> None:
         """Frees the engines; the process group stays for the next task."""

@@ -226,7 +226,7 @@ def engine_arguments(
         # A prompt that is computed in two parts resets the generator of a seeded request, which
         # fails on CPU.
         flags.append("--no-enable-chunked-prefill")
-    if config.enforce_eager:
+    if config.is_eager:
         flags.append("--enforce-eager")
     if decoding and decoding.model_fields_set:
         values["override-generation-config"] = json.dumps(_generation_config(decoding))

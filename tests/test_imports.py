@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 
-PRODUCT = ("common", "learners", "actors", "serve", "cluster")
+PRODUCT = ("common", "label", "learners", "actors", "serve", "cluster")
 
 FORBIDDEN = {
-    "common": ("learners", "actors", "serve", "cluster"),
-    "learners": ("actors", "serve", "cluster"),
+    "common": ("label", "learners", "actors", "serve", "cluster"),
+    "label": ("learners", "actors", "serve", "cluster", "ray", "torch"),
+    "label.statistics": ("common",),
+    "learners": ("label", "actors", "serve", "cluster"),
     "learners.data": ("learners.rl", "learners.supervised"),
     "learners.rl": ("learners.supervised",),
     "learners.supervised": ("learners.rl",),
-    "actors": ("serve", "cluster"),
-    "serve": ("cluster",),
+    "actors": ("label", "serve", "cluster"),
+    "serve": ("label", "cluster"),
     "cluster.run": ("cluster.fleets", "cluster.rl", "cluster.stages", "cluster.pipeline", "ray", "torch"),
     "cluster.plan": ("cluster.fleets", "cluster.rl", "cluster.stages", "ray", "torch"),
     "cluster.fleets": ("cluster.rl", "cluster.stages", "cluster.pipeline"),

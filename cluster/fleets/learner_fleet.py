@@ -22,7 +22,8 @@ from learners.config import PretrainConfig, RewardModelConfig, SFTConfig
 from learners.rl.config import PPOConfig
 from learners.rl.scored_parts import ScoredPart, flatten_parts
 
-if TYPE_CHECKING:  # its module imports DeepSpeed, which the driver does not need
+if TYPE_CHECKING:  # modules that import torch or DeepSpeed, which the driver does not need
+    from learners.memory import What
     from learners.supervised.ranking import PairAgreement
 
 
@@ -132,6 +133,18 @@ class LearnerFleet(Fleet):
         """Log-probabilities of every token but the first of each sequence. One reference for each
         rank."""
         return self.submit_all("probe_logprobs", sequences)
+
+    def offload(self, what: What) -> None:
+        """Frees device memory for the other phases of an iteration: `states` or `all`."""
+        self.all("offload", what)
+
+    def reload(self, what: What) -> None:
+        """Brings back what `offload` moved."""
+        self.all("reload", what)
+
+    def memory(self) -> list[dict[str, int]]:
+        """Bytes that each rank holds on its device, by part."""
+        return self.all("memory")
 
     def save(self, folder: Path, tag: str = "state") -> None:
         """Raises DiskFullError if the disk is full."""

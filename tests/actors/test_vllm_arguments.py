@@ -1,10 +1,15 @@
 """What rollout.vllm and serve.vllm accept: all of vLLM's arguments, but for those that have a key here."""
 
+from pathlib import Path
+
 import pytest
 
+from actors.config import RolloutConfig
 from actors.vllm_arguments import _problems, check_arguments, command_line
 from cluster.config_loader import load_config
 from common.errors import UserError
+from serve.config import ServeConfig
+from serve.engine import engine_arguments
 
 
 @pytest.mark.parametrize(
@@ -68,3 +73,18 @@ def test_values_are_checked_by_vllm():
 def test_command_line():
     values = {"a_b": True, "c": False, "d": None, "e": {"f": 1}, "g": [1, 2], "h": 0.5}
     assert command_line(values) == ["--a-b", "--no-c", "--e", '{"f": 1}', "--g", "1", "2", "--h", "0.5"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "eager"),
+    [
+        ({}, True),
+        ({"gpus": 1}, False),
+        ({"gpus": 1, "enforce_eager": True}, True),
+        ({"enforce_eager": False}, False),
+    ],
+)
+def test_engines_are_compiled_on_gpus_unless_the_config_says_otherwise(settings, eager):
+    assert RolloutConfig(**settings).is_eager == eager
+    arguments = engine_arguments(ServeConfig(**settings, dtype="float32"), Path("model"), "hero")
+    assert ("--enforce-eager" in arguments) == eager
