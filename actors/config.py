@@ -70,6 +70,9 @@ class RolloutConfig(EngineConfig):
     the weight-sync proof has the tolerance of the coarser of the two."""
     max_model_len: int | None = Field(None, ge=16)
     """Longest sequence of an engine, prompt and response, in tokens. Empty: model.context."""
+    step_timeout_s: float = Field(600.0, gt=1)
+    """Seconds that one step of an engine, or loading one bucket of weights (with broadcast all of them),
+    may take. An engine that takes longer ends and is replaced."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of a GPU's memory that an engine may take."""
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import os
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,10 +153,10 @@ class RolloutActor(RolloutEngine):
         """Has the engine's workers join the link of the broadcast transport that learner rank 0 has
         opened at `address`; returns when all have met. A failure ends the process."""
         try:
-            init_transfer(self.engine.llm, address, timeout_s)
+            with self.engine.guard.during("joining the learners"):
+                init_transfer(self.engine.llm, address, timeout_s)
         except Exception as error:
-            traceback.print_exc()
-            raise SystemExit(f"{self.name} cannot join the learners: {error}") from error
+            self.engine.end("joining the learners failed", error)
 
     def update_weights(
         self,
@@ -184,12 +183,10 @@ class RolloutActor(RolloutEngine):
         # Before the update, so that no step recomputes keys and values of groups that nobody needs.
         self._drop([index for index, group in self._groups.items() if group.version < min_version])
         try:
-            load_bucket(self.engine.llm, payload, version, arrays)
+            with self.engine.guard.during("an update of the weights"):
+                load_bucket(self.engine.llm, payload, version, arrays)
         except RuntimeError as error:
-            # SystemExit ends the Ray actor; the fleet then starts another. The traceback goes to
-            # its log.
-            traceback.print_exc()
-            raise SystemExit(str(error)) from error
+            self.engine.end("an update of the weights failed", error)  # the fleet then starts another
         self._next_bucket = 0 if payload.last else payload.number + 1
         if payload.last:
             self.version = version
