@@ -89,6 +89,9 @@ class SyncConfig(Section):
     bucket_mib: int = Field(1024, ge=1)
     """Weights travel in buckets of about this size (MiB), so that no process holds a second copy of the
     model. A tensor that is larger is a bucket of its own."""
+    adapters_only: bool = False
+    """Send the adapters of model.lora alone; engines add them to the policy's folder from before PPO, which
+    the hosts of all engines must see. Without it the learners send whole weights with the adapters merged."""
     timeout_s: float = Field(300.0, gt=0)
     """Seconds that one bucket may take to an engine by broadcast, and that an engine may take to join.
     An engine that takes longer is replaced."""

@@ -182,7 +182,8 @@ class LearnerActor:
         or nothing on ranks that do not send."""
         if number == 0 or self._buckets is None or self._transport is None:
             assert number == 0, "an update begins with bucket 0"
-            self._buckets = self._task(Task).engine.weight_buckets(transport.max_bytes)
+            engine = self._task(Task).engine
+            self._buckets = engine.weight_buckets(transport.max_bytes, transport.adapters_only)
             self._transport = transport
         bucket, last = next(self._buckets)
         sent: Sent = (None, None)
@@ -220,12 +221,13 @@ class LearnerActor:
                 self._links.close(name)
         return failed
 
-    def broadcast_weights(self, max_bytes: int) -> dict[str, str]:
+    def broadcast_weights(self, max_bytes: int, adapters_only: bool = False) -> dict[str, str]:
         """Sends all buckets over the links, at the same time as the engines receive them; every rank
         calls. Returns the names of the engines whose links broke, with the reason: the others have got
         everything."""
         broadcaster = Broadcaster(self._links) if self._links is not None else None
-        for number, (bucket, last) in enumerate(self._task(Task).engine.weight_buckets(max_bytes)):
+        buckets = self._task(Task).engine.weight_buckets(max_bytes, adapters_only)
+        for number, (bucket, last) in enumerate(buckets):
             if broadcaster is not None:
                 broadcaster.send(bucket, number, last)
         if broadcaster is None:

@@ -157,7 +157,8 @@ class Bench:
         update_refs = self.learners.submit_ppo_update(index, ppo.kl_coef, parts)
         metrics, learning_s, _ = self.learners.wait(update_refs, "ppo_update")[0]
         marks.append(time.perf_counter())
-        make_route(self.context.fleets, self.learners, self.rollouts).push(index + 1, 0)
+        policy = self.context.run.model("sft")
+        make_route(self.context.fleets, self.learners, self.rollouts, policy).push(index + 1, 0)
         marks.append(time.perf_counter())
         if not index % 2:
             bare_rate = self.bare_vllm(prompts, seeds)

@@ -177,12 +177,14 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _transport_fits_the_device(self) -> RunConfig:
+    def _transport_fits(self) -> RunConfig:
         if self.sync.transport == "ipc" and self.cluster.device != "cuda":
             raise ValueError(
                 "sync.transport=ipc maps memory of GPUs, which needs cluster.device: cuda; choose auto, "
                 "file, object_store or broadcast"
             )
+        if self.sync.adapters_only and self.model.lora is None:
+            raise ValueError("sync.adapters_only sends the adapters of model.lora, which is not set")
         return self
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ from learners.deepspeed_arguments import merge
 from learners.lora import merged_weights
 from learners.memory import MemorySwap
 from learners.models import DTYPES
-from learners.weight_buckets import NamedTensors, weight_buckets
+from learners.weight_buckets import NamedTensors, adapter_bucket, weight_buckets
 
 
 class DeepSpeedEngine:
@@ -127,9 +127,14 @@ class DeepSpeedEngine:
         self.memory.require("weights")
         return merged_weights(self.module.model, self._gathered)
 
-    def weight_buckets(self, max_bytes: int) -> Iterator[tuple[NamedTensors, bool]]:
+    def weight_buckets(
+        self, max_bytes: int, adapters_only: bool = False
+    ) -> Iterator[tuple[NamedTensors, bool]]:
         """The same weights in buckets of about `max_bytes` (`learners.weight_buckets`), each with
-        whether it is the last. A collective, like `named_weights`."""
+        whether it is the last; with `adapters_only` the adapters as they are. A collective, like
+        `named_weights`."""
+        if adapters_only:
+            return adapter_bucket(self.module.model, self._gathered)
         return weight_buckets(self.module.model, self._gathered, max_bytes)
 
     def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from learners.lora import Gather
+
+LORA_A, LORA_B, LORA_SCALE = ":lora_A", ":lora_B", ":lora_scale"
+"""Ends of the names of adapters' tensors, after the name of the weight that they belong to."""
 
 NamedTensors = list[tuple[str, Tensor]]
 """(Hugging Face name, tensor) of each weight of a bucket."""
@@ -39,10 +43,7 @@ def weight_buckets(model: nn.Module, gathered: Gather, max_bytes: int) -> Iterat
     A bucket is valid until the next one is asked for. Inside `gathered`, parameters that are sharded
     over ranks are whole: a collective, so every rank must iterate over all buckets.
     """
-    layers: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            layers[f"{name}.base_layer.weight"] = module
+    layers = _adapted_layers(model)
     # Adapters are merged into the weights beside them and have no place of their own.
     weights = [(name, weight) for name, weight in model.named_parameters() if ".lora_" not in name]
     ranges = cut([_full_bytes(weight) for _, weight in weights], max_bytes)
@@ -58,6 +59,36 @@ def weight_buckets(model: nn.Module, gathered: Gather, max_bytes: int) -> Iterat
                 [_merged(name, weight, layers.get(name)) for name, weight in bucket],
                 number + 1 == len(ranges),
             )
+
+
+def adapter_bucket(model: nn.Module, gathered: Gather) -> Iterator[tuple[NamedTensors, bool]]:
+    """One bucket with the adapters of every adapted weight: two matrices and their scale. A collective,
+    like `weight_buckets`. Raises RuntimeError if other weights are trained as well, or there are no
+    adapters."""
+    layers = _adapted_layers(model)
+    matrices = [parameter for name, parameter in model.named_parameters() if ".lora_" in name]
+    others = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    if not layers or others - {id(matrix) for matrix in matrices}:
+        raise RuntimeError("sync.adapters_only needs a policy of which adapters alone are trained")
+    with gathered(matrices):
+        bucket: NamedTensors = []
+        for name, layer in layers.items():
+            plain_name = name.replace(".base_layer.", ".")
+            matrix_A = layer.lora_A["default"].weight.data
+            scale = torch.tensor(layer.scaling["default"], dtype=torch.float64, device=matrix_A.device)
+            bucket.append((plain_name + LORA_A, matrix_A))
+            bucket.append((plain_name + LORA_B, layer.lora_B["default"].weight.data))
+            bucket.append((plain_name + LORA_SCALE, scale))
+        yield bucket, True
+
+
+def _adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers with adapters, by the name of the weight that they are added to."""
+    layers: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            layers[f"{name}.base_layer.weight"] = module
+    return layers
 
 
 def _merged(name: str, weight: nn.Parameter, layer: Any) -> tuple[str, Tensor]:

@@ -23,6 +23,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.model_loader import reload
 
 from actors.weights import ipc, links
+from actors.weights.adapters import merged_with_base
 from actors.weights.files import iter_weights
 from actors.weights.payload import TensorMeta
 
@@ -50,7 +51,7 @@ class UpdateInfo(WeightTransferUpdateInfo):
     arrays: dict[str, np.ndarray] | None = None
     """Bytes of each tensor, for the kind object_store."""
     handles: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    timeout_s: float | None = None
+    base: str | None = None
 
 
 class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
@@ -75,13 +76,21 @@ class BucketEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         reload.initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        if update_info.kind == "broadcast":
-            if self._link is None:
-                raise RuntimeError("this engine has no link to the learners")
-            for bucket in links.receive(self._link, self.device):
-                self.model.load_weights(bucket)
+        if update_info.base is not None:
+            adapters: dict[str, torch.Tensor] = {}
+            for bucket in self._buckets(update_info):
+                adapters.update(bucket)
+            self.model.load_weights(merged_with_base(iter_weights(update_info.base), adapters))
             return
-        self.model.load_weights(self._bucket(update_info))
+        for bucket in self._buckets(update_info):
+            self.model.load_weights(bucket)
+
+    def _buckets(self, info: UpdateInfo) -> Iterable[Iterable[tuple[str, torch.Tensor]]]:
+        if info.kind != "broadcast":
+            return [self._bucket(info)]
+        if self._link is None:
+            raise RuntimeError("this engine has no link to the learners")
+        return links.receive(self._link, self.device)
 
     def _bucket(self, info: UpdateInfo) -> Iterable[tuple[str, torch.Tensor]]:
         """The tensors of one bucket, verified where the engine's process has not done it."""

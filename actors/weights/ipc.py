@@ -23,8 +23,8 @@ class IpcTransport:
 
     kind: Kind = "ipc"
 
-    def __init__(self, max_bytes: int = 1 << 30) -> None:
-        self.max_bytes = max_bytes
+    def __init__(self, max_bytes: int = 1 << 30, adapters_only: bool = False) -> None:
+        self.max_bytes, self.adapters_only = max_bytes, adapters_only
         self._buffer: torch.Tensor | None = None
 
     def sends(self, rank: int) -> bool:

@@ -56,13 +56,18 @@ class WeightPayload:
     """File with the content, for the kind file."""
     handles: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """For the kind ipc: arguments that rebuild the sender's buffer, by the id of the GPU that it is on."""
-    timeout_s: float | None = None
-    """Seconds that an engine waits for the next bytes of a broadcast."""
+    base: str | None = None
+    """Folder of the model that the tensors are adapters of; None: they are whole weights."""
 
     def validate(self, arrays: Mapping[str, np.ndarray] | None = None) -> None:
         """Checks the content where that is possible without changing an engine. Raises UserError if the
         configuration is wrong, RuntimeError if the weights are not those that were sent (sending them
         again may help)."""
+        if self.base is not None and not Path(self.base).is_dir():
+            raise UserError(
+                f"{self.base}: no such folder on the host of this engine, which needs the base model of the "
+                "adapters; share the folder or leave sync.adapters_only out"
+            )
         if self.path is not None:
             _validate_file(Path(self.path), self.digest)
         if self.kind == "object_store":
@@ -80,7 +85,7 @@ class WeightPayload:
             "tensors": [tuple(meta) for meta in self.tensors],
             "arrays": arrays,
             "handles": dict(self.handles),
-            "timeout_s": self.timeout_s,
+            "base": self.base,
         }
 
 

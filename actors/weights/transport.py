@@ -56,6 +56,8 @@ class WeightTransport(Protocol):
     kind: Kind
     max_bytes: int
     """Size of a bucket."""
+    adapters_only: bool
+    """Whether the adapters of a policy are sent in place of its weights."""
 
     def send(self, bucket: NamedTensors, version: int, number: int, last: bool) -> Sent:
         """Called on the ranks that `sends` names with the tensors of one bucket, which are gone
@@ -80,8 +82,8 @@ class FileTransport:
 
     kind: Kind = "file"
 
-    def __init__(self, directory: str | Path, max_bytes: int = 1 << 30) -> None:
-        self.directory, self.max_bytes = Path(directory), max_bytes
+    def __init__(self, directory: str | Path, max_bytes: int = 1 << 30, adapters_only: bool = False) -> None:
+        self.directory, self.max_bytes, self.adapters_only = Path(directory), max_bytes, adapters_only
 
     def sends(self, rank: int) -> bool:
         return rank == 0
@@ -114,8 +116,8 @@ class ObjectStoreTransport:
 
     kind: Kind = "object_store"
 
-    def __init__(self, max_bytes: int = 1 << 30) -> None:
-        self.max_bytes = max_bytes
+    def __init__(self, max_bytes: int = 1 << 30, adapters_only: bool = False) -> None:
+        self.max_bytes, self.adapters_only = max_bytes, adapters_only
 
     def sends(self, rank: int) -> bool:
         return rank == 0

@@ -124,10 +124,10 @@ class LearnerFleet(Fleet):
         """One reference, of the names of the engines that have not connected, with the reason."""
         return [self.submit(0, "accept_links", engines)]
 
-    def submit_broadcast(self, max_bytes: int) -> list[ray.ObjectRef]:
+    def submit_broadcast(self, max_bytes: int, adapters_only: bool = False) -> list[ray.ObjectRef]:
         """Sends the policy's weights over all links. One reference for each rank; rank 0's is of the
         names of engines whose links broke, with the reason."""
-        return self.submit_all("broadcast_weights", max_bytes)
+        return self.submit_all("broadcast_weights", max_bytes, adapters_only)
 
     def submit_probe_logprobs(self, sequences: Sequence[np.ndarray]) -> list[ray.ObjectRef]:
         """Log-probabilities of every token but the first of each sequence. One reference for each

@@ -159,15 +159,15 @@ class FleetManager:
     def bucket_transport(self, kind: Kind) -> WeightTransport:
         """The transport that sends buckets of this kind. Of broadcast, which needs learners, the one for
         weights that the driver sends."""
-        max_bytes = self.config.sync.bucket_mib << 20
+        max_bytes, adapters_only = self.config.sync.bucket_mib << 20, self.config.sync.adapters_only
         if kind == "ipc":
-            return IpcTransport(max_bytes)
+            return IpcTransport(max_bytes, adapters_only)
         if kind == "file":
-            return FileTransport(self._weights_directory, max_bytes)
+            return FileTransport(self._weights_directory, max_bytes, adapters_only)
         # A bucket that does not fit beside the one before it would be written to a disk.
         if not self.config.cluster.address:
             max_bytes = min(max_bytes, int(self.config.cluster.object_store_gib * 2**30 / 4))
-        return ObjectStoreTransport(max_bytes)
+        return ObjectStoreTransport(max_bytes, adapters_only)
 
     def replace_lost(self) -> list[str]:
         """Restarts the actors that are dead or hung, and returns their names. Called by the

@@ -12,6 +12,7 @@ the engines that had begun hold neither version, so they are ended, to be replac
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.fleets.manager import FleetManager
 from cluster.fleets.rollout_fleet import RolloutFleet
 from common.errors import FleetError, HeroError
+from learners.model_paths import model_folder
 from learners.weight_buckets import NamedTensors
 
 
@@ -40,8 +42,15 @@ class WeightRoute(Protocol):
 class BucketRoute:
     """Bucket by bucket: engines load one while the learners gather the next."""
 
-    def __init__(self, learners: LearnerFleet, rollouts: RolloutFleet, transport: WeightTransport) -> None:
-        self.learners, self.rollouts, self.transport = learners, rollouts, transport
+    def __init__(
+        self,
+        learners: LearnerFleet,
+        rollouts: RolloutFleet,
+        transport: WeightTransport,
+        base: str | None = None,
+    ) -> None:
+        """`base` is the folder of the model that adapters belong to, where they are sent alone."""
+        self.learners, self.rollouts, self.transport, self.base = learners, rollouts, transport, base
 
     def push(self, version: int, min_version: int) -> None:
         loading = EngineUpdates(self.rollouts, version, min_version)
@@ -56,7 +65,7 @@ class BucketRoute:
                 loading.abandon()
                 raise
             loading.wait()
-            loading.submit(payload, arrays)
+            loading.submit(replace(payload, base=self.base), arrays)
             number, last = number + 1, payload.last
         loading.wait()
         if self.transport.kind == "ipc":
@@ -105,18 +114,27 @@ class BroadcastRoute:
     """Over links between learner rank 0 and the workers of each engine. A link is made before the first
     update of an engine's process and used for all that follow."""
 
-    def __init__(self, learners: LearnerFleet, rollouts: RolloutFleet, config: SyncConfig, host: str) -> None:
-        """`host` is the address at which engines reach learner rank 0."""
+    def __init__(
+        self,
+        learners: LearnerFleet,
+        rollouts: RolloutFleet,
+        config: SyncConfig,
+        host: str,
+        base: str | None = None,
+    ) -> None:
+        """`host` is the address at which engines reach learner rank 0, `base` the folder of the model that
+        adapters belong to, where they are sent alone."""
         self.learners, self.rollouts, self.config, self.host = learners, rollouts, config, host
+        self.base = base
         self._linked: set[tuple[str, int]] = set()
         """(name, incarnation) of the engines that have a link."""
 
     def push(self, version: int, min_version: int) -> None:
         self._link_new_engines()
-        payload = WeightPayload("broadcast", timeout_s=self.config.timeout_s)
+        payload = WeightPayload("broadcast", base=self.base)
         loading = EngineUpdates(self.rollouts, version, min_version)
         loading.submit(payload)
-        sending = self.learners.submit_broadcast(self.config.bucket_mib << 20)
+        sending = self.learners.submit_broadcast(self.config.bucket_mib << 20, self.base is not None)
         try:
             broken = self.learners.wait(sending, "broadcast_weights")[0]
         except HeroError:
@@ -154,12 +172,15 @@ class BroadcastRoute:
         self._linked = set(self.rollouts.identities)
 
 
-def make_route(fleets: FleetManager, learners: LearnerFleet, rollouts: RolloutFleet) -> WeightRoute:
-    """The route of a run."""
-    kind = fleets.transport_kind()
+def make_route(
+    fleets: FleetManager, learners: LearnerFleet, rollouts: RolloutFleet, policy: Path
+) -> WeightRoute:
+    """The route of a run. `policy` is the folder that the learners started from."""
+    kind, sync = fleets.transport_kind(), fleets.config.sync
+    base = str(model_folder(policy)) if sync.adapters_only else None
     if kind == "broadcast":
-        return BroadcastRoute(learners, rollouts, fleets.config.sync, learners.host_address(0))
-    return BucketRoute(learners, rollouts, fleets.bucket_transport(kind))
+        return BroadcastRoute(learners, rollouts, sync, learners.host_address(0), base)
+    return BucketRoute(learners, rollouts, fleets.bucket_transport(kind), base)
 
 
 def push_folder(rollouts: RolloutFleet, folder: Path, version: int, transport: WeightTransport) -> None:

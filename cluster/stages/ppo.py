@@ -102,7 +102,7 @@ class PPOStage:
         self.weights = WeightSync(
             self.learners,
             self.rollouts,
-            make_route(fleets, self.learners, self.rollouts),
+            make_route(fleets, self.learners, self.rollouts, policy),
             config,
             self.heldout.tokens,
             context.config.rollout.dtype,

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from actors.vllm_samples import samples_from_outputs
 from actors.weights import ipc, transport
+from actors.weights.adapters import merged_with_base
 from actors.weights.files import iter_weights, weight_files
 from actors.weights.links import Broadcaster, LinkServer, connect, device_digest, receive
 from actors.weights.payload import WeightPayload, meta_of, split
@@ -24,6 +26,9 @@ from actors.weights.transport import (
     weights_directory,
 )
 from common.errors import UserError
+from learners.lora import merged_weights
+from learners.weight_buckets import adapter_bucket
+from tests.learners.test_weight_buckets import lora_model
 
 CPU = torch.device("cpu")
 BUCKETS = [
@@ -101,6 +106,20 @@ def test_arrays_that_are_not_those_that_were_sent_are_refused():
         payload.validate({"norm": arrays["norm"]})
     with pytest.raises(RuntimeError, match="content is not what was sent"):
         payload.validate({**arrays, "head": arrays["head"] + 1})
+
+
+def test_adapters_added_to_the_base_are_the_merged_weights_to_the_last_bit():
+    for dtype in (torch.float32, torch.bfloat16):
+        model = lora_model().to(dtype)
+        base = [(name.replace(".base_layer.", "."), weight) for name, weight in model.named_parameters()]
+        base = [(name, weight.data) for name, weight in base if ".lora_" not in name]
+        [(bucket, _)] = adapter_bucket(model, lambda parameters: nullcontext())
+        merged = dict(merged_with_base(base, dict(bucket)))
+        expected = dict(merged_weights(model, lambda parameters: nullcontext()))
+        assert merged.keys() == expected.keys()
+        assert all(merged[name].equal(expected[name]) for name in expected)
+    with pytest.raises(RuntimeError, match=r"no weight model\.layers\.0"):
+        list(merged_with_base(base[:1], dict(bucket)))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Weights in buckets: nothing lost, nothing twice, merged like the weights one by one."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from learners.config import LoRAConfig
 from learners.data.tokenizer import train_tokenizer
 from learners.lora import add_adapters, merged_weights
 from learners.models import build_policy
-from learners.weight_buckets import cut, weight_buckets
+from learners.weight_buckets import adapter_bucket, cut, weight_buckets
 from tests.learners.fixtures import MODEL, TEXTS
 
 
@@ -27,14 +27,32 @@ def test_every_tensor_is_in_one_bucket_and_only_large_tensors_exceed_its_size(si
             assert total + sizes[buckets[number + 1].start] > max_bytes
 
 
+def lora_model():
+    """A small policy with adapters that change it."""
+    model = build_policy(MODEL, train_tokenizer(TEXTS, MODEL.vocab_size), seed=1)
+    add_adapters(model, LoRAConfig(rank=2), None)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+def test_adapters_alone_are_small_and_refused_where_other_weights_are_trained():
+    model = lora_model()
+    [(bucket, last)] = adapter_bucket(model, lambda parameters: nullcontext())
+    assert last
+    size = sum(tensor.nbytes for _, tensor in bucket)
+    assert size < 0.1 * sum(parameter.nbytes for parameter in model.parameters())
+    model.get_input_embeddings().weight.requires_grad_(True)
+    with pytest.raises(RuntimeError, match="adapters alone are trained"):
+        next(adapter_bucket(model, lambda parameters: nullcontext()))
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_buckets_hold_the_merged_weights_and_are_gathered_one_after_the_other(lora):
     model = build_policy(MODEL, train_tokenizer(TEXTS, MODEL.vocab_size), seed=1)
     if lora:
-        add_adapters(model, LoRAConfig(rank=2), None)
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter)
+        model = lora_model()
     gathered = []
 
     @contextmanager
