@@ -45,12 +45,9 @@ class EngineConfig(Section):
     reserved_for_vllm: ClassVar[dict[str, str]]
     """Arguments that the section does not pass on, with what to do instead."""
 
-    @property
-    def is_eager(self) -> bool:
-        """Whether the engine runs without compiling or capturing the model."""
-        if self.enforce_eager is None:
-            return not self.gpus
-        return self.enforce_eager
+    def is_eager(self, device: str) -> bool:
+        """Whether an engine on this device runs without compiling or capturing the model."""
+        return device == "cpu" if self.enforce_eager is None else self.enforce_eager
 
     @field_validator("vllm")
     @classmethod

@@ -11,21 +11,20 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from actors.weights.links import Broadcaster, LinkServer
+from actors.weights.sender import WeightSender
 from actors.weights.transport import Sent, WeightTransport
 from common.run_paths import TrainingInputPaths
 from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
 from learners.data.datasets import RankingData, TokenData
 from learners.data.tokenizer_loading import load_tokenizer
 from learners.distributed import join_process_group
-from learners.memory import What
 from learners.models import (
     PolicyModule,
     ScalarModule,
@@ -45,7 +44,6 @@ from learners.supervised.language import LanguageModelTask
 from learners.supervised.ranking import RewardModelTask
 from learners.supervised.task import Schedule, SupervisedTask
 from learners.task import Task, TaskContext
-from learners.weight_buckets import NamedTensors
 
 TaskT = TypeVar("TaskT", bound=Task)
 
@@ -57,9 +55,7 @@ class LearnerActor:
     def __init__(self, rank: int, config: LearnerConfig, model: ModelConfig) -> None:
         self.rank, self.config, self.model = rank, config, model
         self.task: Task | None = None
-        self._buckets: Iterator[tuple[NamedTensors, bool]] | None = None
-        self._transport: WeightTransport | None = None
-        self._links: LinkServer | None = None
+        self._sender = WeightSender(rank)
 
     def address(self) -> tuple[str, int]:
         """This host's address and a port that is free now, for all ranks to join at."""
@@ -180,76 +176,26 @@ class LearnerActor:
         """Hands one bucket of the model's weights to a transport, from number 0 to the last; every rank
         calls, since reading weights of ZeRO-3 is a collective. Returns what `WeightTransport.send` does,
         or nothing on ranks that do not send."""
-        if number == 0 or self._buckets is None or self._transport is None:
-            assert number == 0, "an update begins with bucket 0"
-            engine = self._task(Task).engine
-            self._buckets = engine.weight_buckets(transport.max_bytes, transport.adapters_only)
-            self._transport = transport
-        bucket, last = next(self._buckets)
-        sent: Sent = (None, None)
-        if self._transport.sends(self.rank):
-            sent = self._transport.send(bucket, version, number, last)
-        if last:
-            # Frees what ZeRO-3 has gathered for it.
-            self._buckets = None
-        return sent
+        return self._sender.send_bucket(self._task(Task).engine, transport, version, number)
 
     def free_buffers(self) -> None:
-        """Returns what a transport holds on this rank, when engines have loaded the last bucket."""
-        if self._transport is not None:
-            self._transport.close()
-        self._transport = None
+        self._sender.free_buffers()
 
     def open_links(self, engines: dict[str, int], host: str, timeout_s: float) -> dict[str, tuple[str, int]]:
         """Rank 0: opens a rendezvous for each engine (name -> number of its workers) in place of the link
         that it had; returns where its workers are to connect. `host` is the address of this host."""
-        if self._links is None:
-            self._links = LinkServer(host, self._task(Task).engine.device, timeout_s)
-        self._links.timeout_s = timeout_s
-        return self._links.open(engines)
+        return self._sender.open_links(self._task(Task).engine, engines, host, timeout_s)
 
     def accept_links(self, engines: Sequence[str]) -> dict[str, str]:
         """Rank 0: returns when the engines' workers have connected. The names of engines that have not in
         time, with the reason."""
-        assert self._links is not None
-        failed = {}
-        for name in engines:
-            try:
-                self._links.accept(name)
-            except RuntimeError as error:
-                failed[name] = str(error).splitlines()[0]
-                self._links.close(name)
-        return failed
+        return self._sender.accept_links(engines)
 
     def broadcast_weights(self, max_bytes: int, adapters_only: bool = False) -> dict[str, str]:
         """Sends all buckets over the links, at the same time as the engines receive them; every rank
         calls. Returns the names of the engines whose links broke, with the reason: the others have got
         everything."""
-        broadcaster = Broadcaster(self._links) if self._links is not None else None
-        buckets = self._task(Task).engine.weight_buckets(max_bytes, adapters_only)
-        for number, (bucket, last) in enumerate(buckets):
-            if broadcaster is not None:
-                broadcaster.send(bucket, number, last)
-        if broadcaster is None:
-            return {}
-        broadcaster.wait()
-        return broadcaster.failed
-
-    def offload(self, what: What) -> None:
-        """Frees device memory for the other phases of an iteration (`learners.memory`): `states`, which
-        a sync of the weights does without, or `all`. Without a task there is nothing to move."""
-        if self.task is not None:
-            self.task.offload(what)
-
-    def reload(self, what: What) -> None:
-        """Brings back what `offload` moved, to the last bit: `weights`, `states` or `all`."""
-        if self.task is not None:
-            self.task.reload(what)
-
-    def memory(self) -> dict[str, int]:
-        """Bytes that the task holds on its device, by part (`learners.task.Task.memory`); empty without
-        a task."""
-        return self.task.memory() if self.task is not None else {}
+        return self._sender.broadcast(self._task(Task).engine, max_bytes, adapters_only)
 
     def save(self, folder: Path, tag: str) -> None:
         self._task(Task).save(folder, tag)
@@ -272,8 +218,7 @@ class LearnerActor:
 
     def close(self) -> None:
         """Frees the current task's engines; the process and its group stay for the next task."""
-        # An update that was given up half-way would keep the model's weights.
-        self._buckets = None
+        self._sender.give_up()
         if self.task is not None:
             self.task.close()
         self.task = None

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from actors.config import Decoding, RolloutConfig
 from actors.process_guard import ProcessGuard, clean_up, end_process, record_engine
 from actors.weights.vllm import init_transfer, num_workers, receiver_arguments
-from common.hardware import precise
+from common.hardware import device_of, precise
 from learners.model_paths import resolve_model_path
 
 
@@ -154,7 +154,7 @@ def _load(model_path: str, config: RolloutConfig, seed: int) -> Any:
         "max_num_seqs": config.max_sequences,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "kv_cache_memory_bytes": kv_cache_bytes,
-        "enforce_eager": config.is_eager,
+        "enforce_eager": config.is_eager(device_of(config.gpus)),
         "enable_chunked_prefill": chunked_prefill,
         # After temperature and filters: the distribution that was sampled from.
         "logprobs_mode": "processed_logprobs",

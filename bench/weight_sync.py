@@ -102,7 +102,7 @@ def make_route(
 ) -> WeightRoute:
     if kind == "broadcast":
         config = SyncConfig(bucket_mib=bucket_mib)
-        return BroadcastRoute(learners, rollouts, config, learners.host_address(0))
+        return BroadcastRoute(learners, rollouts, config, learners.host_address())
     if kind == "file":
         transport = FileTransport(weights_directory(folder, None), bucket_mib << 20)
         return BucketRoute(learners, rollouts, transport)

@@ -292,6 +292,16 @@ def stop(job: Job = None, address: Address = None) -> None:
     console.print(f"stopping {jobs.stop(job, address)}")
 
 
+def _add_label_commands() -> None:
+    """The sub-commands of `hero label`; their module imports what it needs when they are called."""
+    from label.cli import app as label_app
+
+    app.add_typer(label_app, name="label")
+
+
+_add_label_commands()
+
+
 def main() -> None:
     """Runs a command. The errors of `common.errors` are printed as one message, with their exit code."""
     from common.network import bypass_proxies_for_loopback

@@ -11,6 +11,7 @@ from actors.config import RewardsConfig, RolloutConfig, ScoringConfig, SyncConfi
 from cluster.quickstart.config import QuickstartConfig
 from cluster.stage_registry import STAGES
 from common.config import LocalPath, Section
+from label.config import LabelConfig
 from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
 from learners.data.config import DataConfig
 from learners.rl.config import PPOConfig
@@ -138,6 +139,8 @@ class RunConfig(Section):
     """Conditions that PPO is watched for."""
     serve: ServeConfig = ServeConfig()
     """The chat endpoint."""
+    label: LabelConfig = LabelConfig()
+    """The workplace of people who label."""
 
     @property
     def uses_reference(self) -> bool:

@@ -80,6 +80,11 @@ class RunPaths:
         self.feedback = root / "feedback"
         self.feedback_rankings = self.feedback / "rankings.jsonl"
         self.feedback_other = self.feedback / "other.jsonl"
+        # Labelling by people.
+        self.label = root / "label"
+        self.label_database = self.label / "label.db"
+        self.label_settings = self.label / "settings.yaml"
+        self.label_exports = self.label / "exports"
         # Stages, in their order.
         self.tokenizer = TrainingInputPaths(root / "pretrain").tokenizer
         self.corpus_tokens = TrainingInputPaths(root / "pretrain").corpus_tokens

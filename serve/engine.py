@@ -29,7 +29,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from actors.config import Decoding
 from actors.vllm_arguments import command_line
 from actors.weights.vllm import receiver_arguments, swap_weights
-from common.hardware import precise
+from common.hardware import device_of, precise
 from serve.config import ServeConfig
 from serve.gateway import MODEL_ROUTES
 from serve.request_stats import request_versions
@@ -226,7 +226,7 @@ def engine_arguments(
         # A prompt that is computed in two parts resets the generator of a seeded request, which
         # fails on CPU.
         flags.append("--no-enable-chunked-prefill")
-    if config.is_eager:
+    if config.is_eager(device_of(config.gpus)):
         flags.append("--enforce-eager")
     if decoding and decoding.model_fields_set:
         values["override-generation-config"] = json.dumps(_generation_config(decoding))

@@ -11,6 +11,7 @@ PRODUCT = ("common", "label", "learners", "actors", "serve", "cluster")
 FORBIDDEN = {
     "common": ("label", "learners", "actors", "serve", "cluster"),
     "label": ("learners", "actors", "serve", "cluster", "ray", "torch"),
+    "label.store": ("label.api", "label.cli"),
     "label.statistics": ("common",),
     "learners": ("label", "actors", "serve", "cluster"),
     "learners.data": ("learners.rl", "learners.supervised"),

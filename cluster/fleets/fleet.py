@@ -30,7 +30,7 @@ group dies with the first rank (see `FleetManager.replace_lost`).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from cluster.config import ClusterConfig
 from cluster.fleets.actor_host import ActorHost
 from cluster.fleets.failures import failure
 from cluster.fleets.heartbeat import HeartbeatMonitor, poll
-from common.errors import FleetError, HeroError
+from common.errors import FleetError
 
 WATCH_S = 2.0
 """Seconds between two looks at the heartbeats of the actors that the driver waits for."""
@@ -159,32 +159,6 @@ class Fleet:
                 self.watch({index_of[ref] for ref in pending}, doing)
         return [results[ref] for ref in index_of]
 
-    def wait_each(
-        self, refs: Mapping[ray.ObjectRef, int], doing: str
-    ) -> tuple[dict[int, Any], dict[int, HeroError]]:
-        """Like `wait`, but a failure does not end the wait for the others: for calls that do not depend on
-        each other. Results and errors by the index of the actor."""
-        pending, results, errors = dict(refs), dict[int, Any](), dict[int, HeroError]()
-        while pending:
-            ready = wait_any(list(pending), WATCH_S)
-            for ref in ready:
-                index = pending.pop(ref)
-                try:
-                    results[index] = self.result(ref, index, doing)
-                except HeroError as error:
-                    errors[index] = error
-            if ready:
-                continue
-            try:
-                self.watch(pending.values(), doing)
-            except FleetError as error:
-                # One at a time: `watch` names the first that hangs.
-                hanging = {ref: index for ref, index in pending.items() if index in self._hung}
-                for ref, index in hanging.items():
-                    errors[index] = error
-                    del pending[ref]
-        return results, errors
-
     def result(self, ref: ray.ObjectRef, index: int, doing: str) -> Any:
         """The result of a call that has ended; raises as `wait` does if it failed."""
         name = self.names[index % len(self)]
@@ -208,6 +182,10 @@ class Fleet:
             self._hung.add(index)
             name = self.names[index]
             raise FleetError(f"{name} hangs in {doing} ({reason}); see {self._log(name)}")
+
+    def is_hung(self, index: int) -> bool:
+        """Whether `watch` has found that an actor hangs."""
+        return index in self._hung
 
     def _hang_reason(self, heartbeat: HeartbeatMonitor) -> str | None:
         limits = self.limits
@@ -289,11 +267,6 @@ class Fleet:
         del self._members[size:]
         self._starting.clear()
 
-    def host_address(self, index: int) -> str:
-        """Address at which other hosts of the cluster reach the host of an actor."""
-        address: str = ray.get(self._members[index].actor.__ray_call__.remote(_own_address))
-        return address
-
     def busy(self) -> list[float]:
         """Seconds that each actor has spent in calls so far."""
         return self.wait([member.actor.busy.remote() for member in self._members], "busy")
@@ -311,10 +284,6 @@ class Fleet:
             member.heartbeat.kill_process()
         member.heartbeat.delete()
         self._hung.discard(index)
-
-
-def _own_address(_host: Any) -> str:
-    return str(ray.util.get_node_ip_address())
 
 
 def wait_any(refs: Sequence[ray.ObjectRef], timeout_s: float) -> list[ray.ObjectRef]:

@@ -115,6 +115,11 @@ class LearnerFleet(Fleet):
         """Returns the GPU memory that engines mapped, after the last bucket."""
         self.all("free_buffers")
 
+    def host_address(self) -> str:
+        """Address at which other hosts of the cluster reach rank 0's."""
+        address: str = ray.get(self._members[0].actor.__ray_call__.remote(_own_address))
+        return address
+
     def open_links(self, engines: dict[str, int], host: str, timeout_s: float) -> dict[str, tuple[str, int]]:
         """Opens a rendezvous in rank 0 for each engine (name -> number of its workers); returns where its
         workers are to connect."""
@@ -174,3 +179,7 @@ class LearnerFleet(Fleet):
     def _only_rank_0(self, method: str, *args: Any) -> Any:
         """Calls rank 0 alone: for methods that are no collectives."""
         return self.wait([self.submit(0, method, *args)], method)[0]
+
+
+def _own_address(_host: object) -> str:
+    return str(ray.util.get_node_ip_address())

@@ -22,6 +22,7 @@ from actors.config import SyncConfig
 from actors.weights.files import iter_weights
 from actors.weights.payload import WeightPayload
 from actors.weights.transport import WeightTransport
+from cluster.fleets.independent import wait_each
 from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.fleets.manager import FleetManager
 from cluster.fleets.rollout_fleet import RolloutFleet
@@ -92,7 +93,7 @@ class EngineUpdates:
 
     def wait(self) -> None:
         """Waits until all engines have loaded what was submitted, or failed."""
-        self.errors |= self.rollouts.wait_each(self._refs, "update_weights")[1]
+        self.errors |= wait_each(self.rollouts, self._refs, "update_weights")[1]
         self._refs.clear()
 
     def abandon(self) -> None:
@@ -179,7 +180,7 @@ def make_route(
     kind, sync = fleets.transport_kind(), fleets.config.sync
     base = str(model_folder(policy)) if sync.adapters_only else None
     if kind == "broadcast":
-        return BroadcastRoute(learners, rollouts, sync, learners.host_address(0), base)
+        return BroadcastRoute(learners, rollouts, sync, learners.host_address(), base)
     return BucketRoute(learners, rollouts, fleets.bucket_transport(kind), base)
 
 

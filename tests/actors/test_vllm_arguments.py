@@ -85,6 +85,6 @@ def test_command_line():
     ],
 )
 def test_engines_are_compiled_on_gpus_unless_the_config_says_otherwise(settings, eager):
-    assert RolloutConfig(**settings).is_eager == eager
+    assert RolloutConfig(**settings).is_eager("cuda" if "gpus" in settings else "cpu") == eager
     arguments = engine_arguments(ServeConfig(**settings, dtype="float32"), Path("model"), "hero")
     assert ("--enforce-eager" in arguments) == eager

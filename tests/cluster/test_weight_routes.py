@@ -84,7 +84,7 @@ class System:
             self.learners,
             self.rollouts,
             SyncConfig(bucket_mib=1, timeout_s=60),
-            self.learners.host_address(0),
+            self.learners.host_address(),
         )
 
     def learn(self, index):

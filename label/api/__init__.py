@@ -1,0 +1,1 @@
+"""The workplace over HTTP."""

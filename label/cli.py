@@ -1,0 +1,200 @@
+"""`hero label`: the owner's commands. They work on the database directly, also while the server runs."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from label.workplace import Workplace
+
+app = typer.Typer(
+    help="A workplace where people rate, rank and write responses.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+console = Console()
+Run = Annotated[Path, typer.Argument(help="Directory of a run; the workplace is in RUN/label")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value of section label, for example port=8101")
+]
+Person = Annotated[str, typer.Argument(help="Id, pseudonym or name")]
+Why = Annotated[str, typer.Option(help="Reason; the person is told, and it is kept with the decision.")]
+
+
+def _open(run: Path, overrides: list[str] | None = None) -> Workplace:
+    from label.workplace import Workplace
+
+    return Workplace.open(run, overrides or [])
+
+
+@app.command()
+def serve(run: Run, overrides: Overrides = None) -> None:
+    """Serve the workplace's pages and API until Ctrl-C."""
+    from label.server import serve_forever
+
+    # A service manager stops a server with SIGTERM; it ends as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    serve_forever(_open(run, overrides), console)
+
+
+@app.command()
+def invite(
+    run: Run,
+    role: Annotated[str, typer.Option(help="labeler, reviewer or owner.")] = "labeler",
+    group: Annotated[str, typer.Option(help="training, heldout, simulated or public.")] = "training",
+    uses: Annotated[int, typer.Option(min=1, help="How many people may use the link.")] = 1,
+) -> None:
+    """Make an invite link and print it, once."""
+    from label.store.people import create_invite
+
+    workplace = _open(run)
+    with workplace.database.write() as connection:
+        code = create_invite(connection, role, group, uses)
+    print(f"{workplace.url}/join#{code}")
+
+
+@app.command()
+def people(
+    run: Run,
+    key: Annotated[
+        str | None, typer.Option(help="Make an API key for this person and print it, once.")
+    ] = None,
+) -> None:
+    """List the people, their states and their labels."""
+    from label.store.people import create_key, list_people, resolve
+
+    workplace = _open(run)
+    if key is not None:
+        with workplace.database.write() as connection:
+            print(create_key(connection, resolve(connection, key)))
+        return
+    table = Table("name", "pseudonym", "role", "group", "state", "labels", "why")
+    with workplace.database.read() as connection:
+        for row in list_people(connection):
+            fields = (row["name"], row["pseudonym"], row["role"], row["grp"], row["state"], row["labels"])
+            table.add_row(*(str(value) for value in fields), row["state_why"])
+    console.print(table)
+
+
+@app.command()
+def admit(run: Run, person: Person, why: Why = "") -> None:
+    """Admit a person, or end a pause."""
+    _set_state(run, person, "admitted", why)
+
+
+@app.command()
+def pause(run: Run, person: Person, why: Why = "paused by the owner") -> None:
+    """Pause a person: no new work, and the labels are held back from exports."""
+    _set_state(run, person, "paused", why)
+
+
+@app.command()
+def reject(run: Run, person: Person, why: Why = "not admitted") -> None:
+    """Reject a person; the labels stay and are held back from exports."""
+    _set_state(run, person, "rejected", why)
+
+
+def _set_state(run: Path, name: str, state: str, why: str) -> None:
+    from label.store.people import resolve, set_state
+
+    with _open(run).database.write() as connection:
+        set_state(connection, resolve(connection, name), state, "cli", why)
+    console.print(f"{name}: {state}", highlight=False)
+
+
+@app.command()
+def forget(
+    run: Run,
+    person: Person,
+    void_labels: Annotated[
+        bool, typer.Option("--void-labels", help="Make the labels void too; their items are labelled again.")
+    ] = False,
+) -> None:
+    """Remove a person's name, answers, sessions and keys for good."""
+    from label.store.people import forget as remove
+    from label.store.people import resolve
+
+    with _open(run).database.write() as connection:
+        voided = remove(connection, resolve(connection, person), not void_labels, "cli")
+    console.print(f"{person}: forgotten, {voided} labels void", highlight=False)
+
+
+@app.command()
+def add(
+    run: Run,
+    file: Annotated[Path, typer.Argument(help="JSONL: a prompt and its responses in each line")],
+    batch: Annotated[str, typer.Option(help="Name of the batch; made if there is none.")],
+    kind: Annotated[str, typer.Option(help="rank, pair or demonstrate.")] = "rank",
+    overlap: Annotated[
+        int | None, typer.Option(min=1, help="Labels of different people for each item.")
+    ] = None,
+    purpose: Annotated[str, typer.Option(help="train, ab, calibration, gold or demonstrate.")] = "train",
+    priority: Annotated[int, typer.Option(help="Higher ones are given first.")] = 0,
+) -> None:
+    """Add items to a batch, for example RUN/collect/responses.jsonl; adding a file again adds nothing."""
+    from label.store.items import BatchSpec, add_items, read_rows
+
+    workplace = _open(run)
+    spec = BatchSpec(batch, kind, overlap or workplace.settings.overlap, purpose, priority=priority)
+    added = add_items(workplace.database, spec, read_rows(file))
+    console.print(
+        f"{batch}: {added.added} items added, {added.known} known already, {added.leaks} void since a "
+        f"response names its policy, {added.replaced} characters replaced",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def batches(
+    run: Run,
+    close: Annotated[str | None, typer.Option(help="Close the batch with this name.")] = None,
+    reopen: Annotated[str | None, typer.Option(help="Open it again.")] = None,
+) -> None:
+    """List the batches with their progress."""
+    from label.store.items import list_batches, set_batch_state
+
+    workplace = _open(run)
+    for name, state in ((close, "closed"), (reopen, "open")):
+        if name:
+            with workplace.database.write() as connection:
+                ids = {row["name"]: row["id"] for row in list_batches(connection)}
+                set_batch_state(connection, ids.get(name, name), state, "cli")
+    table = Table("batch", "kind", "purpose", "state", "items", "open", "labels", "at work")
+    with workplace.database.read() as connection:
+        for row in list_batches(connection):
+            fields = ("name", "kind", "purpose", "state", "items", "open_items", "labels", "leases")
+            table.add_row(*(str(row[field]) for field in fields))
+    console.print(table)
+
+
+@app.command()
+def export(
+    run: Run,
+    name: Annotated[str, typer.Option(help="Name of the files in RUN/label/exports.")] = "labels",
+    group: Annotated[list[str] | None, typer.Option(help="Groups of people; training and simulated.")] = None,
+    batch: Annotated[list[str] | None, typer.Option(help="Batches by name; all for training.")] = None,
+) -> None:
+    """Write the labels as rows that training reads."""
+    from label.export import TRAINING_GROUPS, write_export
+
+    workplace = _open(run)
+    description = write_export(
+        workplace.database, workplace.exports, name, group or TRAINING_GROUPS, batch or []
+    )
+    for file, figures in description["files"].items():
+        console.print(f"{workplace.exports / file}: {figures['rows']} rows", highlight=False, soft_wrap=True)
+    console.print(f"{description['held_back']} labels held back", highlight=False)
+
+
+@app.command()
+def backup(run: Run, file: Annotated[Path, typer.Argument(help="The copy")]) -> None:
+    """Copy the SQLite database, also while the workplace is in use."""
+    _open(run).database.backup(file)
+    console.print(f"wrote {file}", highlight=False)

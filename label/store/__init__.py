@@ -1,0 +1,1 @@
+"""The workplace's database: tables, assignments with exact quotas, labels, people."""

@@ -1,0 +1,349 @@
+"""Who works on which item: leases that expire, and quotas that hold exactly.
+
+    leased ─► draft ─► submitted        undo leads back to draft
+       ├──────► skipped
+       ├──────► expired                 no heartbeat within the lease; the item goes to the next person
+       └──────► revoked                 the person was paused, left or withdrew
+
+An item counts its labels and its leases; their sum never exceeds its quota (a CHECK of the table, kept in
+the same transaction as the lease). Locks are taken in the order person, assignment, item.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from label.config import LabelConfig
+from label.errors import Conflict, Forbidden, NotHere
+from label.store.database import AnyRow, now_ms, record_event
+from label.store.guidelines import check_acknowledged
+from label.store.items import SHARED, insert_responses, new_id, responses_of
+from label.store.tables import assignment, batch, item, label, person
+from label.vocabulary import SKIP_REASONS
+
+OPEN = ("leased", "draft")
+_WAITING = sa.text("item.state = 'open' AND item.labels + item.leases < item.quota")
+"""As literals, or SQLite does not use the index on waiting items."""
+DAY_MS = 86_400_000
+ACTIVE_SLACK_MS = 2_000
+"""By how much the reported time at work may exceed the server's clock."""
+
+STATES = {
+    "screening": "your answers are being looked at; an owner decides, and this page then shows work",
+    "paused": "you are paused; the start page says why and what you can do",
+    "rejected": "you were not admitted; ask the owner",
+    "left": "you have left; ask the owner for a new invite to come back",
+    "forgotten": "your data was removed",
+}
+
+
+def check_admitted(row: AnyRow) -> None:
+    """Raises Forbidden for a person who may not label now."""
+    if row.state != "admitted":
+        raise Forbidden(f"state_{row.state}", STATES[row.state], why=row.state_why)
+
+
+def lock_person(connection: Connection, person_id: str) -> AnyRow:
+    """The person's row, locked: one request of a person at a time. Raises NotHere."""
+    row = connection.execute(sa.select(person).where(person.c.id == person_id).with_for_update()).first()
+    if row is None:
+        raise NotHere("person", "there is no such person")
+    return row
+
+
+def next_assignment(
+    connection: Connection, settings: LabelConfig, person_id: str, kinds: Sequence[str], rng: random.Random
+) -> dict[str, Any] | None:
+    """The item that the person works on: the one that is open already, else a new one; None if nothing
+    waits. Raises Forbidden if the person may not label, or has not read the newest guideline."""
+    row = lock_person(connection, person_id)
+    check_admitted(row)
+    now = now_ms()
+    reap_expired(connection, now)
+    opened = _open_assignment(connection, person_id, kinds)
+    if opened is None:
+        _check_limits(connection, settings, person_id, now)
+        opened = _claim(connection, settings, person_id, kinds, rng, now)
+    if opened is None:
+        return None
+    return describe(connection, opened)
+
+
+def _open_assignment(connection: Connection, person_id: str, kinds: Sequence[str]) -> AnyRow | None:
+    query = (
+        joined()
+        .where(assignment.c.person == person_id, assignment.c.state.in_(OPEN), item.c.kind.in_(kinds))
+        .order_by(assignment.c.leased)
+    )
+    return connection.execute(query.limit(1)).first()
+
+
+def joined() -> sa.Select[Any]:
+    """Assignments with what is needed of their items and batches."""
+    columns = (item.c.kind, item.c.prompt, item.c.labels, item.c.leases, item.c.quota, item.c.gold)
+    states = (item.c.state.label("item_state"), batch.c.state.label("batch_state"))
+    tables = assignment.join(item, item.c.id == assignment.c.item).join(batch, batch.c.id == item.c.batch)
+    return sa.select(assignment, *columns, *states).select_from(tables)
+
+
+def _check_limits(connection: Connection, settings: LabelConfig, person_id: str, now: int) -> None:
+    own = sa.select(sa.func.count()).where(label.c.person == person_id, label.c.supersedes.is_(None))
+    quota, daily = settings.quota_per_person, settings.daily_max
+    if quota and connection.execute(own).scalar_one() >= quota:
+        raise Forbidden("person_quota", f"you have given all of your {quota} labels; thank you")
+    if daily and connection.execute(own.where(label.c.submitted > now - DAY_MS)).scalar_one() >= daily:
+        raise Forbidden("daily_max", f"you have given {daily} labels within 24 hours; go on tomorrow")
+
+
+def _claim(
+    connection: Connection,
+    settings: LabelConfig,
+    person_id: str,
+    kinds: Sequence[str],
+    rng: random.Random,
+    now: int,
+) -> AnyRow | None:
+    chosen = _choose_special(connection, settings, person_id, kinds, rng)
+    if chosen is None:
+        chosen = connection.execute(_waiting(person_id, kinds)).first()
+    if chosen is None:
+        return _revive(connection, settings, person_id, kinds, now)
+    guideline = check_acknowledged(connection, person_id, chosen.kind)
+    order = [row.id for row in responses_of(connection, [chosen.id]).get(chosen.id, [])]
+    rng.shuffle(order)
+    values = {
+        "id": new_id(),
+        "item": chosen.id,
+        "person": person_id,
+        "state": "leased",
+        "order": order,
+        "leased": now,
+        "expires": now + _lease_ms(settings),
+        "guideline": guideline,
+    }
+    connection.execute(assignment.insert().values(values))
+    connection.execute(item.update().where(item.c.id == chosen.id).values(leases=item.c.leases + 1))
+    return connection.execute(joined().where(assignment.c.id == values["id"])).one()
+
+
+def _waiting(person_id: str, kinds: Sequence[str]) -> sa.Select[Any]:
+    """The first item with room that this person never had."""
+    had = sa.select(assignment.c.id).where(assignment.c.item == item.c.id, assignment.c.person == person_id)
+    return (
+        sa.select(item.c.id, item.c.kind)
+        .join(batch, batch.c.id == item.c.batch)
+        .where(_WAITING, batch.c.state == "open", batch.c.purpose.not_in(SHARED), item.c.kind.in_(kinds))
+        .where(sa.or_(item.c.reserved_for.is_(None), item.c.reserved_for == person_id))
+        .where(sa.or_(item.c.author.is_(None), item.c.author != person_id), ~had.exists())
+        .order_by(item.c.priority.desc(), item.c.position)
+        .limit(1)
+        .with_for_update(skip_locked=True, of=item)
+    )
+
+
+def _choose_special(
+    connection: Connection, settings: LabelConfig, person_id: str, kinds: Sequence[str], rng: random.Random
+) -> AnyRow | None:
+    """By chance a gold, calibration or repeated item in place of the next one; they look like any other."""
+    draw, chosen = rng.random(), None
+    for purpose, share in (("gold", settings.gold_share), ("calibration", settings.calibration_share)):
+        if 0 <= draw < share:
+            return _shared(connection, purpose, person_id, kinds)
+        draw -= share
+    if 0 <= draw < settings.repeat_share:
+        chosen = _repeat(connection, person_id, kinds)
+    return chosen
+
+
+def _shared(connection: Connection, purpose: str, person_id: str, kinds: Sequence[str]) -> AnyRow | None:
+    had = sa.select(assignment.c.id).where(assignment.c.item == item.c.id, assignment.c.person == person_id)
+    query = (
+        sa.select(item.c.id, item.c.kind)
+        .join(batch, batch.c.id == item.c.batch)
+        .where(item.c.state == "open", batch.c.state == "open", batch.c.purpose == purpose)
+        .where(item.c.kind.in_(kinds), ~had.exists())
+        .order_by(item.c.position)
+    )
+    return connection.execute(query.limit(1)).first()
+
+
+def _repeat(connection: Connection, person_id: str, kinds: Sequence[str]) -> AnyRow | None:
+    """A new item with the content of one that the person labelled, the oldest that was not repeated yet;
+    None with fewer than 20 labels since, as the answer would be remembered."""
+    repeats = item.alias("repeats")
+    repeated = sa.select(repeats.c.id).where(
+        repeats.c.repeat_of == item.c.id, repeats.c.reserved_for == person_id
+    )
+    query = (
+        sa.select(item)
+        .join(label, label.c.item == item.c.id)
+        .join(batch, batch.c.id == item.c.batch)
+        .where(label.c.person == person_id, label.c.supersedes.is_(None), label.c.voided.is_(None))
+        .where(item.c.kind.in_([kind for kind in kinds if kind != "demonstrate"]), item.c.repeat_of.is_(None))
+        .where(batch.c.state == "open", batch.c.purpose.not_in(SHARED), ~repeated.exists())
+        .order_by(label.c.submitted)
+    )
+    candidates = connection.execute(query.limit(20)).all()
+    if len(candidates) < 20:
+        return None
+    old = candidates[0]
+    values = {
+        **old._mapping,
+        "id": new_id(),
+        "content_sha": f"repeat:{person_id}:{old.id}",
+        "quota": 1,
+        "labels": 0,
+        "leases": 0,
+        "state": "open",
+        "repeat_of": old.id,
+        "reserved_for": person_id,
+    }
+    connection.execute(item.insert().values(values))
+    rows = responses_of(connection, [old.id])[old.id]
+    keys = ("ended", "policy", "decoding", "reward")
+    content = {key: [row._mapping[key] for row in rows] for key in keys}
+    insert_responses(connection, values["id"], {**content, "responses": [row.text for row in rows]})
+    return connection.execute(sa.select(item.c.id, item.c.kind).where(item.c.id == values["id"])).first()
+
+
+def _revive(
+    connection: Connection, settings: LabelConfig, person_id: str, kinds: Sequence[str], now: int
+) -> AnyRow | None:
+    """With nothing new waiting: an item whose lease the person let expire, if nobody has taken it since."""
+    query = (
+        joined()
+        .where(assignment.c.person == person_id, assignment.c.state == "expired", item.c.kind.in_(kinds))
+        .where(_WAITING, batch.c.state == "open")
+        .with_for_update(skip_locked=True, of=[assignment, item])
+    )
+    row = connection.execute(query.limit(1)).first()
+    if row is None:
+        return None
+    check_acknowledged(connection, person_id, row.kind)
+    renew(connection, settings, row, now)
+    return connection.execute(joined().where(assignment.c.id == row.id)).one()
+
+
+def renew(connection: Connection, settings: LabelConfig, row: AnyRow, now: int) -> None:
+    """Leases an item again to somebody who had it. The caller knows that there is room."""
+    state = "draft" if row.draft else "leased"
+    values = {"state": state, "expires": now + _lease_ms(settings)}
+    connection.execute(assignment.update().where(assignment.c.id == row.id).values(values))
+    connection.execute(
+        item.update().where(item.c.id == row.item).values(leases=item.c.leases + 1, state="open")
+    )
+
+
+def _lease_ms(settings: LabelConfig) -> int:
+    return int(settings.lease_min * 60_000)
+
+
+def describe(connection: Connection, row: AnyRow) -> dict[str, Any]:
+    """What the person sees of an item, and nothing else of it: no model, reward, gold or truth."""
+    responses = {response.id: response for response in responses_of(connection, [row.item]).get(row.item, [])}
+    shown = [responses[response_id] for response_id in row.order]
+    return {
+        "assignment": row.id,
+        "kind": row.kind,
+        "prompt": row.prompt,
+        "responses": [{"id": one.id, "text": one.text, "ended": one.ended} for one in shown],
+        "expires": row.expires,
+        "guideline": row.guideline,
+        "draft": row.draft,
+    }
+
+
+def own_assignment(connection: Connection, person_id: str, assignment_id: str) -> AnyRow:
+    """The assignment with its item, both locked, as the room there is depends on both. Raises NotHere for
+    those of others, as for none."""
+    query = joined().where(assignment.c.id == assignment_id, assignment.c.person == person_id)
+    row = connection.execute(query.with_for_update(of=[assignment, item])).first()
+    if row is None:
+        raise NotHere("assignment", "this item is not yours")
+    return row
+
+
+def save_progress(
+    connection: Connection,
+    settings: LabelConfig,
+    person_id: str,
+    assignment_id: str,
+    active_ms: int,
+    draft: dict[str, Any] | None = None,
+) -> int:
+    """Heartbeat, with or without a draft: adds time at work and renews the lease. Returns when it expires;
+    of a lease that is lost already this keeps the draft. Raises Conflict if the item is finished."""
+    lock_person(connection, person_id)
+    row = own_assignment(connection, person_id, assignment_id)
+    if row.state in ("submitted", "skipped"):
+        raise Conflict(row.state, f"this item is {row.state} already; open the next one")
+    now = now_ms()
+    values: dict[str, Any] = {"active_ms": total_active_ms(row, active_ms, now)}
+    if draft is not None:
+        values["draft"] = draft
+    if row.state in OPEN:
+        values["expires"] = now + _lease_ms(settings)
+        values["state"] = "draft" if draft is not None else row.state
+    connection.execute(assignment.update().where(assignment.c.id == row.id).values(values))
+    return int(values.get("expires", row.expires))
+
+
+def total_active_ms(row: AnyRow, more: int, now: int) -> int:
+    """Time at work: what the page has measured with its own clock, and never more than has passed here."""
+    return int(min(row.active_ms + more, max(0, now - row.leased) + ACTIVE_SLACK_MS))
+
+
+def skip(connection: Connection, person_id: str, assignment_id: str, reason: str) -> None:
+    """Gives an item back for good; skipping twice is skipping once."""
+    lock_person(connection, person_id)
+    row = own_assignment(connection, person_id, assignment_id)
+    if row.state == "skipped":
+        return
+    if row.state == "submitted":
+        raise Conflict("submitted", "this item is submitted already; undo the label under your labels")
+    if reason not in SKIP_REASONS:
+        raise Conflict("reason", f"unknown reason {reason!r}; there are {', '.join(SKIP_REASONS)}")
+    _end_lease(connection, [row], "skipped")
+    connection.execute(assignment.update().where(assignment.c.id == row.id).values(skip_reason=reason))
+    record_event(connection, "skip", person_id, row.id, reason=reason)
+
+
+def reap_expired(connection: Connection, now: int, limit: int = 200) -> int:
+    """Ends leases that ran out, so that their items are given again. Returns how many."""
+    query = (
+        sa.select(assignment.c.id, assignment.c.item, assignment.c.state)
+        .where(sa.text("assignment.state IN ('leased', 'draft')"), assignment.c.expires < now)
+        .order_by(assignment.c.item)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    rows = connection.execute(query).all()
+    _end_lease(connection, rows, "expired")
+    return len(rows)
+
+
+def revoke(connection: Connection, person_id: str) -> None:
+    """Ends all leases of a person."""
+    query = sa.select(assignment.c.id, assignment.c.item, assignment.c.state)
+    mine = query.where(assignment.c.person == person_id, assignment.c.state.in_(OPEN)).order_by(
+        assignment.c.item
+    )
+    _end_lease(connection, connection.execute(mine.with_for_update()).all(), "revoked")
+
+
+def _end_lease(connection: Connection, rows: Sequence[AnyRow], state: str) -> None:
+    for row in rows:
+        connection.execute(assignment.update().where(assignment.c.id == row.id).values(state=state))
+        if row.state in OPEN:
+            connection.execute(item.update().where(item.c.id == row.item).values(leases=item.c.leases - 1))
+
+
+def system_rng() -> random.Random:
+    """For shuffles that nobody can foresee."""
+    return secrets.SystemRandom()
