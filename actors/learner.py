@@ -25,6 +25,7 @@ from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardMo
 from learners.data.datasets import RankingData, TokenData
 from learners.data.tokenizer_loading import load_tokenizer
 from learners.distributed import join_process_group
+from learners.memory import What
 from learners.models import (
     PolicyModule,
     ScalarModule,
@@ -196,6 +197,22 @@ class LearnerActor:
         calls. Returns the names of the engines whose links broke, with the reason: the others have got
         everything."""
         return self._sender.broadcast(self._task(Task).engine, max_bytes, adapters_only)
+
+    def offload(self, what: What) -> None:
+        """Frees device memory for the other phases of an iteration (`learners.memory`): `states`, which
+        a sync of the weights does without, or `all`. Without a task there is nothing to move."""
+        if self.task is not None:
+            self.task.offload(what)
+
+    def reload(self, what: What) -> None:
+        """Brings back what `offload` moved, to the last bit: `weights`, `states` or `all`."""
+        if self.task is not None:
+            self.task.reload(what)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that the task holds on its device, by part (`learners.task.Task.memory`); empty without
+        a task."""
+        return self.task.memory() if self.task is not None else {}
 
     def save(self, folder: Path, tag: str) -> None:
         self._task(Task).save(folder, tag)
