@@ -192,11 +192,13 @@ class LearnerActor:
         time, with the reason."""
         return self._sender.accept_links(engines)
 
-    def broadcast_weights(self, max_bytes: int, adapters_only: bool = False) -> dict[str, str]:
-        """Sends all buckets over the links, at the same time as the engines receive them; every rank
-        calls. Returns the names of the engines whose links broke, with the reason: the others have got
+    def broadcast_weights(
+        self, engines: Sequence[str], max_bytes: int, adapters_only: bool = False
+    ) -> dict[str, str]:
+        """Sends all buckets over the links to these engines, at the same time as they receive them; every
+        rank calls. Links to other engines, which have left, are given up. Returns the names of the engines whose links broke, with the reason: the others have got
         everything."""
-        return self._sender.broadcast(self._task(Task).engine, max_bytes, adapters_only)
+        return self._sender.broadcast(self._task(Task).engine, engines, max_bytes, adapters_only)
 
     def offload(self, what: What) -> None:
         """Frees device memory for the other phases of an iteration (`learners.memory`): `states`, which

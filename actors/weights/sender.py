@@ -70,11 +70,15 @@ class WeightSender:
                 self._links.close(name)
         return failed
 
-    def broadcast(self, engine: DeepSpeedEngine, max_bytes: int, adapters_only: bool) -> dict[str, str]:
+    def broadcast(
+        self, engine: DeepSpeedEngine, engines: Sequence[str], max_bytes: int, adapters_only: bool
+    ) -> dict[str, str]:
         """Sends all buckets over the links of this rank, if it has any; returns the engines whose links
         broke, with the reason."""
         broadcaster = None
         if self._links is not None:
+            for name in set(self._links.links) - set(engines):
+                self._links.close(name)
             broadcaster = Broadcaster(self._links)
         for number, (bucket, last) in enumerate(engine.weight_buckets(max_bytes, adapters_only)):
             if broadcaster is not None:

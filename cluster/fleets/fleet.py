@@ -105,9 +105,9 @@ class Fleet:
         return [member.name for member in self._members]
 
     @property
-    def identities(self) -> list[tuple[str, int]]:
-        """(name, incarnation) of each actor: another process of the same name has another incarnation."""
-        return [(member.name, member.incarnation) for member in self._members]
+    def identities(self) -> list[tuple[str, str]]:
+        """(name, key) of each actor: another process of the same name has another key."""
+        return [(member.name, member.heartbeat.key) for member in self._members]
 
     @property
     def expected_size(self) -> int:

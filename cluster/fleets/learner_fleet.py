@@ -129,10 +129,12 @@ class LearnerFleet(Fleet):
         """One reference, of the names of the engines that have not connected, with the reason."""
         return [self.submit(0, "accept_links", engines)]
 
-    def submit_broadcast(self, max_bytes: int, adapters_only: bool = False) -> list[ray.ObjectRef]:
-        """Sends the policy's weights over all links. One reference for each rank; rank 0's is of the
+    def submit_broadcast(
+        self, engines: Sequence[str], max_bytes: int, adapters_only: bool = False
+    ) -> list[ray.ObjectRef]:
+        """Sends the policy's weights over the links to these engines. One reference for each rank; rank 0's is of the
         names of engines whose links broke, with the reason."""
-        return self.submit_all("broadcast_weights", max_bytes, adapters_only)
+        return self.submit_all("broadcast_weights", engines, max_bytes, adapters_only)
 
     def submit_probe_logprobs(self, sequences: Sequence[np.ndarray]) -> list[ray.ObjectRef]:
         """Log-probabilities of every token but the first of each sequence. One reference for each

@@ -127,24 +127,25 @@ class BroadcastRoute:
         adapters belong to, where they are sent alone."""
         self.learners, self.rollouts, self.config, self.host = learners, rollouts, config, host
         self.base = base
-        self._linked: set[tuple[str, int]] = set()
-        """(name, incarnation) of the engines that have a link."""
+        self._linked: set[tuple[str, str]] = set()
+        """`Fleet.identities` of the engines that have a link."""
 
     def push(self, version: int, min_version: int) -> None:
         self._link_new_engines()
         payload = WeightPayload("broadcast", base=self.base)
         loading = EngineUpdates(self.rollouts, version, min_version)
         loading.submit(payload)
-        sending = self.learners.submit_broadcast(self.config.bucket_mib << 20, self.base is not None)
+        max_bytes, adapters_only = self.config.bucket_mib << 20, self.base is not None
+        sending = self.learners.submit_broadcast(self.rollouts.names, max_bytes, adapters_only)
         try:
             broken = self.learners.wait(sending, "broadcast_weights")[0]
         except HeroError:
             loading.abandon()
             raise
         # An engine whose link is broken may still wait for bytes that will never come.
-        for index, (name, incarnation) in enumerate(self.rollouts.identities):
-            if name in broken:
-                self._linked.discard((name, incarnation))
+        for index, identity in enumerate(self.rollouts.identities):
+            if identity[0] in broken:
+                self._linked.discard(identity)
                 self.rollouts.kill(index)
         loading.wait()
         loading.raise_errors()

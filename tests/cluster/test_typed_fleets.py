@@ -35,7 +35,7 @@ CALLS = [
     (LearnerFleet, "free_buffers", ()),
     (LearnerFleet, "open_links", ({"rollout-0": 1}, "127.0.0.1", 5.0)),
     (LearnerFleet, "submit_accept_links", (["rollout-0"],)),
-    (LearnerFleet, "submit_broadcast", (1 << 20,)),
+    (LearnerFleet, "submit_broadcast", (["rollout-0"], 1 << 20)),
     (LearnerFleet, "submit_probe_logprobs", ([np.zeros(3)],)),
     (LearnerFleet, "offload", ("states",)),
     (LearnerFleet, "reload", ("all",)),
