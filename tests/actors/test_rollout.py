@@ -21,6 +21,7 @@ from actors.weights.transport import FileTransport
 from common.errors import UserError
 from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy
+from tests.actors.updates import change, update
 from tests.learners.fixtures import MODEL, TEXTS
 
 PROMPTS = [[10, 11, 12, 13], [40, 41, 42], [7, 8, 9, 10, 11, 12, 13, 14]]
@@ -180,6 +181,20 @@ def exercise_updates(actor, model, transport, sequences, end_token):
     return {"changes": changes, "versions": versions, "last version": version}
 
 
+def exercise_transports(actor, model, sequences, folder):
+    """An update by each transport in several buckets: (largest change of a log-probability, error against
+    the model)."""
+    changes = {}
+    for kind in ("file", "object_store", "broadcast"):
+        before = np.concatenate(actor.prompt_logprobs(sequences))
+        change(model, seed=actor.version)
+        update(actor, model, kind, actor.version + 1, folder)
+        after = np.concatenate(actor.prompt_logprobs(sequences))
+        error = np.abs(after - plain_logprobs(model, sequences))
+        changes[kind] = (float(np.abs(after - before).max()), float(error.mean()))
+    return changes
+
+
 def exercise_refusals(actor, model, transport, sequences, folder):
     version = actor.version
     before = np.concatenate(actor.prompt_logprobs(sequences))
@@ -235,6 +250,7 @@ def exercise_engine(folder, queue):
     results["groups"] = groups
     transport = FileTransport(folder / "weights")
     results["updates"] = exercise_updates(actor, model, transport, sequences, end_token)
+    results["transports"] = exercise_transports(actor, model, sequences, folder)
     results["refusals"] = exercise_refusals(actor, model, transport, sequences, folder)
     scheduler = actor.engine.llm.llm_engine.vllm_config.scheduler_config
     results["batched tokens"] = scheduler.max_num_batched_tokens
@@ -314,6 +330,13 @@ def test_an_update_changes_every_kind_of_weight(results):
         assert change > 1e-3, f"{kind} did not reach the engine"
         assert error < 1e-5, f"{kind} reached the engine wrong"
     assert updates["versions"] == {updates["last version"]}
+
+
+@pytest.mark.parametrize("kind", ["file", "object_store", "broadcast"])
+def test_each_transport_brings_the_weights_in_several_buckets(results, kind):
+    change_of_logprob, error = results["transports"][kind]
+    assert change_of_logprob > 1e-2
+    assert error < 1e-5
 
 
 def test_damaged_weights_end_the_process(results):

@@ -24,19 +24,17 @@ from transformers import AutoModelForCausalLM
 
 from actors.config import Decoding, RolloutConfig
 from actors.process_guard import SEGMENT
-from actors.weights.links import Broadcaster, LinkServer
-from actors.weights.payload import WeightPayload
-from actors.weights.transport import FileTransport, ObjectStoreTransport
+from actors.weights.transport import FileTransport
 from learners.config import LoRAConfig
 from learners.data.tokenizer import train_tokenizer
 from learners.lora import add_adapters
 from learners.models import build_policy
-from learners.weight_buckets import adapter_bucket, weight_buckets
+from learners.weight_buckets import adapter_bucket
 from tests.actors.test_rollout import plain_logprobs
+from tests.actors.updates import buckets_of, change, update
 from tests.learners.fixtures import MODEL, TEXTS
 
 SEQUENCES = [list(range(8, 40)), list(range(100, 120))]
-BUCKET_BYTES = 1 << 16
 CONFIG = RolloutConfig(
     dtype="float32",
     tensor_parallel=2,
@@ -50,36 +48,6 @@ CONFIG = RolloutConfig(
 pytestmark = pytest.mark.timeout(600)
 
 
-def buckets_of(model):
-    for number, (bucket, last) in enumerate(weight_buckets(model, nullcontext, BUCKET_BYTES)):
-        yield number, bucket, last
-
-
-def change(model, seed):
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3 * parameter.std().clamp(min=0.1))
-
-
-def update_by_broadcast(actor, model, version):
-    server = LinkServer("127.0.0.1", torch.device("cpu"), timeout_s=120)
-    address = server.open({"rollout-0": actor.ready()["workers"]})["rollout-0"]
-
-    def send():
-        server.accept("rollout-0")
-        broadcaster = Broadcaster(server)
-        for number, bucket, last in buckets_of(model):
-            broadcaster.send(bucket, number, last)
-        broadcaster.wait()
-
-    learner = threading.Thread(target=send)
-    learner.start()
-    actor.join_link(address, 120)
-    actor.update_weights(WeightPayload("broadcast"), version)
-    learner.join()
-
-
 def exercise(actor, folder):
     """Largest error of a log-probability after an update by each transport."""
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
@@ -87,13 +55,7 @@ def exercise(actor, folder):
     for version, kind in enumerate(("file", "object_store", "broadcast"), start=1):
         before = np.concatenate(actor.prompt_logprobs(SEQUENCES))
         change(model, version)
-        if kind == "broadcast":
-            update_by_broadcast(actor, model, version)
-        else:
-            transport = ObjectStoreTransport() if kind == "object_store" else FileTransport(folder / "files")
-            for number, bucket, last in buckets_of(model):
-                payload, arrays = transport.send(bucket, version, number, last)
-                actor.update_weights(payload, version, arrays=arrays)
+        update(actor, model, kind, version, folder)
         after = np.concatenate(actor.prompt_logprobs(SEQUENCES))
         error = np.abs(after - plain_logprobs(model, SEQUENCES)).max()
         errors[kind] = (float(error), float(np.abs(after - before).max()))
