@@ -196,8 +196,8 @@ class LearnerActor:
         self, engines: Sequence[str], max_bytes: int, adapters_only: bool = False
     ) -> dict[str, str]:
         """Sends all buckets over the links to these engines, at the same time as they receive them; every
-        rank calls. Links to other engines, which have left, are given up. Returns the names of the engines whose links broke, with the reason: the others have got
-        everything."""
+        rank calls. Links to other engines, which have left, are given up. Returns the names of the engines
+        whose links broke, with the reason: the others have got everything."""
         return self._sender.broadcast(self._task(Task).engine, engines, max_bytes, adapters_only)
 
     def offload(self, what: What) -> None:

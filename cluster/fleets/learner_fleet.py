@@ -132,8 +132,8 @@ class LearnerFleet(Fleet):
     def submit_broadcast(
         self, engines: Sequence[str], max_bytes: int, adapters_only: bool = False
     ) -> list[ray.ObjectRef]:
-        """Sends the policy's weights over the links to these engines. One reference for each rank; rank 0's is of the
-        names of engines whose links broke, with the reason."""
+        """Sends the policy's weights over the links to these engines. One reference for each rank; rank
+        0's is of the names of engines whose links broke, with the reason."""
         return self.submit_all("broadcast_weights", engines, max_bytes, adapters_only)
 
     def submit_probe_logprobs(self, sequences: Sequence[np.ndarray]) -> list[ray.ObjectRef]:

@@ -21,7 +21,7 @@ from actors.weights.transport import FileTransport
 from common.errors import UserError
 from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy
-from tests.actors.updates import change, update
+from tests.actors.updates import perturb, update
 from tests.learners.fixtures import MODEL, TEXTS
 
 PROMPTS = [[10, 11, 12, 13], [40, 41, 42], [7, 8, 9, 10, 11, 12, 13, 14]]
@@ -187,7 +187,7 @@ def exercise_transports(actor, model, sequences, folder):
     changes = {}
     for kind in ("file", "object_store", "broadcast"):
         before = np.concatenate(actor.prompt_logprobs(sequences))
-        change(model, seed=actor.version)
+        perturb(model, seed=actor.version)
         update(actor, model, kind, actor.version + 1, folder)
         after = np.concatenate(actor.prompt_logprobs(sequences))
         error = np.abs(after - plain_logprobs(model, sequences))

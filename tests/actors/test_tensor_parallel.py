@@ -31,7 +31,7 @@ from learners.lora import add_adapters
 from learners.models import build_policy
 from learners.weight_buckets import adapter_bucket
 from tests.actors.test_rollout import plain_logprobs
-from tests.actors.updates import buckets_of, change, update
+from tests.actors.updates import buckets_of, perturb, update
 from tests.learners.fixtures import MODEL, TEXTS
 
 SEQUENCES = [list(range(8, 40)), list(range(100, 120))]
@@ -54,7 +54,7 @@ def exercise(actor, folder):
     errors = {}
     for version, kind in enumerate(("file", "object_store", "broadcast"), start=1):
         before = np.concatenate(actor.prompt_logprobs(SEQUENCES))
-        change(model, version)
+        perturb(model, version)
         update(actor, model, kind, version, folder)
         after = np.concatenate(actor.prompt_logprobs(SEQUENCES))
         error = np.abs(after - plain_logprobs(model, SEQUENCES)).max()

@@ -19,7 +19,7 @@ def buckets_of(model):
         yield number, bucket, last
 
 
-def change(model, seed):
+def perturb(model, seed):
     """Changes every weight, so that an update that does not arrive is seen."""
     torch.manual_seed(seed)
     with torch.no_grad():
