@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,8 @@ import torch
 
 from actors.weights.sender import WeightSender
 from actors.weights.transport import Sent, WeightTransport
+from common.files import file_sizes
+from common.network import host_address
 from common.run_paths import TrainingInputPaths
 from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
 from learners.data.datasets import RankingData, TokenData
@@ -36,6 +37,7 @@ from learners.models import (
     scalar_from_policy,
 )
 from learners.peak_flops import peak_flops
+from learners.rendezvous import Rendezvous
 from learners.rl.advantages import groups_with_signal
 from learners.rl.config import PPOConfig
 from learners.rl.ppo import PPOTask
@@ -56,20 +58,25 @@ class LearnerActor:
     def __init__(self, rank: int, config: LearnerConfig, model: ModelConfig) -> None:
         self.rank, self.config, self.model = rank, config, model
         self.task: Task | None = None
+        self._rendezvous: Rendezvous | None = None
         self._sender = WeightSender(rank)
 
-    def address(self) -> tuple[str, int]:
-        """This host's address and a port that is free now, for all ranks to join at."""
-        host = "127.0.0.1"
-        if self.config.ranks > 1:
-            host = socket.gethostbyname(socket.gethostname())
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return host, free.getsockname()[1]
+    def host(self) -> str:
+        """The address of this rank's host. Answered once the actor is up."""
+        return host_address()
+
+    def open_rendezvous(self) -> tuple[str, int]:
+        """Rank 0: listens for the others from now on. Returns address and port for all ranks to
+        `join` at."""
+        # One rank meets nobody, so no other host needs to reach it.
+        address = host_address() if self.config.ranks > 1 else "127.0.0.1"
+        self._rendezvous = Rendezvous.open(address)
+        return self._rendezvous.address, self._rendezvous.port
 
     def join(self, address: str, port: int) -> int:
         """Joins the process group of all ranks; returns the process id."""
-        join_process_group(self.rank, self.config.ranks, address, port, self.config.threads)
+        rendezvous = self._rendezvous or Rendezvous(address, port)
+        join_process_group(self.rank, self.config.ranks, rendezvous, self.config.threads)
         return os.getpid()
 
     # Starting a task. Each start returns the number of steps that it will take.
@@ -182,10 +189,10 @@ class LearnerActor:
     def free_buffers(self) -> None:
         self._sender.free_buffers()
 
-    def open_links(self, engines: dict[str, int], host: str, timeout_s: float) -> dict[str, tuple[str, int]]:
+    def open_links(self, engines: dict[str, int], timeout_s: float) -> dict[str, tuple[str, int]]:
         """Rank 0: opens a rendezvous for each engine (name -> number of its workers) in place of the link
-        that it had; returns where its workers are to connect. `host` is the address of this host."""
-        return self._sender.open_links(self._task(Task).engine, engines, host, timeout_s)
+        that it had; returns where its workers are to connect."""
+        return self._sender.open_links(self._task(Task).engine, engines, timeout_s)
 
     def accept_links(self, engines: Sequence[str]) -> dict[str, str]:
         """Rank 0: returns when the engines' workers have connected. The names of engines that have not in
@@ -216,8 +223,10 @@ class LearnerActor:
         a task."""
         return self.task.memory() if self.task is not None else {}
 
-    def save(self, folder: Path, tag: str) -> None:
+    def save(self, folder: Path, tag: str) -> dict[str, int]:
+        """Bytes of each file of the folder, as this rank sees them."""
         self._task(Task).save(folder, tag)
+        return file_sizes(folder)
 
     def load(self, folder: Path, tag: str) -> int:
         return self._task(Task).load(folder, tag)

@@ -102,7 +102,7 @@ def make_route(
 ) -> WeightRoute:
     if kind == "broadcast":
         config = SyncConfig(bucket_mib=bucket_mib)
-        return BroadcastRoute(learners, rollouts, config, learners.host_address())
+        return BroadcastRoute(learners, rollouts, config)
     if kind == "file":
         transport = FileTransport(weights_directory(folder, None), bucket_mib << 20)
         return BucketRoute(learners, rollouts, transport)

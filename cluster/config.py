@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +11,7 @@ from actors.config import RewardsConfig, RolloutConfig, ScoringConfig, SyncConfi
 from cluster.quickstart.config import QuickstartConfig
 from cluster.stage_registry import STAGES
 from common.config import LocalPath, Section
+from common.environment import refused_reason
 from label.config import LabelConfig
 from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
 from learners.data.config import DataConfig
@@ -24,6 +25,10 @@ class ClusterConfig(Section):
     starts a local Ray."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device that the models run on."""
+    env: dict[str, str] = Field({})
+    """Environment variables of every actor, on all hosts, for example {NCCL_IB_HCA: mlx5}. They count more
+    than those of the same name where `hero run` is called, of which NCCL_*, GLOO_*, HF_*, VLLM_*, TORCH_*,
+    DEEPSPEED_* and proxies are passed on."""
     cpus: int | None = Field(None, ge=1)
     """CPU cores that a Ray started by this run may use. Empty: all of this machine."""
     object_store_gib: float = Field(0.5, gt=0.08)
@@ -35,6 +40,19 @@ class ClusterConfig(Section):
     call_timeout_s: float = Field(3600.0, gt=3)
     """Seconds that one call to an actor may take. An actor that takes longer counts as hung and is
     replaced."""
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _variables_of_the_user(cls, env: Any) -> Any:
+        if not isinstance(env, dict):
+            return env
+        # YAML reads 22 as a number.
+        env = {name: str(value) if type(value) in (int, float) else value for name, value in env.items()}
+        for name in env:
+            reason = refused_reason(name)
+            if reason:
+                raise ValueError(f"{name} cannot be set here: {reason}")
+        return env
 
 
 class CollectConfig(Section):

@@ -27,6 +27,7 @@ from cluster.config_paths import absolute_paths
 from cluster.plan import check_feasible
 from cluster.precision import resolve
 from cluster.user_modules import carry_modules
+from common.environment import passed_on
 from common.errors import UserError
 from common.plugins import PACKAGES, PROJECT_ROOT, USER_MODULES, WORKING_DIRECTORY
 
@@ -128,9 +129,9 @@ def _submit_when_ready(jobs: Any, **job: Any) -> None:
 
 def _environment() -> dict[str, str]:
     """What the job needs from the environment of whoever submits it."""
-    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), WORKING_DIRECTORY: os.getcwd()}
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), WORKING_DIRECTORY: os.getcwd(), **passed_on()}
     for name, value in os.environ.items():
-        if name.startswith(("WANDB_", "HF_")):
+        if name.startswith("WANDB_"):
             variables[name] = value
     return variables
 

@@ -164,6 +164,31 @@ def remove(path: Path) -> None:
         path.rmdir()
 
 
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file in a folder, by its path in it."""
+    sizes = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            size = size_now(path)
+            if size is not None:
+                sizes[str(path.relative_to(folder))] = size
+    return sizes
+
+
+def size_now(path: Path) -> int | None:
+    """Bytes of a file that another host may have written; None if there is none.
+
+    NFS answers `stat` from a cache for up to a minute, and a missing name likewise. Opening a folder or a
+    file has it ask the server.
+    """
+    try:
+        os.listdir(path.parent)
+        with open(path, "rb") as file:
+            return os.fstat(file.fileno()).st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def _flush_to_disk(path: Path) -> None:
     files = [path]
     if path.is_dir():

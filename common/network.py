@@ -1,13 +1,69 @@
-"""Requests to this machine go past the proxy that the environment names (HTTP_PROXY): the proxy is
-another machine, which would answer in place of an endpoint that it cannot reach."""
+"""By which address and interface processes of a cluster reach this host, and which requests stay on it.
+
+The address is the one that the cluster itself uses for this host: `cluster.fleets.actor_host` announces
+it in every actor. A host's own name is no substitute, since Debian resolves it to 127.0.1.1, where
+only this host answers.
+
+Requests to this machine go past the proxy that the environment names (HTTP_PROXY): the proxy is
+another machine, which would answer in place of an endpoint that it cannot reach.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 from urllib.parse import urlsplit
 
+import psutil
+
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+HOST_ADDRESS = "HERO_HOST_ADDRESS"
+"""Environment variable with the address that `announce_host` was given, also for child processes."""
+INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+
+def announce_host(address: str) -> None:
+    """Makes `address` the one by which this host is reached, for this process and its children.
+
+    Gloo and NCCL choose an interface of their own otherwise, for example that of a container bridge,
+    through which other hosts answer nothing. Variables that the user has set stay.
+    """
+    os.environ[HOST_ADDRESS] = address
+    os.environ.setdefault("VLLM_HOST_IP", address)
+    interface = interface_of(address)
+    if interface is not None:
+        for name in INTERFACE_VARIABLES:
+            os.environ.setdefault(name, interface)
+
+
+def host_address() -> str:
+    """The address that was announced; without one, that of the interface that leads to other networks,
+    or 127.0.0.1 where none does."""
+    announced = os.environ.get(HOST_ADDRESS)
+    if announced:
+        return announced
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Sends nothing: it chooses the route, and with it the interface.
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+def interface_of(address: str) -> str | None:
+    """Name of the network interface that has this IPv4 or IPv6 address; None if this host has none."""
+    searched = ipaddress.ip_address(address)
+    for name, addresses in psutil.net_if_addrs().items():
+        for entry in addresses:
+            if entry.family not in (socket.AF_INET, socket.AF_INET6):
+                continue
+            own = ipaddress.ip_address(entry.address.partition("%")[0])
+            # Every address of 127.0.0.0/8 is the loopback's, though it lists one.
+            if own == searched or (own.is_loopback and searched.is_loopback):
+                return name
+    return None
 
 
 def is_loopback(address: str) -> bool:

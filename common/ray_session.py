@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
@@ -15,6 +16,9 @@ from typing import Any
 
 import ray
 from ray._private import worker
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
 from ray.job_config import JobConfig
 
 from common.errors import UserError
@@ -78,12 +82,35 @@ def _join(address: str, setting: str) -> None:
             raise UserError(
                 f"{setting}={address}: no Ray cluster answers there ({reason}); {remedy}"
             ) from None
+    has_token = _send_token()
     try:
         with _keep_sigterm_handler():
             ray.init(address=address, logging_level="ERROR", job_config=_job_config())
     except ConnectionError as error:
         reason = str(error).partition(".")[0]
-        raise UserError(f"{setting}={address}: no Ray cluster to join ({reason}); {remedy}") from None
+        if address == "auto":
+            raise UserError(f"{setting}={address}: no Ray cluster to join ({reason}); {remedy}") from None
+        token = "the token here is not that of its head" if has_token else "there is no token here"
+        raise UserError(
+            f"{setting}={address}: something answers, but no Ray cluster that can be joined ({reason}); "
+            f"either the port is not that of its head, or it asks for a token and {token}: copy "
+            "~/.ray/auth_token of the head's host, or set RAY_AUTH_TOKEN"
+        ) from None
+
+
+def _send_token() -> bool:
+    """Whether this process has a token of Ray's (~/.ray/auth_token, RAY_AUTH_TOKEN), which is then sent.
+
+    `ray start` requires it of everybody as soon as that file exists on the head, but Ray sends it by
+    itself to a cluster of this host only. A cluster without tokens does not read it.
+    """
+    setup = logging.getLogger("ray._private.authentication.authentication_token_setup")
+    level = setup.level
+    setup.setLevel(logging.ERROR)  # it would warn that the cluster is protected
+    try:
+        return bool(maybe_enable_token_auth_if_token_available(warn_if_disabled=False))
+    finally:
+        setup.setLevel(level)
 
 
 def _keep_worker_output(path: Path) -> None:

@@ -60,6 +60,7 @@ class RunPaths:
         self.layout = root / "layout.json"
         self.config = root / "config.yaml"
         self.lock = root / "lock"
+        self.session = root / "session.json"
         self.logs = root / "logs"
         self.metrics = root / "metrics.jsonl"
         self.lineage = root / "lineage.jsonl"

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from learners.rendezvous import Rendezvous
 
-def join_process_group(rank: int, ranks: int, address: str, port: int, threads: int) -> None:
-    """Makes this process one rank of the learners' process group (gloo on CPU, NCCL on GPU)."""
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+def join_process_group(
+    rank: int, ranks: int, rendezvous: Rendezvous, threads: int, timeout_s: float = 120.0
+) -> None:
+    """Makes this process one rank of the learners' process group (gloo on CPU, NCCL on GPU). Raises
+    FleetError if not every rank has come to the rendezvous within `timeout_s`."""
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(ranks),
         LOCAL_RANK="0",
         LOCAL_SIZE="1",
-        MASTER_ADDR=address,
-        MASTER_PORT=str(port),
+        MASTER_ADDR=rendezvous.address,
+        MASTER_PORT=str(rendezvous.port),
     )
     torch.set_num_threads(threads)
     # With a compiler present DeepSpeed would build a shared-memory all-reduce at first use: half
@@ -31,6 +40,14 @@ def join_process_group(rank: int, ranks: int, address: str, port: int, threads: 
         # DeepSpeed's Muon would compile its iteration, which needs a C++ compiler and takes minutes,
         # and gains nothing on a CPU.
         torch._dynamo.config.disable = True
+    store = rendezvous.meet(rank, ranks, timeout_s)
+    options: dict[str, Any] = {}
+    # As DeepSpeed does: bound to its device, a group finds out at once that two ranks share a GPU.
+    if backend == "nccl" and ranks > 1:
+        options["device_id"] = torch.device("cuda", 0)
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=ranks, timeout=COLLECTIVE_TIMEOUT, **options
+    )
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 

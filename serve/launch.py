@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig
 from rich.console import Console
 from rich.syntax import Syntax
@@ -155,11 +156,11 @@ def running(
     own_ray = start_ray(address, logs=logs)
     # It reports every start of Serve in this process.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(http_options={"host": listen, "port": config.port}, logging_config=QUIET)
     try:
         try:
+            serve.start(http_options={"host": listen, "port": config.port}, logging_config=QUIET)
             serve.run(app, name=APPLICATION, route_prefix="/")
-        except RuntimeError as error:
+        except (RuntimeError, RayError, TimeoutError) as error:
             raise FleetError(f"the endpoint did not start; see {logs}/*.log ({error})") from error
         url = base_url(config.host, config.port)
         _wait_healthy(url, logs)
@@ -193,6 +194,8 @@ def _separate_proxy(folder: Path) -> None:
         "HAPROXY_METRICS_PORT": metrics,
         "HAPROXY_STATS_PORT": stats,
         "FALLBACK_PROXY_HTTP_PORT": fallback,
+        # Serve kills a proxy that is not ready within 5 s, which a busy machine does not reach.
+        "PROXY_READY_CHECK_TIMEOUT_S": 60,
     }
     for name, value in settings.items():
         os.environ[f"RAY_SERVE_{name}"] = str(value)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from actors.weights.links import Broadcaster, LinkServer
 from actors.weights.transport import Sent, WeightTransport
+from common.network import host_address
 from learners.deepspeed_engine import DeepSpeedEngine
 from learners.weight_buckets import NamedTensors
 
@@ -50,11 +51,11 @@ class WeightSender:
         self._transport = None
 
     def open_links(
-        self, engine: DeepSpeedEngine, engines: dict[str, int], host: str, timeout_s: float
+        self, engine: DeepSpeedEngine, engines: dict[str, int], timeout_s: float
     ) -> dict[str, tuple[str, int]]:
         """See `LinkServer.open`."""
         if self._links is None:
-            self._links = LinkServer(host, engine.device, timeout_s)
+            self._links = LinkServer(host_address(), engine.device, timeout_s)
         self._links.timeout_s = timeout_s
         return self._links.open(engines)
 

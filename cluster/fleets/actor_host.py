@@ -8,15 +8,21 @@ imported.
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from cluster.fleets.heartbeat import HeartbeatSender
 from common.errors import HeroError, StartError, is_device_failure, one_line
 from common.logs import log_to
+from common.network import announce_host, host_address
 from common.plugins import load_object
+from common.session import check_session
 
 
 class ActorHost:
@@ -35,8 +41,12 @@ class ActorHost:
         self._busy_s = 0.0
         self._heartbeat = HeartbeatSender(heartbeat_key)
         self._start_error: HeroError | None = None
+        # Before anything opens a connection, and for the processes that the hosted object starts.
+        announce_host(ray.util.get_node_ip_address())
         try:
+            check_session()  # before a log is written into a folder that is not the run's
             log_to(Path(log), name)
+            print(f"{name}: host {socket.gethostname()} ({host_address()}), process {os.getpid()}")
             # Loading a model counts as a call, so `cluster.call_timeout_s` bounds it too.
             with self._heartbeat.during("start"):
                 self.hosted = load_object(target)(**arguments)

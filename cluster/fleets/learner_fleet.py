@@ -44,8 +44,11 @@ class LearnerFleet(Fleet):
     `start_*` replaces it and returns the number of its optimizer steps."""
 
     def join(self) -> None:
-        """Has all ranks join one process group at an address of rank 0."""
-        address, port = self._only_rank_0("address")
+        """Has all ranks join one process group at an address of rank 0, which listens from the first call
+        on."""
+        # Their hosts may have been started at different times; `join` waits only for those that are up.
+        self.all("host")
+        address, port = self._only_rank_0("open_rendezvous")
         self.all("join", address, port)
 
     def start_pretrain(self, config: PretrainConfig, folder: Path, seed: int) -> int:
@@ -115,15 +118,10 @@ class LearnerFleet(Fleet):
         """Returns the GPU memory that engines mapped, after the last bucket."""
         self.all("free_buffers")
 
-    def host_address(self) -> str:
-        """Address at which other hosts of the cluster reach rank 0's."""
-        address: str = ray.get(self._members[0].actor.__ray_call__.remote(_own_address))
-        return address
-
-    def open_links(self, engines: dict[str, int], host: str, timeout_s: float) -> dict[str, tuple[str, int]]:
+    def open_links(self, engines: dict[str, int], timeout_s: float) -> dict[str, tuple[str, int]]:
         """Opens a rendezvous in rank 0 for each engine (name -> number of its workers); returns where its
         workers are to connect."""
-        return self._only_rank_0("open_links", engines, host, timeout_s)
+        return self._only_rank_0("open_links", engines, timeout_s)
 
     def submit_accept_links(self, engines: Sequence[str]) -> list[ray.ObjectRef]:
         """One reference, of the names of the engines that have not connected, with the reason."""
@@ -153,9 +151,15 @@ class LearnerFleet(Fleet):
         """Bytes that each rank holds on its device, by part."""
         return self.all("memory")
 
-    def save(self, folder: Path, tag: str = "state") -> None:
-        """Raises DiskFullError if the disk is full."""
-        self.all("save", folder, tag)
+    def save(self, folder: Path, tag: str = "state") -> dict[str, int]:
+        """Size of every file that the ranks see in the folder once all have written, by its path there.
+        Raises DiskFullError if the disk is full."""
+        sizes: dict[str, int] = {}
+        for of_rank in self.all("save", folder, tag):
+            for name, size in of_rank.items():
+                # Whoever wrote a file knows its length; others may see less of it.
+                sizes[name] = max(size, sizes.get(name, 0))
+        return sizes
 
     def load(self, folder: Path, tag: str = "state") -> int:
         """Restores a saved state; returns the optimizer steps done."""
@@ -181,7 +185,3 @@ class LearnerFleet(Fleet):
     def _only_rank_0(self, method: str, *args: Any) -> Any:
         """Calls rank 0 alone: for methods that are no collectives."""
         return self.wait([self.submit(0, method, *args)], method)[0]
-
-
-def _own_address(_host: object) -> str:
-    return str(ray.util.get_node_ip_address())

@@ -35,11 +35,14 @@ from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.fleets.rollout_fleet import RolloutFleet
 from cluster.fleets.scale import scale_requests
 from cluster.fleets.scoring_fleet import ScoringFleet
+from cluster.fleets.storage import check_run_directory
+from common.environment import passed_on
 from common.errors import UserError
 from common.plugins import child_environment
 from common.random_streams import Stream, derived_seed
 from common.ray_session import start_ray
 from common.run_paths import RunPaths
+from common.session import SESSION, begin_session
 
 # Passed on to every actor: without a hub, transformers must not try the network; torch and vLLM
 # stay terse.
@@ -73,13 +76,18 @@ class FleetManager:
         # When actors were last stopped; their resources are free a moment later. At first this may
         # be the driver before this one, whose actors Ray stops after its death.
         self._stopped_at = time.monotonic()
+        # Of the run directory, on a cluster whose hosts may not share it; empty on a Ray of our own.
+        self._session = ""
 
     def start(self) -> None:
         """Joins the configured Ray cluster, or starts one of this run's own."""
         # Requests hold for one run; its config says how it starts.
         self.paths.scale.unlink(missing_ok=True)
         cluster = self.config.cluster
-        start_ray(cluster.address, cluster.cpus, cluster.object_store_gib, self.paths.logs)
+        is_own = start_ray(cluster.address, cluster.cpus, cluster.object_store_gib, self.paths.logs)
+        if not is_own:
+            self._session = begin_session(self.paths.root)
+            check_run_directory(self.paths.root, self._session)
 
     def learners(self) -> LearnerFleet:
         """DeepSpeed ranks, joined into one process group."""
@@ -243,7 +251,15 @@ class FleetManager:
             cpus = threads
         self._check_resources(kind, "CPU", cpus * size)
         self._check_resources(kind, "GPU", gpus * size)
-        variables = {**QUIET, **child_environment(), "OMP_NUM_THREADS": str(threads), **(env or {})}
+        variables = {
+            **QUIET,
+            **passed_on(),
+            **self.config.cluster.env,
+            **child_environment(),
+            "OMP_NUM_THREADS": str(threads),
+            **(env or {}),
+            SESSION: f"{self._session} {self.paths.root}",
+        }
         options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
         return options, self.paths.logs, self.config.cluster
 

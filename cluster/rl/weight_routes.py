@@ -120,13 +120,10 @@ class BroadcastRoute:
         learners: LearnerFleet,
         rollouts: RolloutFleet,
         config: SyncConfig,
-        host: str,
         base: str | None = None,
     ) -> None:
-        """`host` is the address at which engines reach learner rank 0, `base` the folder of the model that
-        adapters belong to, where they are sent alone."""
-        self.learners, self.rollouts, self.config, self.host = learners, rollouts, config, host
-        self.base = base
+        """`base` is the folder of the model that adapters belong to, where they are sent alone."""
+        self.learners, self.rollouts, self.config, self.base = learners, rollouts, config, base
         self._linked: set[tuple[str, str]] = set()
         """`Fleet.identities` of the engines that have a link."""
 
@@ -162,7 +159,7 @@ class BroadcastRoute:
         workers = {engine["name"]: engine["workers"] for engine in self.rollouts.ready()}
         timeout_s = self.config.timeout_s
         engines = {name: workers[name] for name in indexes}
-        addresses = self.learners.open_links(engines, self.host, timeout_s)
+        addresses = self.learners.open_links(engines, timeout_s)
         joining = {}
         for name, index in indexes.items():
             joining[self.rollouts.submit_join_link(index, addresses[name], timeout_s)] = index
@@ -181,7 +178,7 @@ def make_route(
     kind, sync = fleets.transport_kind(), fleets.config.sync
     base = str(model_folder(policy)) if sync.adapters_only else None
     if kind == "broadcast":
-        return BroadcastRoute(learners, rollouts, sync, learners.host_address(), base)
+        return BroadcastRoute(learners, rollouts, sync, base)
     return BucketRoute(learners, rollouts, fleets.bucket_transport(kind), base)
 
 

@@ -15,17 +15,20 @@ from typing import Any
 from rich.console import Console
 
 from common.errors import DiskFullError, UserError
-from common.files import read_json, write_json
+from common.files import file_sizes, read_json, size_now, write_json
 
 MANIFEST = "manifest.json"
 
 
 class Checkpoints:
-    """Folders named by step. `save_state` writes the learners' state into one and returns when it
-    is complete."""
+    """Folders named by step. `save_state` writes the learners' state into one and returns, when it
+    is complete, the size of every file by its path in the folder, as those who wrote them see it."""
 
-    def __init__(self, folder: Path, save_state: Callable[[Path], object], keep: int = 1) -> None:
+    def __init__(
+        self, folder: Path, save_state: Callable[[Path], dict[str, int] | None], keep: int = 1
+    ) -> None:
         self.folder, self._save_state, self._keep = folder, save_state, keep
+        self._sizes: dict[int, dict[str, int] | None] = {}
 
     def latest(self) -> dict[str, Any] | None:
         """The driver's state of the newest complete checkpoint, with its "step"; None if there is
@@ -50,7 +53,7 @@ class Checkpoints:
         """
         shutil.rmtree(self.path(step), ignore_errors=True)
         try:
-            self._save_state(self.path(step))
+            self._sizes[step] = self._save_state(self.path(step))
         except DiskFullError:
             shutil.rmtree(self.path(step), ignore_errors=True)
             raise
@@ -58,7 +61,9 @@ class Checkpoints:
     def commit(self, step: int, driver: dict[str, Any]) -> None:
         """Writes the manifest of `step`, then removes older checkpoints and those of a later
         step."""
-        write_json(self.path(step) / MANIFEST, {"driver": driver, "files": _file_sizes(self.path(step))})
+        # Not what this host sees: it may have other hosts' files in a cache, shorter than they are now.
+        files = self._sizes.pop(step, None) or file_sizes(self.path(step))
+        write_json(self.path(step) / MANIFEST, {"driver": driver, "files": files})
         steps = self._steps()
         older = [s for s in steps if s <= step][: -self._keep]
         # Later steps are left from before a restart at an older checkpoint.
@@ -72,19 +77,11 @@ class Checkpoints:
             expected = (read_json(self.path(step) / MANIFEST) or {})["files"]
         except (UserError, KeyError, TypeError):
             return f"{MANIFEST} is missing or incomplete: its writing was not finished"
-        actual = _file_sizes(self.path(step))
         for name, size in expected.items():
-            if actual.get(name, 0) != size:
-                return f"{name} has {actual.get(name, 0)} of {size} bytes"
+            actual = size_now(self.path(step) / name) or 0
+            if actual != size:
+                return f"{name} has {actual} of {size} bytes"
         return None
 
     def _steps(self) -> list[int]:
         return sorted(int(path.name) for path in self.folder.glob("[0-9]*") if path.is_dir())
-
-
-def _file_sizes(folder: Path) -> dict[str, int]:
-    sizes = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
-            sizes[str(path.relative_to(folder))] = path.stat().st_size
-    return sizes

@@ -162,6 +162,21 @@ def test_checkpoint_that_filled_the_disk_is_removed(tmp_path):
     assert not checkpoints.path(2).exists()
 
 
+def test_sizes_count_as_the_writers_report_them(tmp_path, capsys):
+    def write_a_part(path):
+        path.mkdir(parents=True)
+        (path / "shard.pt").write_bytes(b"0123")
+        return {"shard.pt": 10}  # what a rank on another host has written, of which this one sees 4 bytes
+
+    checkpoints = Checkpoints(tmp_path, write_a_part)
+    checkpoints.save(1)
+    checkpoints.commit(1, {})
+    assert checkpoints.latest() is None
+    assert "shard.pt has 4 of 10 bytes" in capsys.readouterr().err
+    (checkpoints.path(1) / "shard.pt").write_bytes(b"0123456789")
+    assert checkpoints.latest() == {"step": 1}
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

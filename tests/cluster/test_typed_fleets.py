@@ -33,7 +33,7 @@ CALLS = [
     (LearnerFleet, "pretrain_loss", ()),
     (LearnerFleet, "send_bucket", (FileTransport(FOLDER), 3, 0)),
     (LearnerFleet, "free_buffers", ()),
-    (LearnerFleet, "open_links", ({"rollout-0": 1}, "127.0.0.1", 5.0)),
+    (LearnerFleet, "open_links", ({"rollout-0": 1}, 5.0)),
     (LearnerFleet, "submit_accept_links", (["rollout-0"],)),
     (LearnerFleet, "submit_broadcast", (["rollout-0"], 1 << 20)),
     (LearnerFleet, "submit_probe_logprobs", ([np.zeros(3)],)),
@@ -95,7 +95,7 @@ def test_every_method_of_a_typed_fleet_is_checked():
     for fleet_class in ACTORS:
         public = {name for name in vars(fleet_class) if not name.startswith("_")}
         checked = {method for checked_class, method, _ in CALLS if checked_class is fleet_class}
-        assert public - {"utilization", "host_address"} == checked
+        assert public - {"utilization"} == checked
 
 
 def test_generate_splits_prompts_ids_and_seeds_over_the_engines():

@@ -80,12 +80,7 @@ class System:
         self.learners = LearnerFleet("learner", target, arguments, options, folder / "logs", limits)
         self.learners.join()
         self.rollouts.ready()
-        self.broadcast = BroadcastRoute(
-            self.learners,
-            self.rollouts,
-            SyncConfig(bucket_mib=1, timeout_s=60),
-            self.learners.host_address(),
-        )
+        self.broadcast = BroadcastRoute(self.learners, self.rollouts, SyncConfig(bucket_mib=1, timeout_s=60))
 
     def learn(self, index):
         """The learners now hold model `index`."""

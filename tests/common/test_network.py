@@ -1,12 +1,21 @@
-"""Requests to this machine do not go to the proxy of the environment."""
+"""The address of this host; requests to it do not go to the proxy of the environment."""
 
 import os
+import socket
 import urllib.request
 
 import httpx
 import pytest
 
-from common.network import bypass_proxies_for_loopback, is_loopback_url
+from common.network import (
+    HOST_ADDRESS,
+    INTERFACE_VARIABLES,
+    announce_host,
+    bypass_proxies_for_loopback,
+    host_address,
+    interface_of,
+    is_loopback_url,
+)
 
 
 @pytest.mark.parametrize(
@@ -41,3 +50,31 @@ def test_libraries_that_read_the_environment_go_past_the_proxy(monkeypatch):
             # The transport without a proxy; there is no public way to ask.
             assert client._transport_for_url(httpx.URL(f"http://{host}:8000/")) is client._transport
         assert client._transport_for_url(httpx.URL("http://example.org/")) is not client._transport
+
+
+@pytest.fixture
+def no_announcement(monkeypatch):
+    # Set first, so that the fixture restores what the test changes.
+    for name in (HOST_ADDRESS, "VLLM_HOST_IP", *INTERFACE_VARIABLES):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_announced_address_is_the_hosts_and_names_its_interface(no_announcement, monkeypatch):
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    announce_host("127.0.0.7")
+    assert host_address() == os.environ["VLLM_HOST_IP"] == "127.0.0.7"
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    assert os.environ["NCCL_SOCKET_IFNAME"] == "ib0"  # the user's
+
+
+def test_without_an_announcement_the_address_is_that_of_an_interface(no_announcement):
+    # The name of a Debian host resolves to 127.0.1.1, which no other host reaches.
+    assert host_address() != "127.0.1.1"
+    assert interface_of(host_address())
+    with socket.socket() as server:
+        server.bind((host_address(), 0))
+
+
+def test_an_address_of_another_host_has_no_interface_here():
+    assert interface_of("192.0.2.7") is None
