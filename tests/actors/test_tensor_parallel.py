@@ -42,7 +42,6 @@ CONFIG = RolloutConfig(
     max_sequences=16,
     max_model_len=64,
     threads=1,
-    step_timeout_s=20,
 )
 
 pytestmark = pytest.mark.timeout(600)
@@ -80,8 +79,10 @@ def exercise(actor, folder):
 def meet_fault(actor, folder, fault):
     """A worker is killed or stopped while the engine samples or takes weights; does not return."""
     sent, doing = fault
-    worker = psutil.Process().children(recursive=True)
-    worker = next(child for child in worker if "spawn_main" in " ".join(child.cmdline()))
+    # Only now: a first step compiles kernels, which takes long on a busy machine.
+    actor.engine.guard.timeout_s = 15
+    children = psutil.Process().children(recursive=True)
+    worker = next(child for child in children if "resource_tracker" not in " ".join(child.cmdline()))
     if doing == "busy":
         threading.Timer(0.3, worker.send_signal, [sent]).start()
         prompts = [[5, 6, 7]] * 16
@@ -156,7 +157,7 @@ def test_both_workers_hold_the_new_weights(results, kind):
 
 
 def test_a_stopped_worker_ends_the_engine_within_the_limit_of_a_step(results):
-    assert "took longer than rollout.step_timeout_s=20" in results["log"]
+    assert "took longer than rollout.step_timeout_s=15" in results["log"]
     assert_replaceable(results)
     print(f"\na worker stopped while busy: the engine ended after {results['seconds']:.0f} s")
 
