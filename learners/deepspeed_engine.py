@@ -26,9 +26,10 @@ from learners.lora import merged_weights
 from learners.memory import MemorySwap
 from learners.model_files import write_model
 from learners.models import DTYPES
+from learners.named_tensors import NamedTensors
 from learners.sharded_parameters import is_sharded, whole
 from learners.state_files import load_averages, load_optimizer, save_averages, save_optimizer
-from learners.weight_buckets import NamedTensors, adapter_bucket, weight_buckets
+from learners.weight_buckets import adapter_bucket, weight_buckets
 
 
 class DeepSpeedEngine:

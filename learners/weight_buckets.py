@@ -15,12 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from learners.lora import Gather
-
-LORA_A, LORA_B, LORA_SCALE = ":lora_A", ":lora_B", ":lora_scale"
-"""Ends of the names of adapters' tensors, after the name of the weight that they belong to."""
-
-NamedTensors = list[tuple[str, Tensor]]
-"""(Hugging Face name, tensor) of each weight of a bucket."""
+from learners.named_tensors import LORA_A, LORA_B, LORA_SCALE, NamedTensors
 
 
 def cut(sizes: Sequence[int], max_bytes: int) -> list[range]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
-from learners.weight_buckets import LORA_A, LORA_B, LORA_SCALE
+from learners.named_tensors import LORA_A, LORA_B, LORA_SCALE
 
 
 def merged_with_base(

@@ -15,7 +15,7 @@ import torch
 
 from actors.weights.links import device_digest
 from actors.weights.payload import Kind, TensorMeta, WeightPayload, check_digest, meta_of, split
-from learners.weight_buckets import NamedTensors
+from learners.named_tensors import NamedTensors
 
 
 class IpcTransport:

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from actors.weights.payload import TensorMeta, byte_view, check_digest, digest, meta_of, split
-from learners.weight_buckets import NamedTensors
+from learners.named_tensors import NamedTensors
 
 POLL_S = 0.001
 """How often a GPU is asked whether a transfer is done."""

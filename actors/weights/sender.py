@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from actors.weights.links import Broadcaster, LinkServer
 from actors.weights.transport import Sent, WeightTransport
 from common.network import host_address
-from learners.deepspeed_engine import DeepSpeedEngine
-from learners.weight_buckets import NamedTensors
+from learners.named_tensors import NamedTensors
+
+if TYPE_CHECKING:
+    from learners.deepspeed_engine import DeepSpeedEngine
 
 
 class WeightSender:

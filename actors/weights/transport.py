@@ -29,7 +29,7 @@ import xxhash
 from actors.weights.payload import Kind, WeightPayload, byte_view, digest, meta_of
 from common.files import atomic_path
 from common.run_paths import RunPaths
-from learners.weight_buckets import NamedTensors
+from learners.named_tensors import NamedTensors
 
 SHARED_MEMORY = Path("/dev/shm")
 

@@ -28,7 +28,7 @@ from cluster.fleets.manager import FleetManager
 from cluster.fleets.rollout_fleet import RolloutFleet
 from common.errors import FleetError, HeroError
 from learners.model_paths import model_folder
-from learners.weight_buckets import NamedTensors
+from learners.named_tensors import NamedTensors
 
 
 class WeightRoute(Protocol):
