@@ -77,6 +77,9 @@ class RolloutConfig(EngineConfig):
     the weight-sync proof has the tolerance of the coarser of the two."""
     max_model_len: int | None = Field(None, ge=16)
     """Longest sequence of an engine, prompt and response, in tokens. Empty: model.context."""
+    step_timeout_s: float = Field(600.0, gt=1)
+    """Seconds that one step of an engine, or loading one bucket of weights (with broadcast all of them),
+    may take. An engine that takes longer ends and is replaced."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of a GPU's memory that an engine may take."""
     sleep_level: Literal[1, 2] = 1
@@ -108,6 +111,24 @@ class EngineDevices:
     """vLLM's: in the actor's process, in further processes, or in Ray actors."""
     shares_gpus: bool = False
     """Others use its GPUs while it sleeps."""
+
+
+class SyncConfig(Section):
+    transport: Literal["auto", "file", "object_store", "broadcast", "ipc"] = "auto"
+    """How weights go from the learners to the engines. file: through a folder that both see
+    (learners.weights_dir). object_store: through Ray, without a shared folder. broadcast: from learner
+    rank 0 to the workers of each engine over the network, by NCCL on GPUs and gloo on CPU. ipc: engines
+    map the learners' memory of a GPU that they share. auto: ipc or broadcast on GPUs, as the layout has
+    it; on CPU file, but on several hosts without learners.weights_dir object_store."""
+    bucket_mib: int = Field(1024, ge=1)
+    """Weights travel in buckets of about this size (MiB), so that no process holds a second copy of the
+    model. A tensor that is larger is a bucket of its own."""
+    adapters_only: bool = False
+    """Send the adapters of model.lora alone; engines add them to the policy's folder from before PPO, which
+    the hosts of all engines must see. Without it the learners send whole weights with the adapters merged."""
+    timeout_s: float = Field(300.0, gt=0)
+    """Seconds that one bucket may take to an engine by broadcast, and that an engine may take to join.
+    An engine that takes longer is replaced."""
 
 
 class Decoding(Section):

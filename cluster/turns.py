@@ -48,15 +48,18 @@ ANY_TIME = {
         "offload",
         "reload",
         "memory",
+        "open_links",
+        "accept_links",
+        "free_buffers",
         "count_groups_with_signal",
         "flops_per_token",
     },
-    "rollout": {"sleep", "wake", "ready", "cancel_groups"},
+    "rollout": {"sleep", "wake", "ready", "join_link", "cancel_groups"},
     "scoring": {"offload", "reload", "select"},
 }
 """Calls that need nothing of the GPU."""
 
-SYNC = {"send_weights"}
+SYNC = {"send_bucket", "broadcast_weights"}
 """Calls to the learners that the engines' weights must be awake for."""
 INTO_ENGINES = {"update_weights"}
 """Calls to the engines that belong to a sync, or come from a folder while the engines hold the turn."""

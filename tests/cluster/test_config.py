@@ -54,6 +54,9 @@ def test_overrides_win_over_the_file_and_it_over_the_defaults(path):
         (["ppo.correction=tis", "ppo.correction_low=0.1"], "only with ppo.correction: icepop"),
         (["ppo.correction=icepop", "ppo.correction_low=2"], "must be below correction_high 2.0"),
         (["ppo.ptx_tokens=512"], "only with ppo.ptx_coef over 0"),
+        (["sync.transport=ipc"], "sync.transport=ipc maps memory of GPUs, which needs cluster.device: cuda"),
+        (["sync.adapters_only=true"], "sends the adapters of model.lora, which is not set"),
+        (["sync.transport=nccl"], "sync.transport: "),
         (
             ["sft.optimizer.schedule=constant", "sft.optimizer.final_ratio=0.1"],
             "only with schedule: linear, cosine",

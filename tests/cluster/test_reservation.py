@@ -87,7 +87,6 @@ def make_manager(cluster, tmp_path):
         for fleet in manager._fleets.values():
             fleet.stop()
         manager._reservations.release_all()
-        manager.transport.close()
 
 
 def start(manager, kind, count):

@@ -12,7 +12,7 @@ NEEDS = {
     # What must be on the GPU for a call, by (kind, method).
     ("learner", "ppo_update"): {"learner": ALL["learner"]},
     ("learner", "save"): {"learner": ALL["learner"]},
-    ("learner", "send_weights"): {"learner": frozenset({"weights"}), "rollout": frozenset({"weights"})},
+    ("learner", "send_bucket"): {"learner": frozenset({"weights"}), "rollout": frozenset({"weights"})},
     ("rollout", "update_weights"): {"rollout": frozenset({"weights"})},
     ("rollout", "run_groups"): {"rollout": ALL["rollout"]},
     ("rollout", "prompt_logprobs"): {"rollout": ALL["rollout"]},
@@ -85,7 +85,7 @@ def iteration(gpus):
         ("rollout", "run_groups"),
         ("scoring", "score"),
         ("learner", "ppo_update"),
-        ("learner", "send_weights"),
+        ("learner", "send_bucket"),
         ("rollout", "update_weights"),
         ("rollout", "prompt_logprobs"),
     ):
@@ -110,7 +110,7 @@ def test_an_iteration_moves_everything_once():
         ("learner", "ppo_update"),
         ("learner", "offload", "states"),
         ("rollout", "wake", ["weights"]),
-        ("learner", "send_weights"),
+        ("learner", "send_bucket"),
         ("rollout", "update_weights"),
         ("learner", "offload", "weights"),
         ("rollout", "wake", ["kv_cache"]),
@@ -155,7 +155,7 @@ def test_fleets_with_gpus_of_their_own_take_no_turns():
     hybrid.log.clear()
     hybrid.turns.take("learner")
     assert hybrid.log == [("scoring", "offload"), ("learner", "reload", "all")]
-    hybrid.turns.before("learner")("send_weights")
+    hybrid.turns.before("learner")("send_bucket")
     hybrid.fleets["rollout"].submit("update_weights")
     assert hybrid.log[2:] == [("rollout", "update_weights")]
 
