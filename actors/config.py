@@ -241,9 +241,21 @@ class ScoringConfig(Section):
     threads: int = Field(2, ge=1)
     """CPU threads of each actor."""
     gpus: float | None = Field(None, ge=0, le=1)
-    """GPUs of each actor: 1, a fraction where fleets divide one GPU for good, or 0 for scoring on the CPU.
-    Empty: 1 with cluster.device: cuda if the actors hold a model."""
+    """GPUs of each device of an actor: 1, a fraction where fleets divide one GPU for good, or 0 for scoring
+    on the CPU. Empty: 1 with cluster.device: cuda if the actors hold a model."""
+    tensor_parallel: int = Field(1, ge=1)
+    """Devices that each actor's models are cut over, for models that one GPU cannot hold; with GPUs the
+    actor has as many. It must divide the models' heads, key-value heads and vocabulary."""
     dtype: DType = "auto"
     """Arithmetic of both models. auto: ppo.dtype, so that the KL to the reference starts at 0."""
     batch_tokens: int = Field(8192, ge=16)
     """Largest number of tokens in one forward pass, padding included."""
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> ScoringConfig:
+        if self.gpus not in (None, 0, 1) and self.tensor_parallel > 1:
+            raise ValueError(
+                f"gpus {self.gpus:g}, tensor_parallel {self.tensor_parallel}: models that are cut have a whole GPU "
+                "for each part; leave gpus out"
+            )
+        return self

@@ -7,7 +7,7 @@ is a Ray placement group: bundles that are reserved together or not at all.
     learners     PACK         one GPU for each rank; on as few hosts as possible
     rollout-I    STRICT_PACK  engine I on one host (executor mp): one bundle of all its GPUs
     rollout-I    PACK         engine I over hosts (executor ray): one GPU for each worker
-    scoring-I    STRICT_PACK  one scoring actor
+    scoring-I    STRICT_PACK  one scoring actor, with the GPUs of all devices that its models are cut over
 
 Fleets that share the learners' GPUs have no groups of their own: worker W of engine I sits beside learner
 rank I x workers + W, scoring actor I beside rank I. Each takes a fraction of that bundle's GPU, so that
@@ -174,9 +174,9 @@ def own_group(config: RunConfig, kind: str, index: int) -> Group | None:
     if not gpus and not host:
         return None
     name, workers = f"{kind}-{index}", 1
-    if kind == "rollout" and config.cluster.device == "cuda":
-        workers = config.rollout.workers
-    if workers > 1 and executor(config) == "ray":
+    if config.cluster.device == "cuda":
+        workers = config.rollout.workers if kind == "rollout" else config.scoring.tensor_parallel
+    if kind == "rollout" and workers > 1 and executor(config) == "ray":
         bundles = [Bundle((Seat(kind, index, worker, gpus),), gpus, 0.0, host) for worker in range(workers)]
         return Group(name, "PACK", tuple(bundles))
     seats = tuple(Seat(kind, index, worker, gpus) for worker in range(workers))
@@ -200,7 +200,7 @@ def place(config: RunConfig, kind: str, index: int) -> ActorPlace | None:
         return None
     gpus = seats[0].gpus
     if len(set(numbers)) == 1:
-        gpus *= len(seats)  # an engine whose workers are processes of its actor has all their GPUs
+        gpus *= len(seats)  # workers that are processes of the actor have all its GPUs
         numbers = numbers[:1]
     return ActorPlace(group.name, tuple(numbers), gpus, seats[0].cpus)
 

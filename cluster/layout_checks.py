@@ -90,6 +90,11 @@ def _check_workers(config: RunConfig) -> None:
 
 def check_sharing(config: RunConfig) -> None:
     """Fleets on the learners' GPUs find room there, and take turns."""
+    if shares_learners(config, "scoring") and config.scoring.tensor_parallel > 1:
+        raise UserError(
+            f"scoring.tensor_parallel={config.scoring.tensor_parallel} on the learners' GPUs: cut models "
+            "cannot move out; set scoring.tensor_parallel=1 or give the scoring actors GPUs of their own"
+        )
     if "rollout" not in fleets_of(config.stages) or not shares_learners(config, "rollout"):
         return
     if config.ppo.staleness and "ppo" in config.stages:

@@ -69,7 +69,7 @@ def _by_kind(config: RunConfig, gpu_bytes: float) -> dict[str, GPUMemory]:
     task = largest_task(config)
     of_kind: dict[str, Callable[[], GPUMemory]] = {
         "rollout": lambda: engine_gpu_memory(config, gpu_bytes, config.rollout.workers, cache_bytes=0.0),
-        "scoring": lambda: scoring_gpu_memory(config),
+        "scoring": lambda: scoring_gpu_memory(config, config.scoring.tensor_parallel),
     }
     if task is not None:
         of_kind["learner"] = lambda: learner_gpu_memory(config, task)

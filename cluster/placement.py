@@ -69,7 +69,7 @@ def placement(config: RunConfig) -> list[FleetPlacement]:
                 fleet="scoring",
                 actors=scoring.actors,
                 cpus=scoring.threads,
-                gpus=gpus_each(config, "scoring"),
+                gpus=gpus_each(config, "scoring") * scoring.tensor_parallel,
                 memory=scoring_memory(config),
                 holds=f"{_scored_by(config)}, {scoring.dtype}{_whose(config, 'scoring')}",
             )
