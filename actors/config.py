@@ -67,10 +67,31 @@ class RolloutConfig(EngineConfig):
     the weight-sync proof has the tolerance of the coarser of the two."""
     max_model_len: int | None = Field(None, ge=16)
     """Longest sequence of an engine, prompt and response, in tokens. Empty: model.context."""
+    step_timeout_s: float = Field(600.0, gt=1)
+    """Seconds that one step of an engine, or loading one bucket of weights (with broadcast all of them),
+    may take. An engine that takes longer ends and is replaced."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of a GPU's memory that an engine may take."""
 
     reserved_for_vllm: ClassVar[dict[str, str]] = ROLLOUT_RESERVED
+
+
+class SyncConfig(Section):
+    transport: Literal["auto", "file", "object_store", "broadcast", "ipc"] = "auto"
+    """How weights go from the learners to the engines. file: through a folder that both see
+    (learners.weights_dir). object_store: through Ray, without a shared folder. broadcast: from learner
+    rank 0 to the workers of each engine over the network, by NCCL on GPUs and gloo on CPU. ipc: engines
+    map the learners' memory of a GPU that they share. auto: ipc or broadcast on GPUs, as the layout has
+    it; on CPU file, but on several hosts without learners.weights_dir object_store."""
+    bucket_mib: int = Field(1024, ge=1)
+    """Weights travel in buckets of about this size (MiB), so that no process holds a second copy of the
+    model. A tensor that is larger is a bucket of its own."""
+    adapters_only: bool = False
+    """Send the adapters of model.lora alone; engines add them to the policy's folder from before PPO, which
+    the hosts of all engines must see. Without it the learners send whole weights with the adapters merged."""
+    timeout_s: float = Field(300.0, gt=0)
+    """Seconds that one bucket may take to an engine by broadcast, and that an engine may take to join.
+    An engine that takes longer is replaced."""
 
 
 class Decoding(Section):
@@ -184,7 +205,19 @@ class ScoringConfig(Section):
     """CPU threads of each actor."""
     gpus: float = Field(0.0, ge=0)
     """GPUs of each actor."""
+    tensor_parallel: int = Field(1, ge=1)
+    """Devices that each actor's models are cut over, for models that one GPU cannot hold; with GPUs the
+    actor has as many. It must divide the models' heads, key-value heads and vocabulary."""
     dtype: DType = "auto"
     """Arithmetic of both models. auto: ppo.dtype, so that the KL to the reference starts at 0."""
     batch_tokens: int = Field(8192, ge=16)
     """Largest number of tokens in one forward pass, padding included."""
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> ScoringConfig:
+        if self.gpus and self.tensor_parallel > 1 and self.gpus != self.tensor_parallel:
+            raise ValueError(
+                f"gpus {self.gpus:g}, tensor_parallel {self.tensor_parallel}: an actor whose models are cut "
+                "needs as many GPUs; set gpus to the same number"
+            )
+        return self

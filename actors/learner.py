@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from actors.weights.transport import WeightPayload, WeightTransport
+from actors.weights.sender import WeightSender
+from actors.weights.transport import Sent, WeightTransport
 from common.files import file_sizes
 from common.network import host_address
 from common.run_paths import TrainingInputPaths
@@ -61,6 +62,7 @@ class LearnerActor:
         self.rank, self.config, self.model = rank, config, model
         self.task: Task | None = None
         self._rendezvous: Rendezvous | None = None
+        self._sender = WeightSender(rank)
 
     def host(self) -> str:
         """The address of this rank's host. Answered once the actor is up."""
@@ -177,10 +179,32 @@ class LearnerActor:
 
     # Any task.
 
-    def send_weights(self, transport: WeightTransport, version: int) -> WeightPayload | None:
-        """Hands the model's weights to a transport; rank 0 returns the payload that engines
-        receive."""
-        return transport.send(self._task(Task).engine.named_weights(), self.rank, version)
+    def send_bucket(self, transport: WeightTransport, version: int, number: int) -> Sent:
+        """Hands one bucket of the model's weights to a transport, from number 0 to the last; every rank
+        calls, since reading weights of ZeRO-3 is a collective. Returns what `WeightTransport.send` does,
+        or nothing on ranks that do not send."""
+        return self._sender.send_bucket(self._task(Task).engine, transport, version, number)
+
+    def free_buffers(self) -> None:
+        self._sender.free_buffers()
+
+    def open_links(self, engines: dict[str, int], timeout_s: float) -> dict[str, tuple[str, int]]:
+        """Rank 0: opens a rendezvous for each engine (name -> number of its workers) in place of the link
+        that it had; returns where its workers are to connect."""
+        return self._sender.open_links(self._task(Task).engine, engines, timeout_s)
+
+    def accept_links(self, engines: Sequence[str]) -> dict[str, str]:
+        """Rank 0: returns when the engines' workers have connected. The names of engines that have not in
+        time, with the reason."""
+        return self._sender.accept_links(engines)
+
+    def broadcast_weights(
+        self, engines: Sequence[str], max_bytes: int, adapters_only: bool = False
+    ) -> dict[str, str]:
+        """Sends all buckets over the links to these engines, at the same time as they receive them; every
+        rank calls. Links to other engines, which have left, are given up. Returns the names of the engines
+        whose links broke, with the reason: the others have got everything."""
+        return self._sender.broadcast(self._task(Task).engine, engines, max_bytes, adapters_only)
 
     def offload(self, what: What) -> None:
         """Frees device memory for the other phases of an iteration (`learners.memory`): `states`, which
@@ -221,6 +245,7 @@ class LearnerActor:
 
     def close(self) -> None:
         """Frees the current task's engines; the process and its group stay for the next task."""
+        self._sender.give_up()
         if self.task is not None:
             self.task.close()
         self.task = None

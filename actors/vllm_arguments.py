@@ -34,6 +34,7 @@ def _of_every_engine(section: str) -> dict[str, str]:
         "weight_transfer_config": BY_THE_PROGRAM,
         "disable_log_stats": BY_THE_PROGRAM,
         "worker_cls": BY_THE_PROGRAM,
+        "worker_extension_cls": BY_THE_PROGRAM,
     }
 
 

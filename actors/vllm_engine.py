@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from actors.config import Decoding, RolloutConfig
-from actors.weights.vllm import init_transfer, transfer_config
+from actors.process_guard import ProcessGuard, clean_up, end_process, record_engine
+from actors.weights.vllm import init_transfer, num_workers, receiver_arguments
 from common.hardware import device_of, precise
 from learners.model_paths import resolve_model_path
 
@@ -28,8 +30,18 @@ class VLLMEngine:
         # Read when vLLM is imported, which `_load` does.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
+        if config.tensor_parallel > 1:
+            clean_up()
+            if not config.gpus:
+                # vLLM would give each worker a NUMA node of its own, of which there may be one.
+                os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         self.llm = _load(resolve_model_path(model_path), config, seed)
         init_transfer(self.llm)
+        self.has_workers = num_workers(self.llm) > 1
+        """Whether the model is in other processes than this one."""
+        self.guard = ProcessGuard(config.step_timeout_s)
+        if self.has_workers:
+            record_engine()
         self.max_model_len: int = self.llm.llm_engine.model_config.max_model_len
         self._request_numbers = itertools.count()
         self._outputs: dict[str, Any] = {}
@@ -66,9 +78,25 @@ class VLLMEngine:
 
     def step(self) -> None:
         """One engine step: up to one token for each running request."""
-        for output in self.llm.llm_engine.step():
+        try:
+            with self.guard.during("a step"):
+                outputs = self.llm.llm_engine.step()
+        except Exception as error:
+            if self.has_workers:
+                self.end("a step failed", error)
+            raise
+        for output in outputs:
             if output.finished:
                 self._outputs[output.request_id] = output
+
+    def end(self, what: str, error: Exception) -> NoReturn:
+        """Ends this process after an error that the engine cannot go on from; the traceback goes to its
+        log."""
+        traceback.print_exception(error)
+        if self.has_workers:
+            end_process(f"{what}: {error}")
+        # Ends the Ray actor, which may still report the reason.
+        raise SystemExit(str(error)) from error
 
     def are_finished(self, request_ids: Sequence[str]) -> bool:
         return all(request_id in self._outputs for request_id in request_ids)
@@ -130,7 +158,7 @@ def _load(model_path: str, config: RolloutConfig, seed: int) -> Any:
         "enable_chunked_prefill": chunked_prefill,
         # After temperature and filters: the distribution that was sampled from.
         "logprobs_mode": "processed_logprobs",
-        "weight_transfer_config": transfer_config(),
+        **receiver_arguments(),
         # Prompts and responses are token ids: a tokenizer would cost start-up time alone.
         "skip_tokenizer_init": True,
         "disable_log_stats": True,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from actors.config import RewardsConfig, RolloutConfig, ScoringConfig
+from actors.config import RewardsConfig, RolloutConfig, ScoringConfig, SyncConfig
 from cluster.quickstart.config import QuickstartConfig
 from cluster.stage_registry import STAGES
 from common.config import LocalPath, Section
@@ -135,6 +135,8 @@ class RunConfig(Section):
     """DeepSpeed ranks."""
     rollout: RolloutConfig = RolloutConfig()
     """vLLM engines."""
+    sync: SyncConfig = SyncConfig()
+    """How weights go from the learners to the engines."""
     scoring: ScoringConfig = ScoringConfig()
     """Actors that hold the reward model and the reference policy."""
     pretrain: PretrainConfig = PretrainConfig()
@@ -193,6 +195,17 @@ class RunConfig(Section):
                 "alarms.stop has kl, but with ppo.kl_coef=0 the KL is measured only if alarms.kl is set; "
                 "set it or leave kl out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _transport_fits(self) -> RunConfig:
+        if self.sync.transport == "ipc" and self.cluster.device != "cuda":
+            raise ValueError(
+                "sync.transport=ipc maps memory of GPUs, which needs cluster.device: cuda; choose auto, "
+                "file, object_store or broadcast"
+            )
+        if self.sync.adapters_only and self.model.lora is None:
+            raise ValueError("sync.adapters_only sends the adapters of model.lora, which is not set")
         return self
 
     @model_validator(mode="after")

@@ -154,8 +154,9 @@ class LearnerConfig(Section):
     packing: bool = True
     """Put several sequences in each row of a forward pass, so that there is little padding."""
     weights_dir: LocalPath | None = None
-    """Folder through which weights reach the rollout engines; learners and engines of all hosts
-    must see it. Empty: shared memory of this machine, or the run directory where there is none."""
+    """Folder through which weights reach the rollout engines by sync.transport file; learners and
+    engines of all hosts must see it. Empty: shared memory of this machine, or the run directory where
+    there is none."""
 
     deepspeed: dict[str, Any] = Field({})
     """Further keys of DeepSpeed's configuration, nested as there, for example zero_optimization:

@@ -26,8 +26,10 @@ from learners.lora import merged_weights
 from learners.memory import MemorySwap
 from learners.model_files import write_model
 from learners.models import DTYPES
+from learners.named_tensors import NamedTensors
 from learners.sharded_parameters import is_sharded, whole
 from learners.state_files import load_averages, load_optimizer, save_averages, save_optimizer
+from learners.weight_buckets import adapter_bucket, weight_buckets
 
 
 class DeepSpeedEngine:
@@ -129,6 +131,17 @@ class DeepSpeedEngine:
         collective: every rank must iterate over all of it."""
         self.memory.require("weights")
         return merged_weights(self.module.model, whole)
+
+    def weight_buckets(
+        self, max_bytes: int, adapters_only: bool = False
+    ) -> Iterator[tuple[NamedTensors, bool]]:
+        """The same weights in buckets of about `max_bytes` (`learners.weight_buckets`), each with
+        whether it is the last; with `adapters_only` the adapters as they are. A collective, like
+        `named_weights`."""
+        self.memory.require("weights")
+        if adapters_only:
+            return adapter_bucket(self.module.model, whole)
+        return weight_buckets(self.module.model, whole, max_bytes)
 
     def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes a Hugging Face folder with the tokenizer, completely or not at all. Every rank

@@ -105,6 +105,11 @@ class Fleet:
         return [member.name for member in self._members]
 
     @property
+    def identities(self) -> list[tuple[str, str]]:
+        """(name, key) of each actor: another process of the same name has another key."""
+        return [(member.name, member.heartbeat.key) for member in self._members]
+
+    @property
     def expected_size(self) -> int:
         """Number of actors, with those that are still starting."""
         return len(self._members) + len(self._starting)
@@ -178,6 +183,10 @@ class Fleet:
             name = self.names[index]
             raise FleetError(f"{name} hangs in {doing} ({reason}); see {self._log(name)}")
 
+    def is_hung(self, index: int) -> bool:
+        """Whether `watch` has found that an actor hangs."""
+        return index in self._hung
+
     def _hang_reason(self, heartbeat: HeartbeatMonitor) -> str | None:
         limits = self.limits
         if heartbeat.age_s > limits.heartbeat_timeout_s:
@@ -223,6 +232,10 @@ class Fleet:
         self._kill(index)
         incarnation = member.incarnation + 1
         self._members[index] = self._start_actor(member.name, member.arguments, incarnation)
+
+    def kill(self, index: int) -> None:
+        """Ends an actor that cannot be used any more; `dead_or_hung` then has it."""
+        ray.kill(self._members[index].actor)
 
     def add(self, arguments: dict[str, Any]) -> None:
         """Starts one more actor; it gets no calls before `admit_started`."""

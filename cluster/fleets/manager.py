@@ -20,7 +20,15 @@ from typing import Any
 import ray
 
 from actors.config import RolloutConfig
-from actors.weights.transport import make_transport
+from actors.weights.ipc import IpcTransport
+from actors.weights.payload import Kind
+from actors.weights.transport import (
+    FileTransport,
+    ObjectStoreTransport,
+    WeightTransport,
+    choose_transport,
+    weights_directory,
+)
 from cluster.config import ClusterConfig, RunConfig
 from cluster.fleets.fleet import Fleet
 from cluster.fleets.learner_fleet import LearnerFleet
@@ -59,7 +67,7 @@ class FleetManager:
 
     def __init__(self, config: RunConfig, root: Path) -> None:
         self.config, self.paths = config, RunPaths(root)
-        self.transport = make_transport(root, config.learners.weights_dir)
+        self._weights_directory = weights_directory(root, config.learners.weights_dir)
         self._fleets: dict[str, Fleet] = {}
         self._arguments_of: dict[str, ArgumentsOf] = {}
         self._scorer_models: tuple[str, str | None] | None = None
@@ -149,6 +157,26 @@ class FleetManager:
         if arguments_of is not None:
             self._arguments_of[fleet.kind] = arguments_of
 
+    def transport_kind(self) -> Kind:
+        """How weights go to the engines now: what `sync.transport` means on the hosts that are there."""
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        config = self.config
+        weights_dir = config.learners.weights_dir
+        return choose_transport(config.sync.transport, config.cluster.device, False, len(alive), weights_dir)
+
+    def bucket_transport(self, kind: Kind) -> WeightTransport:
+        """The transport that sends buckets of this kind. Of broadcast, which needs learners, the one for
+        weights that the driver sends."""
+        max_bytes, adapters_only = self.config.sync.bucket_mib << 20, self.config.sync.adapters_only
+        if kind == "ipc":
+            return IpcTransport(max_bytes, adapters_only)
+        if kind == "file":
+            return FileTransport(self._weights_directory, max_bytes, adapters_only)
+        # A bucket that does not fit beside the one before it would be written to a disk.
+        if not self.config.cluster.address:
+            max_bytes = min(max_bytes, int(self.config.cluster.object_store_gib * 2**30 / 4))
+        return ObjectStoreTransport(max_bytes, adapters_only)
+
     def replace_lost(self) -> list[str]:
         """Restarts the actors that are dead or hung, and returns their names. Called by the
         pipeline after a stage has failed. Learners lose their process group with the first of them,
@@ -195,7 +223,8 @@ class FleetManager:
         for fleet in self._fleets.values():
             fleet.stop()
         self._fleets.clear()
-        self.transport.close()
+        # Also if another transport was used: a stage that has no learners sends files.
+        FileTransport(self._weights_directory).close()
         ray.shutdown()
 
     def _stop(self, kind: str) -> None:

@@ -1,6 +1,6 @@
 """Weights into the rollout engines: from the learners, verified, or from a folder.
 
-    learners ─send_weights─► payload ─update_weights─► engines        push
+    learners ──────────── WeightRoute ───────────────► engines        push
     learners ─probe_logprobs─┐                                        verify
     engines ──prompt_logprobs┴─► equal within the tolerance, or WeightSyncError
 
@@ -16,12 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.weights.files import iter_weights
 from actors.weights.tolerance import coarser, logprob_tolerance
-from actors.weights.transport import WeightTransport
 from cluster.context import Context
 from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.fleets.rollout_fleet import RolloutFleet
+from cluster.rl.weight_routes import WeightRoute, push_folder
 from common.config import DType
 from common.errors import WeightSyncError
 from learners.model_paths import model_folder
@@ -38,13 +37,13 @@ class WeightSync:
         self,
         learners: LearnerFleet,
         rollouts: RolloutFleet,
-        transport: WeightTransport,
+        route: WeightRoute,
         config: PPOConfig,
         prompts: Sequence[Sequence[int]],
         engine_dtype: DType,
     ) -> None:
         """The first of `prompts` are the probes."""
-        self.learners, self.rollouts, self.transport = learners, rollouts, transport
+        self.learners, self.rollouts, self.route = learners, rollouts, route
         self.config = config
         self.dtype = coarser(config.dtype, engine_dtype)
         self.probes = [np.array(tokens, dtype=np.int32) for tokens in prompts[:NUM_PROBES]]
@@ -53,8 +52,7 @@ class WeightSync:
         """Sends, loads and verifies the weights of a policy version. Groups that are then too old
         to learn from are dropped by the engines. Returns metrics; raises WeightSyncError."""
         started = time.perf_counter()
-        payload = self.learners.send_weights(self.transport, version)
-        self.rollouts.update_weights(payload, version, version - self.config.staleness)
+        self.route.push(version, version - self.config.staleness)
         loaded = time.perf_counter()
         errors = self.verify(version)
         probed = time.perf_counter()
@@ -91,7 +89,7 @@ def load_weights(context: Context, folder: Path) -> None:
     rollouts = context.fleets.rollouts(folder)
     # Larger than any version that an engine has, so that responses show which weights wrote them.
     version = max(engine["version"] for engine in rollouts.ready()) + 1
-    weights = iter_weights(model_folder(folder))
-    payload = context.fleets.transport.send(weights, rank=0, version=version)
-    assert payload is not None  # only ranks other than 0 get none
-    rollouts.update_weights(payload, version)
+    kind = context.fleets.transport_kind()
+    if kind == "ipc":  # the driver has no GPU, and engines share a host with it or the run's folder
+        kind = "file"
+    push_folder(rollouts, model_folder(folder), version, context.fleets.bucket_transport(kind))

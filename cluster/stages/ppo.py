@@ -35,6 +35,7 @@ from cluster.rl.promotion import promote_from_training, promotion_is_due
 from cluster.rl.prompt_stream import PromptStream
 from cluster.rl.reward_aggregator import RewardAggregator
 from cluster.rl.rollout_scheduler import RolloutBatch, RolloutScheduler
+from cluster.rl.weight_routes import make_route
 from cluster.rl.weight_sync import WeightSync
 from cluster.run.checkpoints import Checkpoints, CheckpointSchedule
 from cluster.run.monitor import Monitor
@@ -101,7 +102,7 @@ class PPOStage:
         self.weights = WeightSync(
             self.learners,
             self.rollouts,
-            fleets.transport,
+            make_route(fleets, self.learners, self.rollouts, policy),
             config,
             self.heldout.tokens,
             context.config.rollout.dtype,

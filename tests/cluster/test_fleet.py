@@ -138,7 +138,6 @@ def test_fleet_without_room_is_refused(session, tmp_path, settings, message):
     manager = FleetManager(RunConfig.model_validate({"name": "fleet", **settings}), tmp_path)
     with pytest.raises(UserError, match=message):
         manager.learners()
-    manager.transport.close()
 
 
 def test_every_fleet_names_a_section_of_the_config():
@@ -204,7 +203,6 @@ def test_replacement_that_cannot_start_ends_the_run(make_fleet, tmp_path, monkey
     with pytest.raises(StartError, match=r"rollout-0 failed to start \(ZeroDivisionError: model/config.json"):
         run_with_recovery(context, "ppo")
     assert len(starts) == 2
-    manager.transport.close()
 
 
 def test_call_over_the_call_timeout_is_a_hang(make_fleet):
@@ -256,4 +254,3 @@ def test_scale_request_is_applied_once_and_holds_until_the_next(make_fleet, tmp_
     write_json(scale, {"rollout": 1})
     assert manager.apply_scale_requests() == ["rollout fleet: from 2 to 1"]
     assert fleet.all("double", 1) == [2]
-    manager.transport.close()
