@@ -255,7 +255,7 @@ class ScoringConfig(Section):
     def _check_gpus(self) -> ScoringConfig:
         if self.gpus not in (None, 0, 1) and self.tensor_parallel > 1:
             raise ValueError(
-                f"gpus {self.gpus:g}, tensor_parallel {self.tensor_parallel}: cut models have a whole GPU for "
-                "each part; leave gpus out"
+                f"gpus {self.gpus:g}, tensor_parallel {self.tensor_parallel}: cut models have a whole GPU "
+                "for each part; leave gpus out"
             )
         return self
