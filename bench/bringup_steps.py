@@ -182,7 +182,7 @@ def learner(workload: Workload) -> dict[str, Any]:
         kl_coef=0.0,
     )
     actor = LearnerActor(0, settings, model)
-    actor.join(*actor.address())
+    actor.join(*actor.open_rendezvous())
     actor.start_ppo(workload.model, None, ppo, None, 0)
     part = batch(workload)
     rates = []

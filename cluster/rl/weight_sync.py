@@ -18,17 +18,23 @@ import numpy as np
 import ray
 
 from actors.weights.tolerance import coarser, logprob_tolerance
+from cluster.config import RunConfig
 from cluster.context import Context
 from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.fleets.rollout_fleet import RolloutFleet
 from cluster.rl.weight_routes import WeightRoute, push_folder
-from common.config import DType
 from common.errors import WeightSyncError
 from learners.model_paths import model_folder
 from learners.rl.config import PPOConfig
 
 NUM_PROBES = 8
 """Prompts whose log-probabilities are compared after each sync."""
+
+
+def sync_tolerance(config: RunConfig) -> float:
+    """Largest accepted mean difference in nats between the log-probabilities of engines and learner."""
+    dtype = coarser(config.ppo.dtype, config.rollout.dtype)
+    return logprob_tolerance(dtype, config.ppo.max_logprob_error, config.cluster.device)
 
 
 class WeightSync:
@@ -41,12 +47,11 @@ class WeightSync:
         route: WeightRoute,
         config: PPOConfig,
         prompts: Sequence[Sequence[int]],
-        engine_dtype: DType,
+        tolerance: float,
     ) -> None:
-        """The first of `prompts` are the probes."""
+        """The first of `prompts` are the probes; `tolerance` is that of their log-probabilities."""
         self.learners, self.rollouts, self.route = learners, rollouts, route
-        self.config = config
-        self.dtype = coarser(config.dtype, engine_dtype)
+        self.config, self.tolerance = config, tolerance
         self.probes = [np.array(tokens, dtype=np.int32) for tokens in prompts[:NUM_PROBES]]
 
     def push(self, version: int) -> dict[str, float]:
@@ -80,12 +85,11 @@ class WeightSync:
         errors = [np.abs(np.concatenate(engine) - expected) for engine in engines]
         mean = max(float(error.mean()) for error in errors)
         largest = max(float(error.max()) for error in errors)
-        tolerance = logprob_tolerance(self.dtype, self.config.max_logprob_error)
         # Written so that a mean of nan fails too.
-        if not mean <= tolerance:
+        if not mean <= self.tolerance:
             raise WeightSyncError(
                 f"weight sync to version {version}: the engines' log-probabilities differ from the "
-                f"learner's by {mean:.2e}, over the bound ppo.max_logprob_error={tolerance:.0e}; "
+                f"learner's by {mean:.2e}, over the bound ppo.max_logprob_error={self.tolerance:.0e}; "
                 "the engines do not hold the learner's weights, so the run stops"
             )
         return {"sync/mean_error": mean, "sync/max_error": largest}

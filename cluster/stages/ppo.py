@@ -36,7 +36,7 @@ from cluster.rl.prompt_stream import PromptStream
 from cluster.rl.reward_aggregator import RewardAggregator
 from cluster.rl.rollout_scheduler import RolloutBatch, RolloutScheduler
 from cluster.rl.weight_routes import make_route
-from cluster.rl.weight_sync import WeightSync
+from cluster.rl.weight_sync import WeightSync, sync_tolerance
 from cluster.run.checkpoints import Checkpoints, CheckpointSchedule
 from cluster.run.monitor import Monitor
 from cluster.run.progress import Bar, progress
@@ -105,7 +105,7 @@ class PPOStage:
             make_route(fleets, self.learners, self.rollouts, policy),
             config,
             self.heldout.tokens,
-            context.config.rollout.dtype,
+            sync_tolerance(context.config),
         )
 
         folder = self.paths.stage("ppo").checkpoints

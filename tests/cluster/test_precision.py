@@ -9,6 +9,7 @@ import yaml
 from cluster import jobs, plan
 from cluster.config_loader import load_config
 from cluster.precision import resolve
+from cluster.rl.weight_sync import sync_tolerance
 from cluster.run.directory import RunDirectory
 from common import hardware
 from common.hardware import fast_dtype
@@ -117,3 +118,17 @@ def test_no_other_module_knows_auto():
                     compared.append(node.lineno)
             # Ray's own word for "the cluster of this machine".
             assert not compared or str(path) in allowed | {"common/ray_session.py"}, f"{path}: {compared}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["ppo.dtype=float32"], 1e-5),
+        (["ppo.dtype=float32", "rollout.dtype=bfloat16"], 0.05),
+        (["ppo.dtype=float32", "cluster.device=cuda"], 5e-3),
+        (["ppo.dtype=float32", "cluster.device=cuda", "ppo.max_logprob_error=1e-4"], 1e-4),
+    ],
+)
+def test_tolerance_of_a_weight_sync_is_that_of_dtype_and_device(overrides, expected):
+    config, _ = resolve(load_config("configs/tiny.yaml", overrides))
+    assert sync_tolerance(config) == expected
