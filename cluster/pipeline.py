@@ -15,6 +15,7 @@ from cluster.plan import check_feasible, check_stage_option
 from cluster.precision import resolve
 from cluster.quickstart.generate import write_quickstart_data
 from cluster.run.directory import RunDirectory
+from cluster.run.mirror import mirrored
 from cluster.run.report import write_report
 from cluster.run.timings import Timings
 from cluster.stage_registry import STAGES, stage_spec
@@ -35,18 +36,26 @@ def run_stages(config: RunConfig, first: str | None = None, last: str | None = N
     for option, stage in (("--from", first), ("--until", last)):
         if stage is not None:
             check_stage_option(config, option, stage)
-    config, precisions = resolve(config, redo=first)
-    # Before the directory exists: a refused command leaves nothing behind.
-    check_feasible(config)
-    run = RunDirectory(config)
-    run.open(redo=first)
-    for line in precisions:
-        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    # First of all: what it restores decides about the rest.
+    with mirrored(config.cluster.mirror, config.directory, _print_line) as mirror:
+        config, precisions = resolve(config, redo=first)
+        # Before the directory exists: a refused command leaves nothing behind.
+        check_feasible(config)
+        run = RunDirectory(config, mirror)
+        run.open(redo=first)
+        for line in precisions:
+            Console().print(line, markup=False, highlight=False, soft_wrap=True)
+        _run_unfinished(run, last)
+    return run
+
+
+def _run_unfinished(run: RunDirectory, last: str | None) -> None:
+    config = run.config
     # All stages and not only the config's: a stage that --from discarded loses its time as well.
     unfinished = [stage for stage in STAGES if not run.done(stage)]
     pending = [stage for stage in _up_to(config.stages, last) if stage in unfinished]
     if not pending:
-        return run
+        return
     timings = Timings(run.paths.timings, unfinished)
     for stage in config.stages[: config.stages.index(pending[-1])]:
         if stage not in pending:
@@ -69,7 +78,6 @@ def run_stages(config: RunConfig, first: str | None = None, last: str | None = N
         fleets.close()
         timings.close()
     write_report(run.root)
-    return run
 
 
 def run_with_recovery(context: Context, stage: str) -> dict[str, Any]:
@@ -133,7 +141,11 @@ def _record_failure(
     }
     append_row(run.paths.failures, row)
     message = f"{stage}: {error}\n{stage}: replaced {', '.join(replaced)}; continues from the last checkpoint"
-    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
+    _print_line(message)
+
+
+def _print_line(line: str) -> None:
+    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def make_quickstart_data(run: RunDirectory) -> None:

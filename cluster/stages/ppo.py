@@ -108,7 +108,9 @@ class PPOStage:
         )
 
         folder = self.paths.stage("ppo").checkpoints
-        self.checkpoints = Checkpoints(folder, self.learners.save, config.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            folder, self.learners.save, config.keep_checkpoints, context.run.committed
+        )
         # All that a restarted stage knows of the iterations before; empty at the first start.
         checkpoint = self.checkpoints.latest() or {}
         self.first_version: int = checkpoint.get("step", 0)
