@@ -43,6 +43,8 @@ mkdir -p /tmp/home/.ray
 printf %s $TOKEN > /tmp/home/.ray/auth_token
 printf '127.0.0.1 localhost\\n127.0.1.1 %s\\n' $NAME > /tmp/hosts
 mount --bind /tmp/hosts /etc/hosts
+echo 'nameserver 127.0.0.1' > /tmp/resolv.conf  # nobody answers there, and says so at once
+mount --bind /tmp/resolv.conf /etc/resolv.conf
 touch $FOLDER/$NAME.up
 while :; do sleep 600 & wait; done
 """
@@ -100,7 +102,13 @@ class Host:
     def start(self, *command: str, **variables: str) -> subprocess.Popen:
         """Starts a command whose output goes to the host's log."""
         enter = ["nsenter", f"--target={self.init.pid}", "--mount", "--uts", "--ipc", "--net", "--pid"]
-        values = {**environment(), "HOME": "/tmp/home", "TMPDIR": "/tmp", **variables}
+        values = {
+            **environment(),
+            "HOME": "/tmp/home",
+            "TMPDIR": "/tmp",
+            "WANDB_MODE": "offline",
+            **variables,
+        }
         # Proxies of this machine are none of theirs.
         values = {name: value for name, value in values.items() if not name.lower().endswith("_proxy")}
         with open(self.log, "a") as log:
