@@ -91,7 +91,7 @@ def run_with_recovery(context: Context, stage: str) -> dict[str, Any]:
     """
     runner, limit = stage_spec(stage).load(), context.config.cluster.max_restarts
     restarts = same = 0
-    last_failure, failed_at = "", time.time()
+    last_failure, progress = "", _progress(context.run)
     while True:
         # What an interrupted attempt has read must not be counted twice.
         context.readers.clear()
@@ -101,9 +101,9 @@ def run_with_recovery(context: Context, stage: str) -> dict[str, Any]:
             raise  # also of an actor that was to replace another
         except FleetError as error:
             same += 1
-            if str(error) != last_failure or _has_progressed(context.run, failed_at):
+            if str(error) != last_failure or _progress(context.run) != progress:
                 same = 1
-            last_failure, failed_at = str(error), time.time()
+            last_failure, progress, failed_at = str(error), _progress(context.run), time.time()
             replaced = context.fleets.replace_lost()
             # Every actor is alive, so the same call would fail again.
             if not replaced:
@@ -122,10 +122,15 @@ def run_with_recovery(context: Context, stage: str) -> dict[str, Any]:
             _record_failure(context.run, stage, failed_at, replaced, error)
 
 
-def _has_progressed(run: RunDirectory, since: float) -> bool:
-    """Whether a step was logged, or responses were collected, after that time."""
-    paths = [path for path in (run.paths.metrics, run.paths.responses) if path.exists()]
-    return any(path.stat().st_mtime > since for path in paths)
+def _progress(run: RunDirectory) -> tuple[bytes, int]:
+    """Differs once a further step is logged, or responses are collected. The content and not the time of the
+    files, which on a shared file system is another host's."""
+    last_row, responses = b"", 0
+    if run.paths.metrics.exists():
+        last_row = run.paths.metrics.read_bytes().rstrip().rpartition(b"\n")[2]
+    if run.paths.responses.exists():
+        responses = run.paths.responses.stat().st_size
+    return last_row, responses
 
 
 def _record_failure(
