@@ -21,6 +21,7 @@ from actors.config import RewardsConfig, ScoringConfig
 from actors.scoring import ScoringActor
 from actors.vllm_samples import samples_from_outputs
 from actors.weights.tolerance import logprob_tolerance
+from common.hardware import device_of
 from learners.config import ModelConfig
 from learners.data.samples import Samples
 from learners.data.tokenizer_loading import load_tokenizer
@@ -103,7 +104,7 @@ def regression(before: dict[str, float], after: dict[str, float], config: ServeC
     """Why the new version must not be served, from the metrics of the answers before and after;
     None if it may."""
     limits = config.canary
-    tolerance = logprob_tolerance(config.dtype, limits.max_logprob_error)
+    tolerance = logprob_tolerance(config.dtype, limits.max_logprob_error, device_of(config.gpus))
     # `not <=` instead of `>` here and below: a metric that is nan must not pass.
     if not after["logprob_error"] <= tolerance:
         error = after["logprob_error"]

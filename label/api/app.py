@@ -19,7 +19,7 @@ from label.store.database import is_disk_full
 from label.workplace import Workplace
 
 PAGES_FOLDER = Path(__file__).parent.parent / "pages"
-PAGES: dict[str, str] = {}
+PAGES = {"/": "home", "/join": "join", "/task": "task", "/mine": "mine"}
 """Path -> page. Each is the same for everybody; what it shows comes from the API."""
 MAX_BODY = 1024 * 1024
 MAX_IMPORT = 64 * MAX_BODY

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from itertools import compress
 from typing import Literal
 
 import numpy as np
@@ -15,24 +17,42 @@ Level = Literal["nominal", "ordinal", "interval", "ratio"]
 occur, their distance, or their distance relative to their size."""
 
 
-def alpha(ratings: npt.ArrayLike, level: Level, rng: np.random.Generator, draws: int = DRAWS) -> Estimate:
+def alpha(
+    ratings: npt.ArrayLike,
+    level: Level,
+    rng: np.random.Generator,
+    draws: int = DRAWS,
+    groups: Sequence[Hashable] | None = None,
+) -> Estimate:
     """α = 1 − D_o/D_e from coincidences (Krippendorff 2018, Content Analysis, chapter 12).
 
     `ratings` is (W, I), one row a labeler, NaN where there is no label. Items with fewer than two
     labels do not count. Unanimous data have no variation that agreement could be told from:
-    undefined, not 1. The interval resamples items."""
+    undefined, not 1. The interval resamples items, or with `groups` (I,) whole groups of them, such
+    as the pairs of one ranking."""
     ratings_WI = np.asarray(ratings, float)
-    ratings_WI = ratings_WI[:, (~np.isnan(ratings_WI)).sum(0) >= 2]
-    items = ratings_WI.shape[1]
-    if items == 0:
+    used = (~np.isnan(ratings_WI)).sum(0) >= 2
+    ratings_WI = ratings_WI[:, used]
+    if ratings_WI.shape[1] == 0:
         return undefined("no item has two labels")
     values_O = np.unique(ratings_WI[~np.isnan(ratings_WI)])
-    if len(values_O) < 2:
-        return undefined("no variation: every label is the same", items)
     coincidences = _coincidences(ratings_WI, values_O)
+    if groups is not None:
+        coincidences = _summed(coincidences, list(compress(groups, used)))
+    n = len(coincidences)
+    if len(values_O) < 2:
+        return undefined("no variation: every label is the same", n)
     value = _alpha(coincidences.sum(0), values_O, level)
-    resampled = resampled_sums(coincidences, item_weights(items, draws, rng))
-    return from_draws(float(value), _alpha(resampled, values_O, level), items)
+    resampled = resampled_sums(coincidences, item_weights(n, draws, rng))
+    return from_draws(float(value), _alpha(resampled, values_O, level), n)
+
+
+def _summed(coincidences: Floats, groups: list[Hashable]) -> Floats:
+    number: dict[Hashable, int] = {}
+    place = [number.setdefault(group, len(number)) for group in groups]
+    sums = np.zeros((len(number), *coincidences.shape[1:]))
+    np.add.at(sums, place, coincidences)
+    return sums
 
 
 def _coincidences(ratings_WI: Floats, values_O: Floats) -> Floats:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 
 import numpy as np
 
-from label.statistics.estimate import Estimate, Floats
+from label.statistics.estimate import Estimate, Floats, Ints
 from label.statistics.proportions import ratio_by_item
 
 Ranking = Sequence[int]
@@ -29,11 +30,18 @@ class PairCounts:
     """All pairs: K(K−1)/2."""
 
 
+@cache
+def pair_indices(count: int) -> tuple[Ints, Ints]:
+    """First and second of all pairs of `count` responses."""
+    first, second = np.triu_indices(count, 1)
+    return first, second
+
+
 def pair_signs(ranks: Ranking) -> Floats:
     """(K(K−1)/2,): 1 where the first response of a pair is better, −1 where the second is, 0 for a
     tie."""
     ranks_K = np.asarray(ranks, float)
-    first, second = np.triu_indices(len(ranks_K), 1)
+    first, second = pair_indices(len(ranks_K))
     return np.sign(ranks_K[second] - ranks_K[first])
 
 
@@ -61,16 +69,17 @@ def agreement(rankings_by_item: Iterable[Sequence[Ranking]]) -> Agreement:
     pairs_by_item = []
     for rankings in rankings_by_item:
         pairs_by_item.append(list(combinations(rankings, 2)))
-    return _summed(pairs_by_item)
+    return agreement_of_pairs(pairs_by_item)
 
 
 def agreement_with(pairs: Iterable[tuple[Ranking, Ranking]]) -> Agreement:
     """Of one ranking of each item with another: a labeler against gold, or against himself
     earlier."""
-    return _summed([[pair] for pair in pairs])
+    return agreement_of_pairs([[pair] for pair in pairs])
 
 
-def _summed(pairs_by_item: list[list[tuple[Ranking, Ranking]]]) -> Agreement:
+def agreement_of_pairs(pairs_by_item: Sequence[Sequence[tuple[Ranking, Ranking]]]) -> Agreement:
+    """Of chosen pairs of rankings of each item: one person's with everybody else's, for example."""
     sums = np.zeros((len(pairs_by_item), 4))
     for i, pairs in enumerate(pairs_by_item):
         for first, second in pairs:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import norm
 
 from label.statistics.estimate import Estimate
-from label.statistics.pair_agreement import Ranking
+from label.statistics.pair_agreement import Ranking, pair_indices
 from label.statistics.proportions import ratio_by_item
 
 
@@ -43,7 +43,7 @@ def position_bias(shown_ranks: Iterable[Ranking]) -> PositionBias:
         spread += float(place_K @ place_K)
         # Of Σ place·rank over random permutations.
         variance += float(place_K @ place_K) * float(centered @ centered) / (count - 1)
-        first, second = np.triu_indices(count, 1)
+        first, second = pair_indices(count)
         earlier.append(float((ranks_K[first] < ranks_K[second]).sum()))
         strict.append(float((ranks_K[first] != ranks_K[second]).sum()))
     p = 1.0
@@ -63,7 +63,7 @@ def longer_better(rankings: Iterable[tuple[Ranking, Ranking]]) -> Estimate:
     with each other, or with gold, and not with ½."""
     agreeing, strict = [], []
     for ranks, lengths in rankings:
-        first, second = np.triu_indices(len(ranks), 1)
+        first, second = pair_indices(len(ranks))
         ranks_K, lengths_K = np.asarray(ranks), np.asarray(lengths)
         by_rank = np.sign(ranks_K[second] - ranks_K[first])
         by_length = np.sign(lengths_K[first] - lengths_K[second])

@@ -11,16 +11,19 @@ from scipy.stats import binomtest, fisher_exact, norm
 from label.statistics.estimate import Estimate, Z, undefined
 
 
-def wilson(successes: int, n: int) -> Estimate:
-    """Share of yes among n independent answers, with the score interval (Wilson 1927)."""
+def wilson(successes: float, n: int) -> Estimate:
+    """Share of yes among n independent answers, with the score interval (Wilson 1927). Half a success
+    is allowed: a tie."""
     if n == 0:
         return undefined("no observations")
     return Estimate(successes / n, *_wilson_interval(successes, n), n)
 
 
-def _wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    interval = binomtest(successes, n).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+def _wilson_interval(successes: float, n: int) -> tuple[float, float]:
+    center = (successes + Z**2 / 2) / (n + Z**2)
+    margin = Z / (n + Z**2) * math.sqrt(successes * (n - successes) / n + Z**2 / 4)
+    # Rounding may miss the ends by a hair, where the interval is exact.
+    return max(0.0, center - margin), min(1.0, center + margin)
 
 
 def ratio_by_item(counted_I: Sequence[float], total_I: Sequence[float]) -> Estimate:

@@ -67,11 +67,18 @@ def test_without_shared_memory_weights_go_to_the_run_directory(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("dtype", "configured", "expected"),
-    [("float32", None, 1e-5), ("bfloat16", None, 0.05), ("float32", 0.1, 0.1)],
+    ("dtype", "configured", "device", "expected"),
+    [
+        ("float32", None, "cpu", 1e-5),
+        ("bfloat16", None, "cpu", 0.05),
+        ("float32", 0.1, "cpu", 0.1),
+        ("float32", None, "cuda", 5e-3),
+        ("bfloat16", None, "cuda", 0.05),
+        ("float32", 1e-6, "cuda", 1e-6),
+    ],
 )
-def test_logprob_tolerance(dtype, configured, expected):
-    assert logprob_tolerance(dtype, configured) == expected
+def test_logprob_tolerance(dtype, configured, device, expected):
+    assert logprob_tolerance(dtype, configured, device) == expected
 
 
 def finished_output(prompt, response, spans):

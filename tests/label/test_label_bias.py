@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 from label.statistics.position import longer_better, position_bias
 from label.statistics.proportions import (
@@ -29,6 +29,8 @@ def test_wilson_intervals(successes, n, low, high):
     result = wilson(successes, n)
     assert (result.low, result.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
     assert result.value == successes / n
+    expected = binomtest(successes, n).proportion_ci(method="wilson")
+    assert (result.low, result.high) == pytest.approx(expected, abs=1e-12)
 
 
 def test_figures_of_nothing_are_undefined():
