@@ -7,8 +7,10 @@ host only. /etc/hosts is that of a fresh Debian: the host's own name is 127.0.1.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -94,6 +96,7 @@ class Host:
                 env={**os.environ, **variables},
                 stdout=log,
                 stderr=log,
+                preexec_fn=_end_with_the_tests,
             )
         _wait_for((hosts.folder / f"{self.name}.up").exists, 30, self.log)
         # `ip` and `unshare` are one process after the other; its child is the host's first.
@@ -169,6 +172,11 @@ class Hosts:
             host.end()
         subprocess.run(["ip", "netns", "delete", self.name], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _end_with_the_tests() -> None:
+    """Has the kernel kill this process, and with it the host, when the tests are killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _ip(*arguments: str) -> None:

@@ -12,7 +12,8 @@ from common.run_paths import RunPaths
 from tests.hosts import Hosts, reason_to_skip
 from tests.runs import HERO, jsonl, metrics, wait_for_step
 
-pytestmark = pytest.mark.skipif(reason_to_skip() is not None, reason=reason_to_skip() or "")
+REASON = reason_to_skip()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
 SETTINGS = [
     "stages=[pretrain, sft, ppo]",
