@@ -128,7 +128,8 @@ class Host:
         options = [f"--num-cpus={cpus}", f"--node-ip-address={self.address}", "--disable-usage-stats"]
         memory = "--object-store-memory=100000000"
         command = [RAY, "start", *role, *options, memory, f'--resources={{"{self.name}": 100}}']
-        assert self.run(*command, RAY_AUTH_MODE="token", **variables) == 0, self.output()
+        values = {"RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0", **variables}
+        assert self.run(*command, **values) == 0, self.output()
 
     def connect(self, is_connected: bool) -> None:
         """Plugs the network cable in or out: processes live on, packets are lost."""
