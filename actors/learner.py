@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from actors.weights.transport import WeightPayload, WeightTransport
 from common.files import file_sizes
@@ -32,8 +33,9 @@ from learners.models import (
     build_policy,
     load_policy,
     load_scalar,
-    prepare_for_training,
     scalar_from_policy,
+    with_adapters,
+    with_checkpointing,
 )
 from learners.peak_flops import peak_flops
 from learners.rendezvous import Rendezvous
@@ -41,6 +43,7 @@ from learners.rl.advantages import groups_with_signal
 from learners.rl.config import PPOConfig
 from learners.rl.ppo import PPOTask
 from learners.rl.scored_parts import unflatten_parts
+from learners.sharded_loading import load
 from learners.supervised.agreement import PairAgreement
 from learners.supervised.language import LanguageModelTask
 from learners.supervised.ranking import RewardModelTask
@@ -85,11 +88,7 @@ class LearnerActor:
         if self.model.path:
             module = self._load_policy(self.model.path, self.config.dtype, seed)
         else:
-            # Without adapters: beside random weights that stay as they are they could learn
-            # nothing.
-            full_training = self.model.model_copy(update={"lora": None})
-            model = build_policy(self.model, context.tokenizer, seed)
-            module = PolicyModule(prepare_for_training(model, full_training, seed))
+            module = self._new_policy(context.tokenizer, seed)
         data = TokenData.load(TrainingInputPaths(folder).corpus_tokens)
         batch_size = max(1, config.batch_tokens // config.sequence_length)
         schedule = Schedule(batch_size, steps=config.steps)
@@ -245,13 +244,29 @@ class LearnerActor:
         return task.total_steps
 
     def _load_policy(self, path: str | Path, dtype: str, seed: int) -> PolicyModule:
-        model = load_policy(path, dtype, self.model.attention)
-        return PolicyModule(prepare_for_training(model, self.model, seed))
+        def make() -> PreTrainedModel:
+            model = load_policy(path, dtype, self.model.attention)
+            return with_adapters(model, self.model, seed)
+
+        return PolicyModule(self._load(make, dtype))
 
     def _load_scalar(self, path: str | Path | None, policy: Path, dtype: str, seed: int) -> ScalarModule:
         """The scalar model of a folder; without one, the policy with a new head."""
-        if path:
-            model = load_scalar(path, dtype, self.model.attention)
-        else:
-            model = scalar_from_policy(policy, seed, dtype, self.model.attention)
-        return ScalarModule(prepare_for_training(model, self.model, seed))
+
+        def make() -> PreTrainedModel:
+            if path:
+                model = load_scalar(path, dtype, self.model.attention)
+            else:
+                model = scalar_from_policy(policy, seed, dtype, self.model.attention)
+            return with_adapters(model, self.model, seed)
+
+        return ScalarModule(self._load(make, dtype))
+
+    def _new_policy(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> PolicyModule:
+        """A policy with random weights, without adapters: beside weights that stay random they could
+        learn nothing."""
+        return PolicyModule(self._load(lambda: build_policy(self.model, tokenizer, seed), self.config.dtype))
+
+    def _load(self, make: Callable[[], PreTrainedModel], dtype: str) -> PreTrainedModel:
+        """The model of `make`, which each rank calls or rank 0 alone (`learners.sharded_loading`)."""
+        return with_checkpointing(load(make, self.config, dtype), self.model)

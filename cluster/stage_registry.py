@@ -108,6 +108,7 @@ WITHOUT_EFFECT = (
     "rewards.sources.concurrency",
     "ppo.evaluate_every",
     "ppo.checkpoint_every",
+    "ppo.checkpoint_minutes",
     "ppo.keep_checkpoints",
     "ppo.publish_every",
     "ppo.promote_every",

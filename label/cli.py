@@ -194,6 +194,39 @@ def export(
 
 
 @app.command()
+def simulate(
+    run: Run,
+    labelers: Annotated[int, typer.Option(min=1, help="How many people join.")] = 8,
+    error: Annotated[float, typer.Option(min=0, max=1, help="Share of responses they misjudge.")] = 0.22,
+    behaviour: Annotated[str, typer.Option(help="honest, random, first or longest.")] = "honest",
+    quality: Annotated[
+        str | None, typer.Option(help="module:function (prompt, response) -> quality from 0 to 1.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of what they do.")] = 0,
+) -> None:
+    """Let simulated people join the running server and label until nothing waits."""
+    from common.plugins import load_function
+    from label.simulate import make_people, text_quality, work_together
+    from label.store.people import create_invite, set_state
+
+    workplace = _open(run)
+    function = text_quality
+    if quality is not None:
+        function = load_function(quality, "--quality", "prompt", "response")
+    address = f"http://{workplace.settings.host}:{workplace.settings.port}"
+    settings = {"behaviour": behaviour, "error_rate": error, "quality": function}
+    people = make_people(address, labelers, seed, **settings)
+    for one in people:
+        with workplace.database.write() as connection:
+            code = create_invite(connection, "labeler", "simulated")
+        person = one.join(code)
+        with workplace.database.write() as connection:
+            set_state(connection, person, "admitted", "cli", "simulated")
+    work_together(people)
+    console.print(f"{sum(len(one.acknowledged) for one in people)} labels", highlight=False)
+
+
+@app.command()
 def backup(run: Run, file: Annotated[Path, typer.Argument(help="The copy")]) -> None:
     """Copy the SQLite database, also while the workplace is in use."""
     _open(run).database.backup(file)

@@ -136,6 +136,11 @@ class LearnerConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     """ZeRO stage: what is sharded over the ranks. 1: optimizer state, 2: gradients too, 3:
     parameters too."""
+    init: Literal["auto", "full", "sharded"] = "auto"
+    """How models reach the ranks. full: each rank loads the whole model, then ZeRO cuts it. sharded (ZeRO
+    3): rank 0 loads it in its own memory and every parameter is cut over the devices before the next one
+    comes, so a model that fits on no device can be started. Both give the same weights. auto: sharded
+    under ZeRO 3 on GPUs, else full."""
     offload_optimizer: bool = False
     """Keep AdamW's state on the CPU and run its step there (ZeRO 1 to 3)."""
     offload_parameters: bool = False
@@ -168,6 +173,8 @@ class LearnerConfig(Section):
         for key, least_stage in (("offload_optimizer", 1), ("offload_parameters", 3)):
             if self.zero_stage < least_stage:
                 inactive[key] = f"learners.zero_stage of at least {least_stage}"
+        if self.init == "sharded" and self.zero_stage < 3:
+            inactive["init"] = "learners.zero_stage of 3"
         return inactive
 
 

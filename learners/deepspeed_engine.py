@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ from learners.config import LearnerConfig, OptimizerConfig
 from learners.deepspeed_arguments import merge
 from learners.lora import merged_weights
 from learners.memory import MemorySwap
+from learners.model_files import write_model
 from learners.models import DTYPES
+from learners.sharded_parameters import is_sharded, whole
+from learners.state_files import load_averages, load_optimizer, save_averages, save_optimizer
 
 
 class DeepSpeedEngine:
@@ -65,10 +68,11 @@ class DeepSpeedEngine:
         }
         config = merge(config, learner.deepspeed)
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        module.to(DTYPES[dtype])
         parameters = list(module.parameters())
+        if not is_sharded(parameters):
+            module.to(DTYPES[dtype])  # sharded ones have been cast as they came
         trained = [p for p in parameters if p.requires_grad]
-        self.num_parameters = sum(p.numel() for p in parameters)
+        self.num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
         self.has_frozen = len(trained) < len(parameters)
         self.engine, *_ = deepspeed.initialize(model=module, model_parameters=trained, config=config)
         # DeepSpeed casts buffers too. Rotary frequencies in bfloat16 are those of other positions: 1 nat
@@ -124,38 +128,38 @@ class DeepSpeedEngine:
         """(name, full tensor) of every weight under its Hugging Face name, adapters merged. A
         collective: every rank must iterate over all of it."""
         self.memory.require("weights")
-        return merged_weights(self.module.model, self._gathered)
+        return merged_weights(self.module.model, whole)
 
     def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes a Hugging Face folder with the tokenizer, completely or not at all. Every rank
         calls, rank 0 writes."""
-        self.memory.require("weights")
-        if self.has_frozen:
-            # With adapters the plain weights exist nowhere: they are merged one by one, and
-            # collected on the CPU of the rank that writes.
-            merged = {}
-            for name, weight in self.named_weights():
-                if dist.get_rank() == 0:
-                    merged[name] = weight.to("cpu", copy=True)
-            self._write_model(folder, tokenizer, merged)
-        else:
-            with self._gathered(list(self.module.model.parameters())):
-                self._write_model(folder, tokenizer, None)
-        dist.barrier()
-
-    def _write_model(
-        self, folder: Path, tokenizer: PreTrainedTokenizerBase, weights: dict[str, Tensor] | None
-    ) -> None:
+        weights = self._stored_weights()
         if dist.get_rank() == 0:
             with atomic_path(folder) as partial:
-                self.module.model.save_pretrained(partial, state_dict=weights)
+                write_model(self.module.model, weights, partial)
                 tokenizer.save_pretrained(partial)
+        else:
+            for _ in weights:
+                pass  # has its part in gathering each
+        dist.barrier()
+
+    def _stored_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Those of a stored model: `named_weights`, and buffers that are no function of the config."""
+        yield from self.named_weights()
+        model = self.module.model
+        stored = model.state_dict().keys()
+        for name, buffer in model.named_buffers():
+            if name in stored:
+                yield name.replace(".base_layer.", "."), buffer
 
     def save(self, folder: Path, tag: str) -> None:
-        """Writes the learner state: trained weights, optimizer and step count of every rank's
-        shard."""
+        """Writes the learner state: the trained weights, the optimizer's state and the step count, each
+        rank its part."""
         self.memory.require("all")
         folder.mkdir(parents=True, exist_ok=True)
+        if self.is_resharded:
+            save_optimizer(self.engine, folder / tag, self.steps)
+            return
         self.engine.save_checkpoint(
             str(folder),
             tag=tag,
@@ -165,24 +169,26 @@ class DeepSpeedEngine:
         )
 
     def load(self, folder: Path, tag: str) -> None:
-        """Restores what `save` wrote, on the same number of ranks and ZeRO stage."""
+        """Restores what `save` wrote: with AdamW on any number of ranks and ZeRO stage, with Muon on
+        the same."""
         self.memory.require("all")
+        if self.is_resharded:
+            self.steps = load_optimizer(self.engine, folder / tag)
+            return
         is_complete = not self.has_frozen
         path, state = self.engine.load_checkpoint(str(folder), tag=tag, load_module_strict=is_complete)
         if path is None:
             raise FileNotFoundError(f"no learner state {tag} in {folder}")
         self.steps = state["steps"]
 
+    @property
+    def is_resharded(self) -> bool:
+        """Whether its state can be read by other ranks. DeepSpeed's Muon keeps momenta that are laid out
+        like no other state."""
+        return self.optimizer_config.kind == "adamw"
+
     def close(self) -> None:
         self.engine.destroy()
-
-    def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[object]:
-        """Inside it, parameters that ZeRO-3 shards over the ranks are whole."""
-        is_sharded = any(hasattr(p, "ds_id") for p in parameters)
-        if not is_sharded:
-            return nullcontext()
-        gathered: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(parameters)
-        return gathered
 
 
 class EMA:
@@ -212,13 +218,14 @@ class EMA:
         for original, weight in zip(originals, self._local_weights(), strict=True):
             weight.copy_(original)
 
-    def save(self, path: Path) -> None:
-        torch.save(self.averages, path)
+    def save(self, folder: Path) -> None:
+        """Each rank its part."""
+        save_averages(self.engine.module, self.averages, folder)
 
-    def load(self, path: Path) -> None:
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote, on any number of ranks and ZeRO stage."""
         # In place: the memory of these tensors is what a turn of the rollout engines moves away.
-        for average, stored in zip(self.averages, torch.load(path), strict=True):
-            average.copy_(stored)
+        load_averages(self.engine.module, self.averages, folder)
 
     def _local_weights(self) -> Iterator[Tensor]:
         for parameter in self.engine.module.parameters():

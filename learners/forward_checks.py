@@ -2,7 +2,10 @@
 
 Architectures are many and differ in what they ignore: position ids, the order of tokens, a head that
 is more than a matrix. A mistake would show only as a somewhat worse model, so every task and every
-scoring actor checks its models when it starts, and refuses those that it would train or read wrongly."""
+scoring actor checks its models when it starts, and refuses those that it would train or read wrongly.
+The checks run where the model is, on its device and under ZeRO-3 in its shards (then all ranks make the
+same calls), and take a few forward passes of six tokens. Weights that hold nan are no reason to refuse:
+what they give is another's concern."""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from transformers import PreTrainedModel
 from common.errors import UserError
 from learners.data.packing import pack
 from learners.models import PolicyModule, ScalarModule, last_hidden, scalar_head
+from learners.sharded_parameters import is_sharded, whole
 
 TOLERANCE = 1e-4
 """Largest difference that counts as rounding, relative to the values, in float32: a packed batch sums
@@ -26,9 +30,6 @@ in another order (up to 1e-6), and models that really mix sequences differ by 5e
 def check_forward(module: PolicyModule | ScalarModule, packing: bool) -> None:
     """All checks of a policy or scalar model. Raises UserError that names the model's class."""
     model: PreTrainedModel = module.model
-    if "flash" in model.config._attn_implementation and torch.cuda.is_available():
-        # These kernels exist on GPUs alone, where the model goes in any case.
-        module.cuda()
     if isinstance(module, PolicyModule):
         check_logprobs(module)
     else:
@@ -74,7 +75,8 @@ def check_scalars(scalar: ScalarModule) -> None:
     head, hidden_TD = scalar_head(model), last_hidden(model, tokens_BT, None)[0]
     scalars_T = head(hidden_TD)[:, 0]
     # A scalar may be near 0, where rounding of the terms of its sum is large beside it.
-    terms = float((hidden_TD.abs() @ head.weight.abs().T).max())
+    with whole([head.weight]):
+        terms = float((hidden_TD.abs() @ head.weight.abs().T).max())
     for length in (3, 6):
         expected = model(tokens_BT[:, :length], use_cache=False).logits[0]
         if _differ(model, scalars_T[length - 1], expected[0], terms):
@@ -89,11 +91,9 @@ def check_packing_isolation(model: PreTrainedModel) -> None:
     ignore position ids."""
     if separates_packed(model):
         return
-    if model.dtype != torch.float32:
-        # Rounding of bfloat16 can be as large as what leaks; mostly mixtures of experts come here.
-        with _in_float32(model):
-            if separates_packed(model):
-                return
+    # Rounding of bfloat16 can be as large as what leaks; mostly mixtures of experts come here.
+    if model.dtype != torch.float32 and _separates_beyond_rounding(model):
+        return
     raise UserError(
         f"{type(model).__name__}: this architecture does not separate sequences packed into "
         "one row; set learners.packing=false"
@@ -104,13 +104,30 @@ def check_packing_isolation(model: PreTrainedModel) -> None:
 def separates_packed(model: PreTrainedModel) -> bool:
     """Whether a sequence in a packed row is computed as if the one before it were not there. In
     bfloat16 false also where rounding alone differs."""
-    positions_BT = torch.tensor([[0, 1, 0, 1]], device=model.device)
-    # The same second sequence after two different first ones.
-    after_one = last_hidden(model, _tokens(model, [1, 2, 3, 4]), positions_BT)[:, 2:]
-    after_other = last_hidden(model, _tokens(model, [5, 6, 3, 4]), positions_BT)[:, 2:]
+    after_one, after_other = _after_two_others(model, [0, 1, 0, 1])
     if model.dtype != torch.float32:
         return torch.equal(after_one, after_other)
     return not _differ(model, after_one, after_other)
+
+
+@torch.no_grad()
+def _separates_beyond_rounding(model: PreTrainedModel) -> bool:
+    """As `separates_packed`, for a model in bfloat16."""
+    if _fits_in_float32(model):
+        with _in_float32(model):
+            return separates_packed(model)
+    packed = _after_two_others(model, [0, 1, 0, 1])
+    # What it looks like when the second sequence does see the first.
+    leaking = _after_two_others(model, [0, 1, 2, 3])
+    return _is_far_below(_distance(*packed), _distance(*leaking))
+
+
+def _after_two_others(model: PreTrainedModel, positions: list[int]) -> tuple[Tensor, Tensor]:
+    """The states of a sequence of two tokens after two different ones in the same row."""
+    positions_BT = torch.tensor([positions], device=model.device)
+    after_one = last_hidden(model, _tokens(model, [1, 2, 3, 4]), positions_BT)[:, 2:]
+    after_other = last_hidden(model, _tokens(model, [5, 6, 3, 4]), positions_BT)[:, 2:]
+    return after_one, after_other
 
 
 @torch.no_grad()
@@ -124,35 +141,56 @@ def can_share_prompts(model: PreTrainedModel) -> bool:
         return False
     if getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None):
         return False
-    if model.dtype != torch.float32:
+    if model.dtype == torch.float32:
+        return _shares(model)
+    if _fits_in_float32(model):
         with _in_float32(model):
-            return _shares_exactly(model)
-    return _shares_exactly(model)
+            return _shares(model)
+    return _shares(model, by_contrast=True)
 
 
-def _shares_exactly(model: PreTrainedModel) -> bool:
+def _shares(model: PreTrainedModel, by_contrast: bool = False) -> bool:
+    """Whether the states are those of rows that share nothing, up to rounding; `by_contrast` up to far
+    less than what it makes to ignore the mask."""
     sequences = [np.array([1, 2, 3, 4, 5]), np.array([1, 2, 6, 7])]
     no_targets = [np.zeros(len(sequence), dtype=bool) for sequence in sequences]
+    plain = pack(sequences, no_targets, 0, packing=True).to(model.device)
+    shared = pack(sequences, no_targets, 0, packing=True, prompt_lengths=[2, 2]).to(model.device)
+    assert shared.attention_RTT is not None
+    # Every token sees all before it, also those of the other response.
+    ignored_RTT = torch.ones_like(shared.attention_RTT).tril()
+    layouts = [(plain, plain.attention_RTT), (shared, shared.attention_RTT)]
+    if by_contrast:
+        layouts.append((shared, ignored_RTT))
     outputs = []
-    for prompt_lengths in (None, [2, 2]):
-        batch = pack(sequences, no_targets, 0, packing=True, prompt_lengths=prompt_lengths).to(model.device)
+    for batch, attention_RTT in layouts:
         try:
-            hidden_BTD = last_hidden(model, batch.tokens_RT, batch.positions_RT, batch.attention_RTT)
+            hidden_BTD = last_hidden(model, batch.tokens_RT, batch.positions_RT, attention_RTT)
         except (RuntimeError, TypeError, ValueError, IndexError):
             return False  # this architecture takes masks of another shape
         outputs.append(hidden_BTD.flatten(0, 1)[batch.last_S])
-    return not _differ(model, *outputs)
+    alone, in_shared, leaking = (*outputs, outputs[0])[:3]
+    if by_contrast:
+        return _is_far_below(_distance(in_shared, alone), _distance(leaking, alone))
+    return not _differ(model, in_shared, alone)
+
+
+def _fits_in_float32(model: PreTrainedModel) -> bool:
+    """Whether the model can be computed in float32 for a moment: not in shards, and not in a GPU's memory,
+    of which there may be too little."""
+    return model.device.type == "cpu" and not is_sharded(model.parameters())
 
 
 @contextmanager
 def _in_float32(model: PreTrainedModel) -> Iterator[None]:
     """Inside it, the parameters are float32; afterwards they are bit for bit what they were."""
-    dtypes = [(parameter, parameter.dtype) for parameter in model.parameters()]
-    for parameter, _ in dtypes:
-        parameter.data = parameter.data.float()
+    # The tensors themselves come back: they are views of DeepSpeed's flat buffers.
+    originals = [(parameter, parameter.data) for parameter in model.parameters()]
+    for parameter, original in originals:
+        parameter.data = original.float()
     yield
-    for parameter, dtype in dtypes:
-        parameter.data = parameter.data.to(dtype)
+    for parameter, original in originals:
+        parameter.data = original
 
 
 def _tokens(model: PreTrainedModel, ids: list[int]) -> Tensor:
@@ -167,3 +205,12 @@ def _differ(model: PreTrainedModel, a: Tensor, b: Tensor, size: float | None = N
     if size is None:
         size = 1e-3 + float(b.abs().max())
     return bool((a - b).abs().max() > tolerance * size)
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def _is_far_below(rounding: float, leak: float) -> bool:
+    """Whether a distance is rounding beside what a leak makes. True for nan, as everywhere here."""
+    return not rounding * 4 >= leak

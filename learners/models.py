@@ -35,6 +35,7 @@ from learners.logprobs import chunked_logprobs, num_chunks
 from learners.lora import add_adapters
 from learners.model_paths import resolve_model_path
 from learners.own_head import own_logits
+from learners.sharded_parameters import is_sharded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -104,8 +105,8 @@ def scalar_from_policy(
     return model
 
 
-def prepare_for_training(model: PreTrainedModel, config: ModelConfig, seed: int) -> PreTrainedModel:
-    """The model with the config's adapters, drawn by the seed, and gradient checkpointing."""
+def with_adapters(model: PreTrainedModel, config: ModelConfig, seed: int) -> PreTrainedModel:
+    """The model with the config's adapters, drawn by the seed."""
     if config.lora:
         head: nn.Linear | None = None
         if model.get_output_embeddings() is None:
@@ -114,6 +115,11 @@ def prepare_for_training(model: PreTrainedModel, config: ModelConfig, seed: int)
         # adapters.
         torch.manual_seed(derived_seed(seed, Stream.LORA_INIT, int(head is not None)))
         add_adapters(model, config.lora, head)
+    return model
+
+
+def with_checkpointing(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:
+    """The model with gradient checkpointing, if the config has it."""
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         # Models stay in evaluation mode, without dropout, but these layers checkpoint only in
@@ -208,16 +214,12 @@ class PolicyModule(nn.Module):
         hidden_BTD = last_hidden(self.model, tokens_BT, positions_BT, attention_BTT)
         hidden_ND = hidden_BTD.flatten(0, 1)[before_N]
         chunks = num_chunks(len(hidden_ND), self.model.config.get_text_config().vocab_size)
-        if self._is_sharded:
+        if is_sharded(self.model.parameters()):
             # Under ZeRO-3 all ranks gather the head's weights for each chunk.
             chunks = max_over_ranks(chunks, hidden_ND.device)
         head = partial(own_logits, self.model)
         targets_N = tokens_BT[target_mask_BT]
         return chunked_logprobs(head, hidden_ND, targets_N, temperature, with_entropy, chunks)
-
-    @property
-    def _is_sharded(self) -> bool:
-        return hasattr(next(self.model.parameters()), "ds_id")
 
 
 class ScalarModule(nn.Module):

@@ -110,8 +110,8 @@ class Task:
             ) from error
 
     def load(self, folder: Path, tag: str) -> int:
-        """Restores what `save` wrote, on the same number of ranks; returns the optimizer steps
-        done."""
+        """Restores what `save` wrote (`DeepSpeedEngine.load` says on which ranks); returns the optimizer
+        steps done."""
         for name, engine in self.engines.items():
             engine.load(folder / name, tag)
         if self.ema:
@@ -154,4 +154,4 @@ class Task:
         return nullcontext()
 
     def _ema_path(self, folder: Path, tag: str) -> Path:
-        return folder / f"ema-{tag}-{self.context.rank}.pt"
+        return folder / f"ema-{tag}"

@@ -8,6 +8,7 @@ files than it lists, is corrupt and is passed over.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,27 @@ from common.errors import DiskFullError, UserError
 from common.files import file_sizes, read_json, size_now, write_json
 
 MANIFEST = "manifest.json"
+
+
+class CheckpointSchedule:
+    """When a stage writes a checkpoint: every so many steps, and not sooner than some minutes after the
+    one before. The last step needs none, since the stage ends with it."""
+
+    def __init__(self, every: int, last_step: int, minutes: float | None = None) -> None:
+        self._every, self._last_step = every, last_step
+        self._pause_s = 60 * (minutes or 0.0)
+        self._written_at = time.monotonic()
+        self.saved_step: int | None = None
+        """Of the newest checkpoint that this process wrote."""
+
+    def is_due(self, step: int) -> bool:
+        if step % self._every or step >= self._last_step:
+            return False
+        return time.monotonic() - self._written_at >= self._pause_s
+
+    def saved(self, step: int) -> None:
+        """Counts the minutes from now, the end of writing."""
+        self.saved_step, self._written_at = step, time.monotonic()
 
 
 class Checkpoints:

@@ -266,7 +266,7 @@ class RunDirectory:
     def _inputs(self, stage: str) -> dict[str, Any]:
         return {
             "inputs": stage_inputs(self.config, stage),
-            "checkpoints": checkpoint_inputs(self.config),
+            "checkpoints": checkpoint_inputs(self.config, stage),
         }
 
     def _check_left_out(self, stage: str, recorded: dict[str, Any]) -> None:

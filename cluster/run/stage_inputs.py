@@ -36,8 +36,8 @@ CHECKPOINT_KEYS = (
     "learners.offload_parameters",
     "learners.deepspeed",
 )
-"""How the learner state is sharded. The result does not depend on it, but DeepSpeed can load a
-checkpoint only as it was written."""
+"""How the learner state is sharded. The result does not depend on it, and with AdamW any ranks can load
+any checkpoint (`learners.state_files`), but that of DeepSpeed's Muon only as it was written."""
 
 
 def stage_inputs(config: RunConfig, stage: str) -> Values:
@@ -54,9 +54,17 @@ def stage_inputs(config: RunConfig, stage: str) -> Values:
     return _select(values, keys)
 
 
-def checkpoint_inputs(config: RunConfig) -> Values:
-    """What the format of the learners' checkpoints depends on."""
+def checkpoint_inputs(config: RunConfig, stage: str) -> Values:
+    """What the format of the stage's checkpoints depends on."""
+    if not _uses_muon(config, stage):
+        return {}
     return _select(config.model_dump(mode="json"), CHECKPOINT_KEYS)
+
+
+def _uses_muon(config: RunConfig, stage: str) -> bool:
+    section: Any = getattr(config, "reward_model" if stage == "reward" else stage, None)
+    optimizers = [getattr(section, name, None) for name in ("optimizer", "critic_optimizer")]
+    return any(optimizer is not None and optimizer.kind == "muon" for optimizer in optimizers)
 
 
 def changes(before: Values, now: Values, prefix: str = "") -> list[str]:

@@ -36,7 +36,7 @@ from cluster.rl.prompt_stream import PromptStream
 from cluster.rl.reward_aggregator import RewardAggregator
 from cluster.rl.rollout_scheduler import RolloutBatch, RolloutScheduler
 from cluster.rl.weight_sync import WeightSync
-from cluster.run.checkpoints import Checkpoints
+from cluster.run.checkpoints import Checkpoints, CheckpointSchedule
 from cluster.run.monitor import Monitor
 from cluster.run.progress import Bar, progress
 from common.errors import UserError
@@ -110,6 +110,9 @@ class PPOStage:
         folder = self.paths.stage("ppo").checkpoints
         self.checkpoints = Checkpoints(
             folder, self.learners.save, config.keep_checkpoints, context.run.committed
+        )
+        self.schedule = CheckpointSchedule(
+            config.checkpoint_every, config.iterations, config.checkpoint_minutes
         )
         # All that a restarted stage knows of the iterations before; empty at the first start.
         checkpoint = self.checkpoints.latest() or {}
@@ -215,17 +218,17 @@ class PPOStage:
         return self.evaluated
 
     def save_if_due(self, step: int) -> dict[str, float]:
-        """Has the learners write their state. The last iteration needs none: the stage ends with
-        it."""
-        if not self._checkpoint_due(step):
+        """Has the learners write their state."""
+        if not self.schedule.is_due(step):
             return {}
         started = time.perf_counter()
         self.checkpoints.save(step)
+        self.schedule.saved(step)
         return {"time/checkpoint": time.perf_counter() - started}
 
     def commit_if_due(self, step: int) -> None:
         """Adds the driver's state to what `save_if_due` wrote, which makes it a checkpoint."""
-        if not self._checkpoint_due(step):
+        if self.schedule.saved_step != step:
             return
         driver = {
             "kl_coef": self.kl_coef,
@@ -277,9 +280,6 @@ class PPOStage:
         if self.first_version == 0 and self.config.best_of > 1:
             baseline = best_of_n_baseline(self.context, self.heldout, self.config.best_of)
             write_json(self.paths.best_of_n, baseline)
-
-    def _checkpoint_due(self, step: int) -> bool:
-        return step % self.config.checkpoint_every == 0 and step < self.config.iterations
 
     def _corpus(self) -> Path | None:
         """Tokens of the pretraining corpus, for PTX and for the pretraining loss; None without a

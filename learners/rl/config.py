@@ -149,6 +149,10 @@ class PPOConfig(Section):
     checkpoint_every: int = Field(1, ge=1)
     """Iterations between checkpoints of the learners: at most so many are repeated after a
     crash."""
+    checkpoint_minutes: float | None = Field(None, gt=0)
+    """Least time between two checkpoints, minutes, for models whose state takes long to write (12 bytes a
+    parameter): of the iterations that checkpoint_every names, those that come sooner write none. A resumed
+    run repeats what came after its checkpoint, with the same results. Empty: no least time."""
     keep_checkpoints: int = Field(2, ge=1)
     """Number of checkpoints on disk; older ones are deleted."""
     publish_every: int = Field(10, ge=1)

@@ -46,11 +46,6 @@ class PPOTask(Task):
         context: TaskContext,
     ) -> None:
         learner = context.learner
-        check_forward(policy, learner.packing)
-        shares_prompts = learner.packing and can_share_prompts(policy.model)
-        if critic is not None:
-            check_forward(critic, learner.packing)
-            shares_prompts = shares_prompts and can_share_prompts(critic.model)
         # The learning-rate schedule is over all steps that a run can take; short batches take
         # fewer.
         steps = config.iterations * config.epochs * config.minibatches
@@ -59,6 +54,12 @@ class PPOTask(Task):
         if critic is not None:
             optimizer = config.critic_optimizer
             engines["critic"] = DeepSpeedEngine(critic, learner, optimizer, dtype, steps)
+        # On the device, where the models are now.
+        check_forward(policy, learner.packing)
+        shares_prompts = learner.packing and can_share_prompts(policy.model)
+        if critic is not None:
+            check_forward(critic, learner.packing)
+            shares_prompts = shares_prompts and can_share_prompts(critic.model)
         self.config = config
         self.models = ActorCritic(
             engines["policy"], engines.get("critic"), config.temperature, shares_prompts

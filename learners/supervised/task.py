@@ -61,11 +61,12 @@ class SupervisedTask(Task, ABC):
         self.packing = context.learner.packing
         self.packed_tokens, self.padded_tokens = 0, 0
         """Tokens in the forward passes of a step, without and with padding."""
-        # Before training, since mixed-up sequences would show only as a slightly worse loss.
-        check_forward(module, self.packing)
-        self.shares_prompts = self.packing and self.items_are_groups and can_share_prompts(module.model)
         dtype = context.learner.dtype
         engine = DeepSpeedEngine(module, context.learner, optimizer, dtype, self.total_steps)
+        # On the device, where the model is now. Before training, since mixed-up sequences would show
+        # only as a slightly worse loss.
+        check_forward(module, self.packing)
+        self.shares_prompts = self.packing and self.items_are_groups and can_share_prompts(module.model)
         super().__init__({"model": engine}, context)
 
     def batch(self, step: int) -> np.ndarray:

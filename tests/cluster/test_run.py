@@ -4,13 +4,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cluster.config import RunConfig
 from cluster.fleets.scale import request_scale
-from cluster.run.checkpoints import Checkpoints
+from cluster.run.checkpoints import Checkpoints, CheckpointSchedule
 from cluster.run.directory import RunDirectory
 from cluster.run.report import write_report
 from common.errors import DiskFullError, UserError
@@ -133,6 +134,23 @@ def test_new_run_records_its_layout(run):
     run.open()
     run.paths.check_layout()
     assert read_json(run.paths.layout)["version"] == 2
+
+
+def test_a_checkpoint_is_due_after_steps_and_minutes(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    every_second = CheckpointSchedule(every=2, last_step=6)
+    assert [step for step in range(1, 8) if every_second.is_due(step)] == [2, 4]
+    schedule = CheckpointSchedule(every=2, last_step=100, minutes=1.0)
+    written = []
+    for step in range(1, 30):
+        now[0] += 10
+        if schedule.is_due(step):
+            now[0] += 25  # the time of writing does not count
+            schedule.saved(step)
+            written.append(step)
+    assert written == [6, 12, 18, 24]
+    assert schedule.saved_step == 24
 
 
 def test_checkpoints_keep_the_newest_and_ignore_uncommitted(tmp_path):

@@ -137,16 +137,23 @@ def test_what_changes_no_result_does_not_stop_a_run(settings, section, keys):
     opened(settings, **{section: keys})
 
 
-def test_checkpoint_of_other_ranks_or_stage_is_refused_and_a_result_is_not(settings):
-    run = opened(settings)
+def test_checkpoint_of_muon_on_other_ranks_is_refused_and_a_result_is_not(settings):
+    muon = {**settings.get("sft", {}), "optimizer": {"kind": "muon"}}
+    run = opened(settings, sft=muon)
     interrupt(run, "sft")
     refusal = (
         r"sft was interrupted with other inputs: learners.ranks 2 \(now 1\), learners.zero_stage 2 \(now 3\)"
     )
     with pytest.raises(UserError, match=refusal):
-        opened(settings, learners={"ranks": 1, "zero_stage": 3})
+        opened(settings, learners={"ranks": 1, "zero_stage": 3}, sft=muon)
     run.finish("sft", 1.0, {})
-    opened(settings, learners={"ranks": 1, "zero_stage": 3})
+    opened(settings, learners={"ranks": 1, "zero_stage": 3}, sft=muon)
+
+
+def test_checkpoint_of_adamw_goes_on_with_other_ranks(settings):
+    run = opened(settings)
+    interrupt(run, "sft")
+    assert opened(settings, learners={"ranks": 1, "zero_stage": 3}).check_inputs() == {}
 
 
 def test_file_counts_by_its_content_and_not_by_place_or_time(settings, tmp_path):
