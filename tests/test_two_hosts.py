@@ -3,14 +3,13 @@
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from common.run_paths import RunPaths
 from tests.hosts import Hosts, reason_to_skip
-from tests.runs import HERO, jsonl, metrics, wait_for_step
+from tests.runs import HERO, metrics
 
 REASON = reason_to_skip()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -53,8 +52,6 @@ def hosts():
 def hero(hosts: Hosts, root: Path, *overrides: str):
     """Starts `hero run` on the first host."""
     command = [*HERO, "run", "configs/tiny.yaml", f"run_dir={root}", f"cluster.address={hosts.head}"]
-    if root.is_relative_to(hosts.shared):
-        Path(f"{root}.log").symlink_to(hosts.members[0].log)  # for what waits for its steps
     return hosts.members[0].start(*command, *overrides)
 
 
@@ -81,71 +78,20 @@ def test_learners_of_two_hosts_train_and_engines_follow(hosts):
     assert rows[-1]["objective/kl"] != 0
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1000)
 def test_what_a_second_host_lacks_is_said_before_any_stage(hosts):
     first, second = hosts.members
     process = hero(hosts, Path("/tmp/run"), *SETTINGS)
-    assert process.wait(120) == 2
+    assert process.wait(300) == 2
     assert (
         "the run directory /tmp/run is not the same on host host2 (10.77.0.2): there is no" in first.output()
     )
     # What an earlier start has left there is older than the session.
     assert second.run("sh", "-c", 'mkdir /tmp/run && echo \'{"id": "old"}\' > /tmp/run/session.json') == 0
     process = hero(hosts, Path("/tmp/run"), *SETTINGS)
-    assert process.wait(120) == 2
+    assert process.wait(300) == 2
     assert "not the same on host host2 (10.77.0.2): another copy is at that path" in first.output()
     # The cluster was started with the token of each host's home directory.
     command = [*HERO, "run", "configs/tiny.yaml", "run_dir=/tmp/other", f"cluster.address={hosts.head}"]
-    assert first.run(*command, HOME="/tmp") == 2
+    assert first.run(*command, HOME="/tmp", timeout=300) == 2
     assert "it asks for a token and there is no token here: copy ~/.ray/auth_token" in first.output()
-
-
-IMPATIENT = {
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "3000",
-    "RAY_health_check_failure_threshold": "3",
-}
-"""Has Ray give up a node that does not answer after about 12 s."""
-
-
-@pytest.fixture
-def three_hosts(request):
-    """A cluster of three hosts with one CPU each; `request.param` are settings of Ray."""
-    cluster = Hosts(Path(f"/var/tmp/hero-hosts-{os.getpid()}-3"))
-    try:
-        for _ in range(3):
-            cluster.add().start_ray(cpus=1, **request.param)
-        yield cluster
-    finally:
-        cluster.end()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("three_hosts", "returns"), [({}, True), (IMPATIENT, False)], indirect=["three_hosts"]
-)
-def test_a_host_that_is_cut_off_does_not_end_the_run(three_hosts, returns):
-    root = three_hosts.shared / "run"
-    weights = f"learners.weights_dir={three_hosts.shared / 'weights'}"
-    longer = ["ppo.iterations=6", f"cluster.heartbeat_timeout_s={120 if returns else 8}"]
-    process = hero(three_hosts, root, *SETTINGS, weights, *longer)
-    wait_for_step(process, root, "ppo", 2)
-    cut = next(host for host in three_hosts.members[1:] if host.address == host_of(root, "learner-1"))
-    cut.connect(False)
-    since = time.monotonic()
-    if returns:
-        time.sleep(20)
-        cut.connect(True)
-    assert process.wait(600) == 0, three_hosts.members[0].output()
-    rows = metrics(root, "ppo")
-    assert [row["step"] for row in rows] == list(range(1, 7))
-    failures = jsonl(RunPaths(root).failures)
-    print(
-        f"\ncut off, returns {returns}: done after {time.monotonic() - since:.0f} s, {len(failures)} failures"
-    )
-    if not returns:
-        replaced = [name for failure in failures for name in failure["replaced"]]
-        assert "learner-1" in replaced
-        assert host_of(root, "learner-1") != cut.address
