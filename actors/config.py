@@ -184,7 +184,19 @@ class ScoringConfig(Section):
     """CPU threads of each actor."""
     gpus: float = Field(0.0, ge=0)
     """GPUs of each actor."""
+    tensor_parallel: int = Field(1, ge=1)
+    """Devices that each actor's models are cut over, for models that one GPU cannot hold; with GPUs the
+    actor has as many. It must divide the models' heads, key-value heads and vocabulary."""
     dtype: DType = "auto"
     """Arithmetic of both models. auto: ppo.dtype, so that the KL to the reference starts at 0."""
     batch_tokens: int = Field(8192, ge=16)
     """Largest number of tokens in one forward pass, padding included."""
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> ScoringConfig:
+        if self.gpus and self.tensor_parallel > 1 and self.gpus != self.tensor_parallel:
+            raise ValueError(
+                f"gpus {self.gpus:g}, tensor_parallel {self.tensor_parallel}: an actor whose models are cut "
+                "needs as many GPUs; set gpus to the same number"
+            )
+        return self

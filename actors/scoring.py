@@ -10,26 +10,21 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig
 
 from actors.config import RewardsConfig, ScoringConfig
 from actors.function_rewards import FunctionTextReward
+from actors.scoring_models import ModelSources, load_models
 from actors.text_rewards import HTTPTextReward, RewardRequest, RewardResult, TextReward
-from common.errors import UserError
 from learners.config import ModelConfig
 from learners.data.batching import plan_responses
 from learners.data.packing import pack
 from learners.data.samples import Samples, concat_ranges
 from learners.data.tokenizer_loading import load_tokenizer
 from learners.data.turn_tokens import response_texts
-from learners.forward_checks import can_share_prompts, check_forward, separates_packed
-from learners.models import PolicyModule, ScalarModule, load_policy, load_scalar, read_config
-
-ModuleT = TypeVar("ModuleT", PolicyModule, ScalarModule)
 
 
 @dataclass(frozen=True)
@@ -66,18 +61,16 @@ class ScoringActor:
         self.device = torch.device("cpu")
         if config.gpus and torch.cuda.is_available():
             self.device = torch.device("cuda")
-        self.reference: PolicyModule | None = None
-        if uses_reference:
-            self.reference = self._ready(PolicyModule(load_policy(policy, config.dtype, model.attention)))
-        self.reward_model: ScalarModule | None = None
-        if reward_model and rewards.uses_reward_model:
-            scalar = load_scalar(reward_model, config.dtype, model.attention)
-            _check_same_vocabulary(reward_model, scalar.config, policy, read_config(policy))
-            self.reward_model = self._ready(ScalarModule(scalar))
-        models = [module.model for module in (self.reference, self.reward_model) if module]
-        # Not all architectures keep sequences of one row apart; theirs have rows of their own.
-        self.packing = all(separates_packed(model) for model in models)
-        self.shares_prompts = self.packing and all(can_share_prompts(model) for model in models)
+        sources = ModelSources(
+            policy if uses_reference else None,
+            reward_model if rewards.uses_reward_model else None,
+            policy,
+            config,
+            model,
+        )
+        models = load_models(sources, self.device)
+        self.reference, self.reward_model = models.reference, models.reward_model
+        self.packing, self.shares_prompts = models.packing, models.shares_prompts
         self.tokenizer = load_tokenizer(policy, model)
         self.pad_token: int = self.tokenizer.pad_token_id
         self.text_rewards: dict[int, TextReward] = {}
@@ -115,12 +108,6 @@ class ScoringActor:
         if ref_logprobs_N is not None:
             ref_logprobs_N = ref_logprobs_N[concat_ranges(samples.offsets, kept)]
         return samples.select(kept), ref_logprobs_N
-
-    def _ready(self, module: ModuleT) -> ModuleT:
-        """The module on the actor's device, checked."""
-        module.to(self.device).eval()
-        check_forward(module, packing=False)
-        return module
 
     def _requests(self, samples: Samples, rows: dict[int, dict[str, Any]]) -> list[RewardRequest]:
         responses = [samples.response(b) for b in range(samples.size)]
@@ -210,14 +197,3 @@ def _failure(source: str, reason: str, request: RewardRequest) -> dict[str, Any]
         "prompt": request.row.get("prompt"),
         "response": request.response,
     }
-
-
-def _check_same_vocabulary(
-    reward_path: str, reward: PreTrainedConfig, policy_path: str, policy: PreTrainedConfig
-) -> None:
-    reward_size, policy_size = reward.get_text_config().vocab_size, policy.get_text_config().vocab_size
-    if reward_size != policy_size:
-        raise UserError(
-            f"{reward_path}: the reward model's vocabulary has {reward_size} entries, the policy's "
-            f"({policy_path}) {policy_size}; both must come from one tokenizer"
-        )

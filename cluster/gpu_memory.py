@@ -146,20 +146,20 @@ def engine_gpu_memory(
     return GPUMemory(weights=weights, activations=activations, kv_cache=cache_bytes)
 
 
-def scoring_gpu_memory(config: RunConfig, parts: int = 1) -> GPUMemory:
-    """One scoring process; with `parts` its models are cut over so many."""
+def scoring_gpu_memory(config: RunConfig, parts: int | None = None) -> GPUMemory:
+    """One process of a scoring actor, whose models are cut over `parts` GPUs (default: its tensor
+    parallelism); the embedding is whole on each."""
+    parts = parts or config.scoring.tensor_parallel
     shape, size = policy_shape(config), DTYPE_BYTES[precise(config.scoring.dtype)]
     models = []
     if config.uses_reference:
         models.append(shape.parameters)
     if config.rewards.uses_reward_model:
         models.append(scalar_parameters(config))
+    weights = sum(shape.embedding + (count - shape.embedding) / parts for count in models) * size
     tokens = config.scoring.batch_tokens
-    return GPUMemory(
-        weights=sum(models) * size / parts,
-        gathered=min(max(models, default=0), LIVE_PARAMETERS) * size if parts > 1 else 0.0,
-        activations=float(tokens * _layer_entries(shape) * size + chunk_logits(tokens, shape) * LOGITS_BYTES),
-    )
+    activations = tokens * _layer_entries(shape) * size + chunk_logits(tokens, shape) * LOGITS_BYTES
+    return GPUMemory(weights=weights, activations=float(activations))
 
 
 def _layer_entries(shape: ModelShape) -> int:

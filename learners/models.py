@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.distributed import DistributedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from common.errors import UserError
@@ -68,12 +70,33 @@ def build_policy(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: 
     return model
 
 
-def load_policy(path: str | Path, dtype: str = "float32", attention: str | None = None) -> PreTrainedModel:
+def load_policy(
+    path: str | Path, dtype: str = "float32", attention: str | None = None, is_cut: bool = False
+) -> PreTrainedModel:
     """A causal language model from a folder or hub name; `attention` is the name of an
-    implementation in transformers."""
-    return AutoModelForCausalLM.from_pretrained(
-        resolve_model_path(path), dtype=DTYPES[dtype], attn_implementation=attention
-    )
+    implementation in transformers. With `is_cut` every process of the default group loads its part of
+    each layer (tensor parallelism); raises UserError for a model that cannot be cut so."""
+    return _from_pretrained(AutoModelForCausalLM, path, dtype, attention, is_cut)
+
+
+def _from_pretrained(
+    auto_class: Any, path: str | Path, dtype: str, attention: str | None, is_cut: bool
+) -> PreTrainedModel:
+    options: dict[str, Any] = {"dtype": DTYPES[dtype], "attn_implementation": attention}
+    if not is_cut:
+        return auto_class.from_pretrained(resolve_model_path(path), **options)
+    try:
+        cut = DistributedConfig(tp_plan="auto", tp_size=dist.get_world_size())
+        model: PreTrainedModel = auto_class.from_pretrained(
+            resolve_model_path(path), distributed_config=cut, **options
+        )
+    except (ValueError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path}: cannot be cut over {dist.get_world_size()} devices ({reason}); choose another "
+            "tensor_parallel"
+        ) from error
+    return model
 
 
 def read_config(path: str | Path) -> PreTrainedConfig:
@@ -81,11 +104,12 @@ def read_config(path: str | Path) -> PreTrainedConfig:
     return AutoConfig.from_pretrained(resolve_model_path(path))
 
 
-def load_scalar(path: str | Path, dtype: str = "float32", attention: str | None = None) -> PreTrainedModel:
-    """A model with one output per position from a sequence-classification folder."""
-    model = AutoModelForSequenceClassification.from_pretrained(
-        resolve_model_path(path), dtype=DTYPES[dtype], attn_implementation=attention
-    )
+def load_scalar(
+    path: str | Path, dtype: str = "float32", attention: str | None = None, is_cut: bool = False
+) -> PreTrainedModel:
+    """A model with one output per position from a sequence-classification folder; `is_cut` as for
+    `load_policy`."""
+    model = _from_pretrained(AutoModelForSequenceClassification, path, dtype, attention, is_cut)
     if model.config.num_labels != 1:
         raise UserError(f"{path}: a reward model has one output, this one has {model.config.num_labels}")
     return model

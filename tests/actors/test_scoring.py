@@ -1,6 +1,7 @@
 """The scoring actor against a plain forward pass of the same models."""
 
 import json
+import multiprocessing
 import threading
 import time
 from contextlib import suppress
@@ -10,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import OPTConfig, OPTForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from actors.config import HTTPReward, RewardsConfig, ScoringConfig
 from actors.scoring import ScoringActor
@@ -241,3 +242,61 @@ def test_an_endpoint_gets_valid_json_of_any_row(endpoint):
     assert results_of(reward, [row])[0].score == 4
     expected = {"price": None, "best": [None], "when": "2024-01-02"}
     assert endpoint.requests[0]["row"] == expected
+
+
+@pytest.fixture(scope="module")
+def even_folder(tmp_path_factory):
+    """Models whose heads and vocabulary two devices share evenly."""
+    path = tmp_path_factory.mktemp("even")
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    torch.manual_seed(3)
+    Qwen3ForCausalLM(Qwen3Config(vocab_size=320, pad_token_id=0, **sizes, **heads)).save_pretrained(
+        path / "policy"
+    )
+    train_tokenizer(fixtures.TEXTS, 320).save_pretrained(path / "policy")
+    scalar_from_policy(path / "policy", seed=2).save_pretrained(path / "reward")
+    return path
+
+
+def cut_over_two(folder, queue):
+    """In a process of its own: scores of the same samples by whole and by cut models, twice, the
+    parameters that the leader holds, and what happens when the worker dies."""
+    samples = fixtures.make_batch(size=9, responses=3).samples
+    results = []
+    for size in (1, 2):
+        config = ScoringConfig(dtype="float32", batch_tokens=128, tensor_parallel=size, threads=1)
+        actor = ScoringActor(
+            str(folder / "policy"), str(folder / "reward"), config, RewardsConfig(), fixtures.MODEL
+        )
+        scores = [model_scores(actor, samples, temperature) for temperature in (0.7, 1.0)]
+        results.append((scores, actor.packing, actor.shares_prompts))
+    module = actor.reference.module
+    held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in module.parameters())
+    total = sum(p.numel() for p in module.parameters())
+    worker = actor.reference.workers[0]
+    worker.kill()
+    worker.join()
+    try:
+        model_scores(actor, samples)
+        ended = None
+    except SystemExit as error:
+        ended = str(error)
+    queue.put((results, held, total, ended))
+
+
+def test_models_cut_over_two_devices_score_as_whole_ones(even_folder):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=cut_over_two, args=(even_folder, queue))
+    process.start()
+    (whole, cut), held, total, ended = queue.get(timeout=300)
+    process.join(60)
+    assert whole[1:] == cut[1:] == (True, True)
+    for (scores, ref_logprobs_N), (cut_scores, cut_ref_logprobs_N) in zip(whole[0], cut[0], strict=True):
+        assert np.abs(scores - cut_scores).max() < 1e-5
+        assert np.abs(ref_logprobs_N - cut_ref_logprobs_N).max() < 1e-5
+        assert np.abs(ref_logprobs_N).max() > 1
+    assert held < 0.65 * total  # the embedding is whole on every device
+    # The actor ends, and so the fleet sees a death and starts another.
+    assert "a worker of a cut scoring model failed" in ended

@@ -76,6 +76,8 @@ def test_overrides_win_over_the_file_and_it_over_the_defaults(path):
             ["learners.zero_stage=0", "learners.offload_optimizer=true"],
             "only with learners.zero_stage of at least 1",
         ),
+        (["learners.init=sharded"], "only with learners.zero_stage of 3"),
+        (["scoring.gpus=1", "scoring.tensor_parallel=2"], "needs as many GPUs; set gpus to the same number"),
         (["model.path=some/model", "model.layers=3"], "layers has no effect here"),
         (["model.heads=7"], "each must divide the one before it"),
         (["ppo.max_response_tokens=256"], "leaves no room for a prompt"),

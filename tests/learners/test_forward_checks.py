@@ -6,7 +6,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from common.errors import UserError
+from learners import forward_checks
 from learners.forward_checks import (
+    can_share_prompts,
     check_forward,
     check_logprobs,
     check_packing_isolation,
@@ -182,3 +184,42 @@ def test_packing_is_judged_in_float32_where_bfloat16_rounds():
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
     with pytest.raises(UserError, match="does not separate"):
         check_packing_isolation(moved(policy_of("bloom").model.to(torch.bfloat16), 0.0))
+
+
+@pytest.fixture
+def no_float32(monkeypatch):
+    """As on a GPU or in shards, where the model cannot be computed in float32 for a moment."""
+    monkeypatch.setattr(forward_checks, "_fits_in_float32", lambda model: False)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe", "gemma2", "olmo2"])
+def test_rounding_of_bfloat16_is_told_from_a_leak_without_float32(no_float32, name):
+    model = policy_of(name).model.to(torch.bfloat16)
+    check_packing_isolation(model)
+    check_packing_isolation(moved(model, 0.01))
+    assert can_share_prompts(policy_of(name).model.to(torch.bfloat16)) == (name != "gemma2")  # its windows
+
+
+@pytest.mark.parametrize("name", ["bloom", "opt", "mamba"])
+def test_a_leak_in_bfloat16_is_refused_without_float32(no_float32, name):
+    model = policy_of(name).model.to(torch.bfloat16)
+    with pytest.raises(UserError, match="does not separate"):
+        check_packing_isolation(model)
+    if name == "mamba":
+        assert not can_share_prompts(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_of_nan_are_no_other_architecture(dtype):
+    for module in (policy_of("qwen3"), scalar_of("qwen3")):
+        for parameter in module.parameters():
+            parameter.data.fill_(float("nan"))
+        check_forward(module.to(dtype), packing=True)
+
+
+def test_parameters_come_back_as_the_same_memory():
+    # They are views of DeepSpeed's flat buffers, which a copy would no longer follow.
+    model = policy_of("qwen3").model.to(torch.bfloat16)
+    before = [parameter.data_ptr() for parameter in model.parameters()]
+    assert can_share_prompts(model)
+    assert [parameter.data_ptr() for parameter in model.parameters()] == before
