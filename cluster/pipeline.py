@@ -66,7 +66,7 @@ def _run_unfinished(run: RunDirectory, last: str | None) -> None:
     try:
         if any("heldout" in stage_spec(stage).reads for stage in pending):
             context.check_judge()
-        fleets.start()
+        fleets.start(pending)
         timings.add("start")
         for stage in pending:
             started = time.time()

@@ -117,7 +117,7 @@ class ServeConfig(EngineConfig):
         """GPUs of one replica: one for each worker of an engine that is split over several."""
         if self.gpus and self.tensor_parallel > 1:
             return max(self.gpus, float(self.tensor_parallel))
-        return self.gpus
+        return self.gpus or 0.0
 
     def inactive_keys(self) -> dict[str, str]:
         # A page of another site has no key. The empty list stands in every run's config.yaml, to which
