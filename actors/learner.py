@@ -12,14 +12,16 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from actors.weights.transport import WeightPayload, WeightTransport
+from actors.weights.sender import WeightSender
+from actors.weights.transport import Sent, WeightTransport
 from common.files import file_sizes
+from common.hardware import device_of, require_device
 from common.network import host_address
 from common.run_paths import TrainingInputPaths
 from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
@@ -57,10 +59,21 @@ class LearnerActor:
     """One rank. Each `start_*` builds a task from files and replaces the one before; the rest are
     calls on it."""
 
-    def __init__(self, rank: int, config: LearnerConfig, model: ModelConfig) -> None:
-        self.rank, self.config, self.model = rank, config, model
+    def __init__(
+        self,
+        rank: int,
+        config: LearnerConfig,
+        model: ModelConfig,
+        device: Literal["cpu", "cuda"] | None = None,
+    ) -> None:
+        """`device` None: cuda if the section asks for GPUs. Raises UserError if it is cuda and this process
+        sees no GPU."""
+        device = device or device_of(config.gpus)
+        require_device(device)
+        self.rank, self.config, self.model, self.device = rank, config, model, device
         self.task: Task | None = None
         self._rendezvous: Rendezvous | None = None
+        self._sender = WeightSender(rank)
 
     def host(self) -> str:
         """The address of this rank's host. Answered once the actor is up."""
@@ -77,7 +90,7 @@ class LearnerActor:
     def join(self, address: str, port: int) -> int:
         """Joins the process group of all ranks; returns the process id."""
         rendezvous = self._rendezvous or Rendezvous(address, port)
-        join_process_group(self.rank, self.config.ranks, rendezvous, self.config.threads)
+        join_process_group(self.rank, self.config.ranks, rendezvous, self.config.threads, device=self.device)
         return os.getpid()
 
     # Starting a task. Each start returns the number of steps that it will take.
@@ -177,10 +190,32 @@ class LearnerActor:
 
     # Any task.
 
-    def send_weights(self, transport: WeightTransport, version: int) -> WeightPayload | None:
-        """Hands the model's weights to a transport; rank 0 returns the payload that engines
-        receive."""
-        return transport.send(self._task(Task).engine.named_weights(), self.rank, version)
+    def send_bucket(self, transport: WeightTransport, version: int, number: int) -> Sent:
+        """Hands one bucket of the model's weights to a transport, from number 0 to the last; every rank
+        calls, since reading weights of ZeRO-3 is a collective. Returns what `WeightTransport.send` does,
+        or nothing on ranks that do not send."""
+        return self._sender.send_bucket(self._task(Task).engine, transport, version, number)
+
+    def free_buffers(self) -> None:
+        self._sender.free_buffers()
+
+    def open_links(self, engines: dict[str, int], timeout_s: float) -> dict[str, tuple[str, int]]:
+        """Rank 0: opens a rendezvous for each engine (name -> number of its workers) in place of the link
+        that it had; returns where its workers are to connect."""
+        return self._sender.open_links(self._task(Task).engine, engines, timeout_s)
+
+    def accept_links(self, engines: Sequence[str]) -> dict[str, str]:
+        """Rank 0: returns when the engines' workers have connected. The names of engines that have not in
+        time, with the reason."""
+        return self._sender.accept_links(engines)
+
+    def broadcast_weights(
+        self, engines: Sequence[str], max_bytes: int, adapters_only: bool = False
+    ) -> dict[str, str]:
+        """Sends all buckets over the links to these engines, at the same time as they receive them; every
+        rank calls. Links to other engines, which have left, are given up. Returns the names of the engines
+        whose links broke, with the reason: the others have got everything."""
+        return self._sender.broadcast(self._task(Task).engine, engines, max_bytes, adapters_only)
 
     def offload(self, what: What) -> None:
         """Frees device memory for the other phases of an iteration (`learners.memory`): `states`, which
@@ -221,6 +256,7 @@ class LearnerActor:
 
     def close(self) -> None:
         """Frees the current task's engines; the process and its group stay for the next task."""
+        self._sender.give_up()
         if self.task is not None:
             self.task.close()
         self.task = None

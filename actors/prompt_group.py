@@ -14,7 +14,7 @@ from learners.data.samples import Samples
 
 if TYPE_CHECKING:
     # Loads torch, which hundreds of test doubles on one machine have no memory for.
-    from actors.weights.transport import WeightPayload
+    from actors.weights.payload import WeightPayload
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class RolloutEngine(Protocol):
         dropped. Unfinished groups stay for the next call."""
         ...
 
-    def update_weights(self, payload: WeightPayload, version: int, min_version: int = 0) -> Any:
+    def update_weights(
+        self, payload: WeightPayload, version: int, min_version: int = 0, arrays: Any = None
+    ) -> Any:
         """Loads new weights; drops groups that began before `min_version`, the others go on under
         the new weights."""
         ...

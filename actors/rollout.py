@@ -23,19 +23,18 @@ from __future__ import annotations
 
 import os
 import time
-import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from actors.config import Decoding, RolloutConfig
+from actors.config import Decoding, EngineDevices, RolloutConfig
 from actors.prompt_group import GroupStatus, PromptGroup, RolloutEngine
 from actors.vllm_engine import VLLMEngine
 from actors.vllm_samples import samples_from_outputs
-from actors.weights.transport import WeightPayload
-from actors.weights.vllm import apply_update
+from actors.weights.payload import WeightPayload
+from actors.weights.vllm import init_transfer, load_bucket, num_workers
 from common.errors import UserError
 from learners.data.samples import Samples
 
@@ -55,14 +54,23 @@ class RolloutActor(RolloutEngine):
     """A vLLM engine, the version of its weights and the groups that it works on."""
 
     def __init__(
-        self, name: str, model_path: str, config: RolloutConfig, seed: int = 0, version: int = 0
+        self,
+        name: str,
+        model_path: str,
+        config: RolloutConfig,
+        seed: int = 0,
+        version: int = 0,
+        devices: EngineDevices | None = None,
     ) -> None:
-        """`version` is that of the weights in `model_path`."""
+        """`version` is that of the weights in `model_path`. `devices` None: on the CPU, with a process for
+        each of several workers."""
         started = time.perf_counter()
         self.name = name
-        self.engine = VLLMEngine(model_path, config, seed)
+        self.engine = VLLMEngine(model_path, config, seed, devices)
         self.version = version
         self._loaded_version = version
+        self._next_bucket = 0
+        """Number of the bucket that the engine waits for; over 0 it holds neither old nor new weights."""
         self._groups: dict[int, InFlightGroup] = {}
         self._dropped: list[int] = []
         """Groups that were dropped since the last `run_groups`."""
@@ -71,11 +79,13 @@ class RolloutActor(RolloutEngine):
         self._start_seconds = time.perf_counter() - started
 
     def ready(self) -> dict[str, Any]:
-        """What is loaded: name, weight version, process id, and the seconds that the start took."""
+        """What is loaded: name, weight version, process id, number of processes that the model is
+        spread over, and the seconds that the start took."""
         return {
             "name": self.name,
             "version": self.version,
             "pid": os.getpid(),
+            "workers": num_workers(self.engine.llm),
             "seconds": self._start_seconds,
         }
 
@@ -146,8 +156,26 @@ class RolloutActor(RolloutEngine):
         self._drop(list(self._groups))
         self._dropped = []
 
-    def update_weights(self, payload: WeightPayload, version: int, min_version: int = 0) -> float:
-        """Loads the weights that a transport sent; returns the seconds it took.
+    def join_link(self, address: tuple[str, int], timeout_s: float) -> None:
+        """Has the engine's workers join the link of the broadcast transport that learner rank 0 has
+        opened at `address`; returns when all have met. A failure ends the process."""
+        try:
+            with self.engine.guard.during("joining the learners"):
+                init_transfer(self.engine.llm, address, timeout_s)
+        except Exception as error:
+            self.engine.end("joining the learners failed", error)
+
+    def update_weights(
+        self,
+        payload: WeightPayload,
+        version: int,
+        min_version: int = 0,
+        arrays: Mapping[str, np.ndarray] | None = None,
+    ) -> float:
+        """Loads one bucket of the weights that a transport sent; returns the seconds it took. With the
+        first bucket the update starts, and with the last one the engine holds the new version; in between
+        no other call may use the engine. `arrays` are the bytes of each tensor, where they come through
+        the object store.
 
         Groups that began under weights before `min_version` are dropped. The others pause
         meanwhile, compute their keys and values again and go on. A failed update ends the process,
@@ -155,17 +183,30 @@ class RolloutActor(RolloutEngine):
         the engine then keeps the old ones.
         """
         started = time.perf_counter()
+        if payload.number != self._next_bucket:
+            raise SystemExit(
+                f"bucket {payload.number} of version {version} came in place of {self._next_bucket}"
+            )
         # Before the update, so that no step recomputes keys and values of groups that nobody needs.
         self._drop([index for index, group in self._groups.items() if group.version < min_version])
         try:
-            apply_update(self.engine.llm, payload, version)
+            with self.engine.guard.during("an update of the weights"):
+                load_bucket(self.engine.llm, payload, version, arrays)
         except RuntimeError as error:
-            # SystemExit ends the Ray actor; the fleet then starts another. The traceback goes to
-            # its log.
-            traceback.print_exc()
-            raise SystemExit(str(error)) from error
-        self.version = version
+            self.engine.end("an update of the weights failed", error)  # the fleet then starts another
+        self._next_bucket = 0 if payload.last else payload.number + 1
+        if payload.last:
+            self.version = version
+            self.engine.sleeper.updated()
         return time.perf_counter() - started
+
+    def sleep(self, level: int = 1) -> None:
+        """Frees the GPU for others. Raises RuntimeError while groups are in flight."""
+        self.engine.sleep(level)
+
+    def wake(self, tags: Sequence[str]) -> None:
+        """Takes the GPU memory of "weights" or "kv_cache" again."""
+        self.engine.sleeper.wake(tags)
 
     def prompt_logprobs(self, sequences: Sequence[list[int]]) -> list[np.ndarray]:
         """Log-probability of every token but the first of each sequence: the probe of a weight

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from actors.config import RewardsConfig, ScoringConfig
 from actors.function_rewards import FunctionTextReward
 from actors.scoring_models import ModelSources, load_models
 from actors.text_rewards import HTTPTextReward, RewardRequest, RewardResult, TextReward
+from common.hardware import require_device, require_free_memory
 from learners.config import ModelConfig
 from learners.data.batching import plan_responses
 from learners.data.packing import pack
@@ -52,15 +53,16 @@ class ScoringActor:
         rewards: RewardsConfig,
         model: ModelConfig,
         uses_reference: bool = True,
+        device: Literal["cpu", "cuda"] = "cpu",
     ) -> None:
         """`policy` and `reward_model` are model folders; `policy` is the reference, and its tokenizer
         that of all models. Raises UserError if their vocabularies differ, or for a model that does not
-        pass `check_forward`."""
+        pass `check_forward`, or if `device` is cuda and this process sees no GPU."""
+        require_device(device)
         torch.set_num_threads(config.threads)
         self.config, self.rewards = config, rewards
-        self.device = torch.device("cpu")
-        if config.gpus and torch.cuda.is_available():
-            self.device = torch.device("cuda")
+        self.device = torch.device(device)
+        self._is_away = False
         sources = ModelSources(
             policy if uses_reference else None,
             reward_model if rewards.uses_reward_model else None,
@@ -81,6 +83,30 @@ class ScoringActor:
             elif source.kind == "http":
                 self.text_rewards[c] = HTTPTextReward(source)
 
+    def offload(self) -> None:
+        """Moves the models to the host, for those who share the GPU. Nothing if they are there."""
+        self._move(torch.device("cpu"))
+        self._is_away = True
+
+    def reload(self) -> None:
+        """Moves the models back. Raises RuntimeError if the GPU has no room for them."""
+        if self._is_away and self.device.type == "cuda":
+            require_free_memory(sum(_bytes(module) for module in self._modules), "the scoring models")
+        self._move(self.device)
+        self._is_away = False
+
+    @property
+    def _modules(self) -> list[torch.nn.Module]:
+        """Those of this process alone: a layout does not share GPUs with models that are cut."""
+        models = (self.reference, self.reward_model)
+        return [module for module in models if isinstance(module, torch.nn.Module)]
+
+    def _move(self, device: torch.device) -> None:
+        for module in self._modules:
+            module.to(device)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     @torch.inference_mode()
     def score(
         self, samples: Samples, temperature: float, rows: dict[int, dict[str, Any]]
@@ -89,7 +115,9 @@ class ScoringActor:
         log-probability (nats, float32) of every response token at the sampling temperature, 0 on
         prompts; None without the reference. `rows` holds rows of the prompt file by `prompt_ids_B`;
         only sources that read the text need them. Raises FloatingPointError if a reference
-        log-probability is not finite."""
+        log-probability is not finite, and RuntimeError while the models are offloaded."""
+        if self._is_away:
+            raise RuntimeError("the scoring models are offloaded; reload them first")
         requests = self._requests(samples, rows)
         # Submitted before the forward passes and collected after, so that both run at the same
         # time.
@@ -188,6 +216,11 @@ class ScoringActor:
                 scalars_RT = self.reward_model(packed.tokens_RT, packed.positions_RT, packed.attention_RTT)
                 scores_B[in_order] = scalars_RT.flatten()[packed.last_S].cpu().numpy()
         return scores_B, ref_logprobs_N
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _failure(source: str, reason: str, request: RewardRequest) -> dict[str, Any]:

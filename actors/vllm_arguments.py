@@ -34,6 +34,7 @@ def _of_every_engine(section: str) -> dict[str, str]:
         "weight_transfer_config": BY_THE_PROGRAM,
         "disable_log_stats": BY_THE_PROGRAM,
         "worker_cls": BY_THE_PROGRAM,
+        "worker_extension_cls": BY_THE_PROGRAM,
     }
 
 
@@ -41,6 +42,9 @@ CHUNKED_PREFILL = "it is off on CPU, where a prompt in two parts resets the gene
 
 ROLLOUT_RESERVED = _of_every_engine("rollout") | {
     "dtype": "set rollout.dtype or ppo.dtype",
+    "pipeline_parallel_size": "set rollout.pipeline_parallel",
+    "distributed_executor_backend": "set rollout.executor",
+    "enable_sleep_mode": "set cluster.layout",
     "seed": "set seed; every sample has a seed of its own",
     "gpu_memory_utilization": "set rollout.gpu_memory_utilization",
     "logprobs_mode": "the run needs the log-probabilities of the distribution that was sampled from",

@@ -12,24 +12,49 @@ from __future__ import annotations
 
 import itertools
 import os
+import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from actors.config import Decoding, RolloutConfig
-from actors.weights.vllm import init_transfer, transfer_config
-from common.hardware import device_of, precise
+from actors.config import Decoding, EngineDevices, RolloutConfig
+from actors.process_guard import ProcessGuard, clean_up, end_process, record_engine
+from actors.vllm_sleep import EngineSleep
+from actors.weights.vllm import init_transfer, num_workers, receiver_arguments
+from common.hardware import precise, require_device
 from learners.model_paths import resolve_model_path
 
 
 class VLLMEngine:
     """Identifies requests by the ids that `add_...` returns; keeps finished outputs until taken."""
 
-    def __init__(self, model_path: str, config: RolloutConfig, seed: int) -> None:
+    def __init__(
+        self, model_path: str, config: RolloutConfig, seed: int, devices: EngineDevices | None = None
+    ) -> None:
+        """`devices` None: on the CPU, with a process for each of several workers."""
+        devices = devices or EngineDevices(executor="uni" if config.workers == 1 else "mp")
         # Read when vLLM is imported, which `_load` does.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
-        self.llm = _load(resolve_model_path(model_path), config, seed)
+        if config.workers > 1:
+            clean_up()
+            if devices.device == "cpu":
+                # vLLM would give each worker a NUMA node of its own, of which there may be one.
+                os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        if devices.executor == "ray":
+            # Its workers are Ray actors with GPUs of their own.
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            require_device(devices.device)
+        settings = {"model": resolve_model_path(model_path), **_arguments(config, seed, devices)}
+        self.llm = _load(settings | config.vllm)
+        is_own_process = devices.device == "cuda" and devices.executor == "uni"
+        self.sleeper = EngineSleep(self.llm, measures=is_own_process)
         init_transfer(self.llm)
+        self.has_workers = num_workers(self.llm) > 1
+        """Whether the model is in other processes than this one."""
+        self.guard = ProcessGuard(config.step_timeout_s)
+        if self.has_workers:
+            record_engine()
         self.max_model_len: int = self.llm.llm_engine.model_config.max_model_len
         self._request_numbers = itertools.count()
         self._outputs: dict[str, Any] = {}
@@ -66,9 +91,25 @@ class VLLMEngine:
 
     def step(self) -> None:
         """One engine step: up to one token for each running request."""
-        for output in self.llm.llm_engine.step():
+        try:
+            with self.guard.during("a step"):
+                outputs = self.llm.llm_engine.step()
+        except Exception as error:
+            if self.has_workers:
+                self.end("a step failed", error)
+            raise
+        for output in outputs:
             if output.finished:
                 self._outputs[output.request_id] = output
+
+    def end(self, what: str, error: Exception) -> NoReturn:
+        """Ends this process after an error that the engine cannot go on from; the traceback goes to its
+        log."""
+        traceback.print_exception(error)
+        if self.has_workers:
+            end_process(f"{what}: {error}")
+        # Ends the Ray actor, which may still report the reason.
+        raise SystemExit(str(error)) from error
 
     def are_finished(self, request_ids: Sequence[str]) -> bool:
         return all(request_id in self._outputs for request_id in request_ids)
@@ -95,10 +136,17 @@ class VLLMEngine:
         """Requests that are running, waiting, or finished and not taken."""
         return self.llm.llm_engine.get_num_unfinished_requests() + len(self._outputs)
 
+    def sleep(self, level: int) -> None:
+        """Frees the GPU (`actors.vllm_sleep`). Raises RuntimeError if there are requests."""
+        if self.count_requests():
+            raise RuntimeError(f"the engine cannot sleep: it works on {self.count_requests()} requests")
+        self.sleeper.sleep(level)
+
     def _add(self, prompt: list[int], params: Any) -> str:
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
+        self.sleeper.require_awake()
         # The default would build an output at every step, of which only the last is used.
         params.output_kind = RequestOutputKind.FINAL_ONLY
         request_id = str(next(self._request_numbers))
@@ -107,32 +155,40 @@ class VLLMEngine:
         return request_id
 
 
-def _load(model_path: str, config: RolloutConfig, seed: int) -> Any:
-    """A `vllm.LLM` that can receive weights."""
+def _load(settings: dict[str, Any]) -> Any:
     from vllm import LLM
 
+    return LLM(**settings)
+
+
+def _arguments(config: RolloutConfig, seed: int, devices: EngineDevices) -> dict[str, Any]:
+    """Arguments of `vllm.LLM` for an engine that can receive weights."""
+    device = devices.device
     kv_cache_bytes, chunked_prefill = None, None
-    if not config.gpus:
+    if device == "cpu":
         kv_cache_bytes = int(config.kv_cache_gib * 2**30)
         # A prompt that is processed in two parts resets the generator of a seeded request, which
         # fails on CPU.
         chunked_prefill = False
-    settings = {
-        "model": model_path,
+    return {
         "dtype": precise(config.dtype),
         "seed": seed,
         "tensor_parallel_size": config.tensor_parallel,
+        "pipeline_parallel_size": config.pipeline_parallel,
+        "distributed_executor_backend": devices.executor,
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_sequences,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "kv_cache_memory_bytes": kv_cache_bytes,
-        "enforce_eager": config.is_eager(device_of(config.gpus)),
+        "enforce_eager": config.is_eager(device),
         "enable_chunked_prefill": chunked_prefill,
         # After temperature and filters: the distribution that was sampled from.
         "logprobs_mode": "processed_logprobs",
-        "weight_transfer_config": transfer_config(),
+        **receiver_arguments(),
         # Prompts and responses are token ids: a tokenizer would cost start-up time alone.
         "skip_tokenizer_init": True,
         "disable_log_stats": True,
+        # On CPU vLLM refuses it, and takes the calls all the same.
+        "enable_sleep_mode": devices.shares_gpus and device == "cuda",
+        "load_format": "dummy" if config.load == "dummy" else "auto",
     }
-    return LLM(**(settings | config.vllm))

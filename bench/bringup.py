@@ -64,6 +64,8 @@ def main() -> int:
 
     folder = options.folder or Path(tempfile.mkdtemp(prefix="hero-bringup-"))
     workload = Workload(device=options.device, tiny=options.tiny, folder=folder)
+    # Ended by somebody, it ends the step that is at work too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.only:
         return run_here(options.only, workload)
     print(f"model, runs and logs are in {folder}")
@@ -124,6 +126,9 @@ def run_apart(name: str, workload: Workload, limit_s: float) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             end_group(process)
             return {"failed": f"over its limit of {limit_s:.0f} s; see {log}"}
+        except KeyboardInterrupt:
+            end_group(process)
+            raise
     result = folder / RESULT
     if code or not result.exists():
         return {"failed": f"exit code {code}: {last_line(log)}; see {log}"}

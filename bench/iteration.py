@@ -36,6 +36,7 @@ from cluster.fleets.manager import FleetManager
 from cluster.fleets.rollout_fleet import RolloutFleet
 from cluster.rl.prompt_stream import PromptStream
 from cluster.rl.reward_aggregator import RewardAggregator
+from cluster.rl.weight_routes import make_route
 from cluster.run.directory import RunDirectory
 from learners.data.packing import pad
 from learners.data.samples import Samples
@@ -133,7 +134,7 @@ class Bench:
 
     def round(self, index: int) -> dict[str, float]:
         """One iteration of the system, and the baselines on the same prompts and seeds."""
-        ppo, transport = self.context.config.ppo, self.context.fleets.transport
+        ppo = self.context.config.ppo
         first = index * ppo.prompts
         groups = [self.prompts[i] for i in range(first, first + ppo.prompts)]
         prompts = [group.tokens for group in groups]
@@ -156,8 +157,8 @@ class Bench:
         update_refs = self.learners.submit_ppo_update(index, ppo.kl_coef, parts)
         metrics, learning_s, _ = self.learners.wait(update_refs, "ppo_update")[0]
         marks.append(time.perf_counter())
-        payload = self.learners.send_weights(transport, index + 1)
-        self.rollouts.update_weights(payload, index + 1)
+        policy = self.context.run.model("sft")
+        make_route(self.context.fleets, self.learners, self.rollouts, policy).push(index + 1, 0)
         marks.append(time.perf_counter())
         if not index % 2:
             bare_rate = self.bare_vllm(prompts, seeds)

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from actors.weights.transport import make_transport
+from actors.weights.transport import weights_directory
 from bench.common import print_header, print_row, start_parser
 from cluster.config_loader import load_config
 from cluster.memory_estimate import GIB, PROCESS_GIB
@@ -139,7 +139,7 @@ def overrides_of(name: str, folder: Path) -> list[str]:
 
 def run_and_sample(arguments: list[str], run_dir: Path) -> Peak:
     """Runs `hero run` and returns the peak of its process tree. Raises RuntimeError if the run fails."""
-    peak, weights = Peak(), make_transport(run_dir, None).directory
+    peak, weights = Peak(), weights_directory(run_dir, None)
     with open(f"{run_dir}.log", "w") as log:
         run = subprocess.Popen(
             [sys.executable, "-m", "cluster.cli", "run", *arguments], stdout=log, stderr=log

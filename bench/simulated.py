@@ -44,7 +44,7 @@ class Engine(RolloutEngine):
         samples = self._samples([self.groups.pop(index) for index in finished])
         return GroupStatus(finished), samples
 
-    def update_weights(self, payload: Any, version: int, min_version: int = 0) -> None:
+    def update_weights(self, payload: Any, version: int, min_version: int = 0, arrays: Any = None) -> None:
         """Nothing is loaded, and no group is ever begun under old weights."""
 
     def cancel_groups(self) -> None:

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from actors.config import RewardsConfig, RolloutConfig, ScoringConfig
+from actors.config import RewardsConfig, RolloutConfig, ScoringConfig, SyncConfig
+from actors.vllm_arguments import CHUNKED_PREFILL
+from cluster.layout_config import Layout
 from cluster.quickstart.config import QuickstartConfig
 from cluster.stage_registry import STAGES
 from common.config import LocalPath, Section
@@ -24,7 +26,14 @@ class ClusterConfig(Section):
     """Ray cluster to join ("auto" or host:port). Empty: RAY_ADDRESS if it is set, else the run
     starts a local Ray."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Device that the models run on."""
+    """Device that the models run on. Actors of a run on cpu see no GPU, also where there are some."""
+    layout: Layout = "apart"
+    """Who has which GPUs. apart: every actor its own. colocated: engines and scoring actors are on the
+    learners' GPUs, and the phases of an iteration take turns (ppo.staleness: 0). hybrid: scoring actors
+    alone are there, engines have GPUs of their own. Or hosts and sharing of each fleet."""
+    patience_s: float = Field(600.0, ge=0)
+    """Seconds to wait until a cluster that the run has joined has the GPUs and cores that it needs: for an
+    autoscaler, for another run that ends, for a node in place of a lost one."""
     env: dict[str, str] = Field({})
     """Environment variables of every actor, on all hosts, for example {NCCL_IB_HCA: mlx5}. They count more
     than those of the same name where `hero run` is called, of which NCCL_*, GLOO_*, HF_*, VLLM_*, TORCH_*,
@@ -135,6 +144,8 @@ class RunConfig(Section):
     """DeepSpeed ranks."""
     rollout: RolloutConfig = RolloutConfig()
     """vLLM engines."""
+    sync: SyncConfig = SyncConfig()
+    """How weights go from the learners to the engines."""
     scoring: ScoringConfig = ScoringConfig()
     """Actors that hold the reward model and the reference policy."""
     pretrain: PretrainConfig = PretrainConfig()
@@ -187,12 +198,30 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _no_chunked_prefill_on_cpu(self) -> RunConfig:
+        on_cpu = self.cluster.device == "cpu" and not self.rollout.gpus
+        if on_cpu and "enable_chunked_prefill" in self.rollout.vllm:
+            raise ValueError(f"rollout.vllm: enable_chunked_prefill cannot be passed on: {CHUNKED_PREFILL}")
+        return self
+
+    @model_validator(mode="after")
     def _stopping_alarm_is_measured(self) -> RunConfig:
         if "kl" in self.alarms.stop and not self.uses_reference:
             raise ValueError(
                 "alarms.stop has kl, but with ppo.kl_coef=0 the KL is measured only if alarms.kl is set; "
                 "set it or leave kl out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _transport_fits(self) -> RunConfig:
+        if self.sync.transport == "ipc" and self.cluster.device != "cuda":
+            raise ValueError(
+                "sync.transport=ipc maps memory of GPUs, which needs cluster.device: cuda; choose auto, "
+                "file, object_store or broadcast"
+            )
+        if self.sync.adapters_only and self.model.lora is None:
+            raise ValueError("sync.adapters_only sends the adapters of model.lora, which is not set")
         return self
 
     @model_validator(mode="after")

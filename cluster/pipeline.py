@@ -57,7 +57,7 @@ def run_stages(config: RunConfig, first: str | None = None, last: str | None = N
     try:
         if any("heldout" in stage_spec(stage).reads for stage in pending):
             context.check_judge()
-        fleets.start()
+        fleets.start(pending)
         timings.add("start")
         for stage in pending:
             started = time.time()

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.config import RunConfig
+from cluster.layout import gpus_each, shares_learners
 from cluster.memory_estimate import (
     GIB,
     LIBRARIES_GIB,
@@ -17,10 +18,7 @@ from cluster.memory_estimate import (
     scoring_memory,
     shared_weights,
 )
-
-ROLLOUT_STAGES = ("collect", "ppo", "evaluate")
-"""Stages that sample responses."""
-SCORING_STAGES = ("ppo", "evaluate")
+from cluster.stage_registry import fleets_of
 
 
 @dataclass(frozen=True)
@@ -47,33 +45,33 @@ def placement(config: RunConfig) -> list[FleetPlacement]:
                 fleet="learner",
                 actors=learners.ranks,
                 cpus=learners.threads,
-                gpus=learners.gpus,
+                gpus=gpus_each(config, "learner"),
                 memory=learner_memory(config, task),
                 holds=f"{task.models}, ZeRO-{learners.zero_stage}, {task.dtype}",
             )
         )
-    if _has_any(config, ROLLOUT_STAGES):
+    if "rollout" in fleets_of(config.stages):
         rollout = config.rollout
         fleets.append(
             FleetPlacement(
                 fleet="rollout",
                 actors=rollout.actors,
                 cpus=rollout.threads,
-                gpus=rollout.gpus * rollout.tensor_parallel,
+                gpus=gpus_each(config, "rollout") * rollout.workers,
                 memory=rollout_memory(config),
-                holds=f"vLLM engine, {config.rollout.dtype}",
+                holds=f"vLLM engine, {config.rollout.dtype}{_whose(config, 'rollout')}",
             )
         )
-    if _has_any(config, SCORING_STAGES):
+    if "scoring" in fleets_of(config.stages):
         scoring = config.scoring
         fleets.append(
             FleetPlacement(
                 fleet="scoring",
                 actors=scoring.actors,
                 cpus=scoring.threads,
-                gpus=scoring.gpus,
+                gpus=gpus_each(config, "scoring") * scoring.tensor_parallel,
                 memory=scoring_memory(config),
-                holds=f"{_scored_by(config)}, {scoring.dtype}",
+                holds=f"{_scored_by(config)}, {scoring.dtype}{_whose(config, 'scoring')}",
             )
         )
     return fleets
@@ -93,7 +91,7 @@ def memory_by_process(config: RunConfig) -> dict[str, float]:
     sizes["libraries"] = LIBRARIES_GIB
     sizes["driver"] = PROCESS_GIB["driver"]
     sizes["ray"] = PROCESS_GIB["ray"] + config.cluster.object_store_gib
-    if _has_any(config, ROLLOUT_STAGES):
+    if "rollout" in fleets_of(config.stages):
         sizes["weight files"] = shared_weights(config) / GIB
     return sizes
 
@@ -103,8 +101,9 @@ def total_memory_gib(config: RunConfig) -> float:
     return sum(memory_by_process(config).values())
 
 
-def _has_any(config: RunConfig, stages: tuple[str, ...]) -> bool:
-    return any(stage in config.stages for stage in stages)
+def _whose(config: RunConfig, kind: str) -> str:
+    is_shared = config.cluster.device == "cuda" and shares_learners(config, kind)
+    return ", on the learners' GPUs" if is_shared else ""
 
 
 def _scored_by(config: RunConfig) -> str:

@@ -7,7 +7,7 @@ at once, or in a few seconds. `hero run` makes the same checks first.
 
 from __future__ import annotations
 
-import os
+import contextlib
 from pathlib import Path
 
 import psutil
@@ -17,6 +17,10 @@ from rich.table import Table
 
 from actors import vllm_arguments
 from cluster.config import RunConfig
+from cluster.layout_checks import check_gpus, check_room, check_sharing, joins_a_cluster
+from cluster.layout_fit import NoRoomError
+from cluster.layout_memory import check_gpu_memory, memory_table
+from cluster.layout_picture import layout_tables
 from cluster.memory_estimate import GIB
 from cluster.model_shape import policy_shape
 from cluster.placement import memory_by_process, placement, total_memory_gib
@@ -46,6 +50,12 @@ def print_plan(config: RunConfig, console: Console) -> None:
         counts = (str(fleet.actors), str(fleet.cpus), f"{fleet.gpus:g}")
         fleets.add_row(fleet.fleet, *counts, f"{fleet.memory.gib:.1f}", fleet.holds)
     console.print(fleets)
+    # What does not fit is refused below, in the order of the checks.
+    with contextlib.suppress(NoRoomError):
+        for table in layout_tables(config):
+            console.print(table)
+    if (memory := memory_table(config)) is not None:
+        console.print(memory)
     parts = ", ".join(f"{name} {gib:.1f}" for name, gib in memory_by_process(config).items())
     console.print(f"memory over all processes: about {total_memory_gib(config):.1f} GiB ({parts})")
     check_feasible(config)
@@ -220,7 +230,7 @@ def check_attention_width(config: RunConfig) -> None:
 
 
 def check_cores(config: RunConfig) -> None:
-    if _joins_a_cluster(config) or not _has_fleet(config, "learner"):
+    if joins_a_cluster(config) or not _has_fleet(config, "learner"):
         return
     learners = config.learners
     cores = config.cluster.cpus or psutil.cpu_count() or 1
@@ -232,23 +242,8 @@ def check_cores(config: RunConfig) -> None:
         )
 
 
-def check_gpus(config: RunConfig) -> None:
-    if _joins_a_cluster(config):
-        return
-    for fleet in placement(config):
-        if fleet.gpus and config.cluster.device == "cpu":
-            raise UserError(
-                f"{fleet.fleet} asks for {fleet.gpus:g} GPUs but cluster.device is cpu; "
-                "set cluster.device=cuda"
-            )
-        if not fleet.gpus and config.cluster.device == "cuda":
-            raise UserError(
-                f"cluster.device is cuda but the {fleet.fleet} fleet asks for no GPU; set its gpus"
-            )
-
-
 def check_memory(config: RunConfig) -> None:
-    if _joins_a_cluster(config):
+    if joins_a_cluster(config):
         return
     needed, free = total_memory_gib(config), psutil.virtual_memory().available / GIB
     if needed > free:
@@ -278,6 +273,9 @@ CHECKS = (
     check_attention_width,
     check_cores,
     check_gpus,
+    check_sharing,
+    check_room,
+    check_gpu_memory,
     check_memory,
     check_pass_through,
 )
@@ -286,9 +284,3 @@ CHECKS = (
 def _has_fleet(config: RunConfig, name: str) -> bool:
     """Whether a stage of the run uses these actors."""
     return any(fleet.fleet == name for fleet in placement(config))
-
-
-def _joins_a_cluster(config: RunConfig) -> bool:
-    """Whether the run uses other machines, whose cores and memory Ray itself checks when the fleets
-    start."""
-    return bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))

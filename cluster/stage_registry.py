@@ -8,7 +8,7 @@ and torch, and this table must not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,8 @@ class StageSpec:
     """Sections and keys of the config that the result depends on, beside its data and those of
     EVERY_STAGE. A run does not go on with a stage when one of them has changed
     (`cluster.run.stage_inputs`)."""
+    fleets: tuple[str, ...] = ("learner",)
+    """Kinds of actors that it uses."""
     result: str = "model"
     """File or folder in the stage's own that later stages read."""
     exports_policy: bool = False
@@ -67,6 +69,7 @@ STAGE_SPECS = (
         run="cluster.stages.collect:run",
         reads=("prompts",),
         depends_on=("collect", "rollout.dtype"),
+        fleets=("rollout",),
         result="rankings.jsonl",
     ),
     StageSpec(
@@ -81,6 +84,7 @@ STAGE_SPECS = (
         run="cluster.stages.ppo:run",
         reads=("prompts", "heldout"),
         depends_on=("rewards", "ppo", "rollout.dtype", "scoring.dtype", "reward_model.path"),
+        fleets=("learner", "rollout", "scoring"),
         exports_policy=True,
     ),
     StageSpec(
@@ -89,6 +93,7 @@ STAGE_SPECS = (
         run="cluster.stages.evaluate:run",
         reads=("heldout",),
         depends_on=("evaluate", "rewards"),
+        fleets=("rollout", "scoring"),
         result="results.json",
     ),
 )
@@ -124,6 +129,12 @@ STAGES = tuple(spec.name for spec in STAGE_SPECS)
 def stage_spec(name: str) -> StageSpec:
     """The row of a stage; `name` is one of STAGES."""
     return STAGE_SPECS[STAGES.index(name)]
+
+
+def fleets_of(stages: Sequence[str]) -> tuple[str, ...]:
+    """Kinds of actors that these stages use."""
+    used = [kind for stage in stages for kind in stage_spec(stage).fleets]
+    return tuple(kind for kind in ("learner", "rollout", "scoring") if kind in used)
 
 
 def stages_from(name: str) -> tuple[str, ...]:

@@ -68,6 +68,20 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def is_device_failure(error: BaseException | None) -> bool:
+    """Whether an error of a GPU or of the network between GPUs leaves the process unusable: every further
+    call would fail as well. Not a lack of memory, which another start would only meet again."""
+    while error is not None:
+        kind, text = type(error).__name__, str(error)
+        if "OutOfMemory" in kind or "out of memory" in text:
+            return False
+        # torch.AcceleratorError, torch.distributed.DistBackendError, and vLLM's own calls of NCCL.
+        if kind in ("AcceleratorError", "DistBackendError") or "CUDA error" in text or "NCCL error" in text:
+            return True
+        error = error.__cause__
+    return False
+
+
 def one_line(error: BaseException | None, limit: int = 400) -> str:
     """The message of any exception for the inside of another message."""
     text = " ".join(str(error).split()) or "no message"

@@ -7,12 +7,15 @@ compute. torch is imported only where the hardware is asked.
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import time
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from common.config import DType, Precision
+from common.errors import UserError
 
 FASTER = 1.2
 """bfloat16 is taken on a CPU that multiplies it at least so many times as fast as float32: it rounds
@@ -49,7 +52,7 @@ def precise(dtype: DType) -> Precision:
     return dtype
 
 
-def device_of(gpus: float) -> str:
+def device_of(gpus: float | None) -> Literal["cpu", "cuda"]:
     """The device of a process that asks Ray for so many GPUs."""
     return "cuda" if gpus else "cpu"
 
@@ -78,6 +81,51 @@ def fast_dtype(device: str) -> Choice:
     capability, name = min(gpus)
     reason = f"{name} has compute capability {capability:.1f}; bfloat16 is fast from 8.0 on"
     return Choice("bfloat16" if capability >= 8 else "float32", reason)
+
+
+def count_gpus() -> int:
+    """GPUs of this host that processes may use, without asking torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = len(_gpus())
+    if visible is None:
+        return count
+    return min(count, len([name for name in visible.split(",") if name.strip()]))
+
+
+def gpu_memory_bytes() -> float | None:
+    """Of this host's smallest GPU, without asking torch; None if there is none."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        return min(float(line) for line in printed.splitlines()) * 2**20
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+def require_device(device: str) -> None:
+    """Raises UserError in an actor that is to compute on a GPU and sees none."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        raise UserError(
+            f"cluster.device is cuda, but this process on {socket.gethostname()} sees no GPU "
+            f"(CUDA_VISIBLE_DEVICES={visible!r}, torch {torch.__version__}); install torch and vLLM for CUDA "
+            "on every host, or set cluster.device=cpu"
+        )
+
+
+def require_free_memory(needed: int, who: str) -> None:
+    """Raises RuntimeError if this process's GPU has fewer bytes free: somebody who shares it has not left."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    if free < needed:
+        gib = 2**30
+        raise RuntimeError(
+            f"{who} need {needed / gib:.1f} GiB of the GPU and {free / gib:.1f} of {total / gib:.1f} GiB are "
+            "free; another process has not left it"
+        )
 
 
 def _gpus() -> list[tuple[float, str]]:

@@ -131,8 +131,9 @@ class LearnerConfig(Section):
     """Number of learner actors: DeepSpeed data-parallel ranks."""
     threads: int = Field(1, ge=1)
     """CPU threads of each rank."""
-    gpus: float = Field(0.0, ge=0)
-    """GPUs of each rank."""
+    gpus: float | None = Field(None, ge=0, le=1)
+    """GPUs of each rank: 1, or with one rank a fraction where fleets divide one GPU for good. Empty: 1 with
+    cluster.device: cuda."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """ZeRO stage: what is sharded over the ranks. 1: optimizer state, 2: gradients too, 3:
     parameters too."""
@@ -154,8 +155,9 @@ class LearnerConfig(Section):
     packing: bool = True
     """Put several sequences in each row of a forward pass, so that there is little padding."""
     weights_dir: LocalPath | None = None
-    """Folder through which weights reach the rollout engines; learners and engines of all hosts
-    must see it. Empty: shared memory of this machine, or the run directory where there is none."""
+    """Folder through which weights reach the rollout engines by sync.transport file; learners and
+    engines of all hosts must see it. Empty: shared memory of this machine, or the run directory where
+    there is none."""
 
     deepspeed: dict[str, Any] = Field({})
     """Further keys of DeepSpeed's configuration, nested as there, for example zero_optimization:

@@ -22,12 +22,15 @@ from transformers import PreTrainedTokenizerBase
 from common.files import atomic_path
 from learners.config import LearnerConfig, OptimizerConfig
 from learners.deepspeed_arguments import merge
+from learners.distributed import on_gpu
 from learners.lora import merged_weights
 from learners.memory import MemorySwap
 from learners.model_files import write_model
 from learners.models import DTYPES
+from learners.named_tensors import NamedTensors
 from learners.sharded_parameters import is_sharded, whole
 from learners.state_files import load_averages, load_optimizer, save_averages, save_optimizer
+from learners.weight_buckets import adapter_bucket, weight_buckets
 
 
 class DeepSpeedEngine:
@@ -129,6 +132,17 @@ class DeepSpeedEngine:
         collective: every rank must iterate over all of it."""
         self.memory.require("weights")
         return merged_weights(self.module.model, whole)
+
+    def weight_buckets(
+        self, max_bytes: int, adapters_only: bool = False
+    ) -> Iterator[tuple[NamedTensors, bool]]:
+        """The same weights in buckets of about `max_bytes` (`learners.weight_buckets`), each with
+        whether it is the last; with `adapters_only` the adapters as they are. A collective, like
+        `named_weights`."""
+        self.memory.require("weights")
+        if adapters_only:
+            return adapter_bucket(self.module.model, whole)
+        return weight_buckets(self.module.model, whole, max_bytes)
 
     def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes a Hugging Face folder with the tokenizer, completely or not at all. Every rank
@@ -250,7 +264,7 @@ def _optimizer(config: OptimizerConfig) -> dict[str, Any]:
 
 def _offload(learner: LearnerConfig) -> dict[str, Any]:
     """The part of DeepSpeed's `zero_optimization` section that moves state to the CPU."""
-    to_cpu = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    to_cpu = {"device": "cpu", "pin_memory": on_gpu()}
     section = {}
     if learner.offload_optimizer:
         section["offload_optimizer"] = to_cpu

@@ -18,9 +18,9 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 def join_process_group(
-    rank: int, ranks: int, rendezvous: Rendezvous, threads: int, timeout_s: float = 120.0
+    rank: int, ranks: int, rendezvous: Rendezvous, threads: int, timeout_s: float = 120.0, device: str = "cpu"
 ) -> None:
-    """Makes this process one rank of the learners' process group (gloo on CPU, NCCL on GPU). Raises
+    """Makes this process one rank of the learners' process group (gloo on cpu, NCCL on cuda). Raises
     FleetError if not every rank has come to the rendezvous within `timeout_s`."""
     os.environ.update(
         RANK=str(rank),
@@ -35,7 +35,7 @@ def join_process_group(
     # a minute on each new machine, and arithmetic that depends on the machine. Gloo works
     # everywhere.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "nccl" if device == "cuda" else "gloo"
     if backend == "gloo":
         # DeepSpeed's Muon would compile its iteration, which needs a C++ compiler and takes minutes,
         # and gains nothing on a CPU.
@@ -51,6 +51,11 @@ def join_process_group(
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
+def on_gpu() -> bool:
+    """Whether this rank computes on a GPU: that of its process group, not what the host happens to have."""
+    return dist.is_initialized() and dist.get_backend() == "nccl"
+
+
 def all_reduce_sum(tensor: Tensor, device: torch.device) -> Tensor:
     """The element-wise sum over all ranks, on the CPU. `device` is where the process group's
     backend needs its input."""
@@ -62,7 +67,7 @@ def all_reduce_sum(tensor: Tensor, device: torch.device) -> Tensor:
 def summed_over_ranks(values: Sequence[float]) -> list[float]:
     """Element-wise sum over the process group, in float64."""
     total = torch.tensor(values, dtype=torch.float64)
-    if torch.cuda.is_available():
+    if on_gpu():
         total = total.cuda()
     dist.all_reduce(total)
     return total.tolist()

@@ -28,7 +28,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from actors.config import Decoding
 from actors.vllm_arguments import command_line
-from actors.weights.vllm import swap_weights, transfer_config
+from actors.weights.vllm import receiver_arguments, swap_weights
 from common.hardware import device_of, precise
 from serve.config import ServeConfig
 from serve.gateway import MODEL_ROUTES
@@ -154,7 +154,8 @@ class ServedModel:
         args = parser.parse_args(command)
         args.disable_log_stats = not first
         engine_args = AsyncEngineArgs.from_cli_args(args)
-        engine_args.weight_transfer_config = transfer_config()
+        for name, value in receiver_arguments().items():
+            setattr(engine_args, name, value)
         self.engine = VersionedLLM.from_engine_args(engine_args)
         await self.engine.update_weight_version(self.version.name)
         await self.answer([[0, 1]], 2)  # compiles kernels, so that no client waits for it

@@ -111,7 +111,7 @@ def _deployment(config: ServeConfig) -> Any:
         ray_actor_options={
             # The threads are limited by OMP_NUM_THREADS; several replicas may share few cores.
             "num_cpus": 0,
-            "num_gpus": config.gpus,
+            "num_gpus": config.gpus or 0,
             "runtime_env": {"env_vars": environment},
         },
         logging_config=QUIET,

@@ -112,6 +112,28 @@ def test_killed_and_stopped_processes_change_nothing(run, tmp_path):
     assert_identical(root, run)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["object_store", "broadcast"])
+def test_each_transport_ends_with_the_same_bits_when_processes_die(run, tmp_path, transport):
+    """The undisturbed run used files."""
+    root, rng = copy_up_to_reward(run, tmp_path / "run"), random.Random(1)
+    process = start(root, *OVERRIDES, *UNTIL, f"sync.transport={transport}", "sync.bucket_mib=1")
+    expected = ["rollout-0", "learner-0", "rollout-0", "learner-1"]
+    for step, name in enumerate(expected, start=1):
+        wait_for_step(process, root, "ppo", step)
+        time.sleep(rng.uniform(0, 1))
+        failed_at = time.monotonic()
+        actor_process(process, name).kill()
+        seconds = wait_for_step(process, root, "ppo", step + 1) - failed_at
+        print(f"\n{transport}: SIGKILL of {name}: the next step was done after {seconds:.1f} s")
+    wait_until_finished(process, root)
+    failures = jsonl(RunPaths(root).failures)
+    assert len(failures) == len(expected)
+    for name, failure in zip(expected, failures, strict=True):
+        assert name in failure["replaced"]
+    assert_identical(root, run)
+
+
 def test_full_disk_stops_grpo_and_the_run_resumes_with_room(run, tmp_path):
     root = copy_up_to_reward(run, tmp_path / "run")
     disk = root / "ppo" / "checkpoints"

@@ -1,58 +1,71 @@
-"""The sending half of weight transfer, with its one transport: files that all processes share.
+"""The sending half of weight transfer: one bucket of weights after the other leaves the learners.
 
-    learner ranks ──WeightTransport.send──► WeightPayload ──Ray──► `actors.weights.vllm.apply_update`
+    learner ranks ──WeightTransport.send──► WeightPayload ──driver──► `actors.weights.vllm.load_bucket`
 
-The payload is small: it says where the weights are and how to check them, and reaches the engine as
-an argument of `update_weights`. The engine has no transport object, so what it must know of one is
-in the payload's two methods. A further transport (NCCL, CUDA IPC) needs a class like
-`FileTransport`, a payload like `FilePayload` and a vLLM backend like `actors.weights.file_backend`.
+The transports, chosen by `sync.transport`:
+
+    file           a safetensors file for each bucket, in a folder that learners and engines see
+    object_store   arrays that a learner returns to Ray, which moves them to the engines' hosts
+    broadcast      links of rank 0 to the workers of each engine (`actors.weights.links`)
+    ipc            a buffer of GPU memory that engines on the same GPU map (`actors.weights.ipc`)
+
+The learners' side is an object with `send`; broadcast needs both sides at the same time and has methods
+of its own (`actors.learner.LearnerActor.broadcast_weights`). An engine knows what to do from the payload
+alone (`actors.weights.backend`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from safetensors.torch import save_file
+import numpy as np
+import xxhash
 
-from common.errors import UserError
+from actors.weights.payload import Kind, WeightPayload, byte_view, digest, meta_of
 from common.files import atomic_path
 from common.run_paths import RunPaths
+from learners.named_tensors import NamedTensors
 
-FILE_BACKEND = "zero2hero_file"
-"""Name under which vLLM knows `actors.weights.file_backend`."""
 SHARED_MEMORY = Path("/dev/shm")
-MAX_HEADER_BYTES = 1 << 27
 
+SAFETENSORS_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
 
-class WeightPayload(Protocol):
-    """What an engine needs to fetch sent weights."""
-
-    def validate(self) -> None:
-        """Called before an engine is changed. Raises UserError if the configuration is wrong,
-        RuntimeError if the weights are not those that were sent (sending them again may help)."""
-        ...
-
-    def update_info(self) -> dict[str, Any]:
-        """Fields of the `WeightTransferUpdateInfo` of the transport's vLLM backend."""
-        ...
+Sent = tuple[WeightPayload | None, Any]
+"""The payload of a bucket, and what goes to the engines through Ray's object store beside it."""
 
 
 class WeightTransport(Protocol):
-    """Moves weights from the learners to every engine. Sent to the learner ranks by pickle."""
+    """Sends buckets from the learners to every engine. Given to the learner ranks by pickle."""
 
-    def send(
-        self, named_tensors: Iterable[tuple[str, torch.Tensor]], rank: int, version: int
-    ) -> WeightPayload | None:
-        """Called on every learner rank with the same names in the same order, since reading a
-        weight of ZeRO-3 is a collective operation. Returns the payload on rank 0, None on the
-        others."""
+    kind: Kind
+    max_bytes: int
+    """Size of a bucket."""
+    adapters_only: bool
+    """Whether the adapters of a policy are sent in place of its weights."""
+
+    def send(self, bucket: NamedTensors, version: int, number: int, last: bool) -> Sent:
+        """Called on the ranks that `sends` names with the tensors of one bucket, which are gone
+        afterwards."""
+        ...
+
+    def sends(self, rank: int) -> bool:
+        """Whether this rank sends; the others only take part in gathering."""
         ...
 
     def close(self) -> None:
@@ -60,63 +73,30 @@ class WeightTransport(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class FilePayload:
-    """A safetensors file, with what identifies its content."""
-
-    path: str
-    size: int
-    """Bytes."""
-    header_digest: str
-    """SHA-256 of the header: all names, types, shapes and offsets."""
-
-    def validate(self) -> None:
-        path = Path(self.path)
-        if not path.is_file():
-            raise UserError(
-                f"weights {path}: no such file; learners and engines must see the same directory: set "
-                "learners.weights_dir to a folder on a file system that all hosts share"
-            )
-        size = path.stat().st_size
-        if size != self.size:
-            message = f"{size} bytes, expected {self.size}; the file is incomplete"
-            raise RuntimeError(f"weights {path}: {message}")
-        # The header alone: for the content the engine would have to read the file twice.
-        if _header_digest(path) != self.header_digest:
-            raise RuntimeError(f"weights {path}: its names and shapes are not those that were sent")
-
-    def update_info(self) -> dict[str, Any]:
-        return file_update_info(self.path)
-
-
 class FileTransport:
-    """One file for each version, in a directory that every learner and engine can see. Keeps the
-    `keep` newest."""
+    """One safetensors file for each bucket, in a directory that every learner and engine can see.
 
-    def __init__(self, directory: str | Path, keep: int = 2) -> None:
-        self.directory, self.keep = Path(directory), keep
+    A bucket's file is deleted when the one after the next is written, since engines have loaded it by
+    then: at most two lie in the directory, so that a folder in shared memory stays small.
+    """
+
+    kind: Kind = "file"
+
+    def __init__(self, directory: str | Path, max_bytes: int = 1 << 30, adapters_only: bool = False) -> None:
+        self.directory, self.max_bytes, self.adapters_only = Path(directory), max_bytes, adapters_only
+
+    def sends(self, rank: int) -> bool:
+        return rank == 0
 
     def send(
-        self, named_tensors: Iterable[tuple[str, torch.Tensor]], rank: int, version: int
-    ) -> FilePayload | None:
-        tensors: dict[str, torch.Tensor] = {}
-        for name, tensor in named_tensors:
-            if rank != 0:
-                continue  # the iteration itself takes part in the gathers of ZeRO-3
-            on_cpu = tensor.detach().cpu().contiguous()
-            # On CPU the line above copies nothing, and a gathered ZeRO-3 weight is freed at the
-            # next step of the iteration.
-            if on_cpu.is_set_to(tensor) and not outlives_gather(tensor):
-                on_cpu = on_cpu.clone()
-            tensors[name] = on_cpu
-        if rank != 0:
-            return None
-        path = self.directory / f"{version:08d}.safetensors"
+        self, bucket: NamedTensors, version: int, number: int = 0, last: bool = True
+    ) -> tuple[WeightPayload, None]:
+        path = self.directory / f"{version:08d}-{number:05d}.safetensors"
         # Not flushed to the disk: after a power failure a restarted run sends its weights again.
         with atomic_path(path, durable=False) as partial:
-            save_file(tensors, partial)
+            digest = write_safetensors(partial, bucket)
         self._remove_old()
-        return FilePayload(str(path), path.stat().st_size, _header_digest(path))
+        return WeightPayload("file", number, last, digest, path=str(path)), None
 
     def close(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -125,36 +105,95 @@ class FileTransport:
         # By time, not by version: a run that restarts from a checkpoint sends lower versions again.
         files = list(self.directory.glob("*.safetensors"))
         files.sort(key=lambda path: path.stat().st_mtime_ns)
-        for old in files[: -self.keep]:
+        for old in files[:-2]:
             old.unlink()
 
 
-def make_transport(run_root: Path, weights_dir: str | None) -> FileTransport:
-    """The transport of a run. Its files are in a folder of their own (`close` deletes it) under
-    `weights_dir`, or without one in shared memory, or where there is none in the run directory."""
+class ObjectStoreTransport:
+    """Buckets as arrays that a learner returns: Ray keeps them in the object store of the learner's host
+    and moves them to the hosts of engines that ask for them. The driver holds references alone (Ray
+    inlines an object of less than 100 KB)."""
+
+    kind: Kind = "object_store"
+
+    def __init__(self, max_bytes: int = 1 << 30, adapters_only: bool = False) -> None:
+        self.max_bytes, self.adapters_only = max_bytes, adapters_only
+
+    def sends(self, rank: int) -> bool:
+        return rank == 0
+
+    def send(
+        self, bucket: NamedTensors, version: int, number: int = 0, last: bool = True
+    ) -> tuple[WeightPayload, dict[str, np.ndarray]]:
+        tensors = tuple(meta_of(name, tensor) for name, tensor in bucket)
+        # Views: Ray copies them into the object store when this call returns. The memory of tensors that
+        # ZeRO-3 has gathered lives as long as the views do.
+        arrays = {name: byte_view(tensor.detach().cpu()) for name, tensor in bucket}
+        payload = WeightPayload("object_store", number, last, digest(arrays.values()), tensors)
+        return payload, arrays
+
+    def close(self) -> None:
+        pass
+
+
+def write_safetensors(path: Path, bucket: NamedTensors) -> str:
+    """Writes a safetensors file and returns the digest of its content.
+
+    The library's own function copies every tensor into one more buffer before it writes.
+    """
+    header: dict[str, Any] = {}
+    offset = 0
+    # Wide types first, so that every tensor lies at a multiple of its element size.
+    bucket = sorted(bucket, key=lambda entry: -entry[1].element_size())
+    for name, tensor in bucket:
+        meta = meta_of(name, tensor)
+        header[name] = {
+            "dtype": SAFETENSORS_DTYPES[meta.dtype],
+            "shape": list(meta.shape),
+            "data_offsets": [offset, offset + meta.nbytes],
+        }
+        offset += meta.nbytes
+    text = json.dumps(header).encode()
+    # The data start at a multiple of 8 bytes, as the format asks for.
+    text += b" " * (-len(text) % 8)
+    hasher = xxhash.xxh3_128()
+    with open(path, "wb", buffering=0) as file:
+        for part in (len(text).to_bytes(8, "little"), text):
+            file.write(part)
+            hasher.update(part)
+        for _, tensor in bucket:
+            data = byte_view(tensor.detach().cpu()).data
+            hasher.update(data)
+            while data:  # Linux writes at most 2 GiB at a time
+                data = data[file.write(data) :]
+    return hasher.hexdigest()
+
+
+def weights_directory(run_root: Path, weights_dir: str | None) -> Path:
+    """Folder of a run's weight files, of its own (`close` deletes it), under `weights_dir`, or without
+    one in shared memory, or where there is none in the run directory."""
     folder = "zero2hero-" + hashlib.sha256(str(run_root.absolute()).encode()).hexdigest()[:12]
     # A name of its own, because several runs may use one weights_dir or one machine.
     if weights_dir is not None:
-        return FileTransport(Path(weights_dir) / folder)
+        return Path(weights_dir) / folder
     if SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK):
-        return FileTransport(SHARED_MEMORY / folder)
-    return FileTransport(RunPaths(run_root).weights)
+        return SHARED_MEMORY / folder
+    return RunPaths(run_root).weights
 
 
-def file_update_info(path: str | Path) -> dict[str, Any]:
-    """Fields of `actors.weights.file_backend.FileUpdateInfo` for a safetensors file or a folder of
-    such files."""
-    return {"path": str(path)}
+def choose_transport(
+    requested: str, device: str, colocated: bool, hosts: int, weights_dir: str | None
+) -> Kind:
+    """The transport that `sync.transport` means.
 
-
-def outlives_gather(tensor: torch.Tensor) -> bool:
-    """Whether the tensor stays valid after the step of the iteration that yielded it. A ZeRO-3
-    parameter (DeepSpeed marks it with `ds_id`) does not: its values are gathered for this step and
-    freed after it."""
-    return not hasattr(tensor, "ds_id")
-
-
-def _header_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return hashlib.sha256(file.read(min(length, MAX_HEADER_BYTES))).hexdigest()
+    auto: on GPUs a transport that does not leave them (ipc where learners and engines share GPUs, else
+    broadcast); on CPU files, which all processes of one host see and those of several hosts only with
+    `weights_dir`; else the object store.
+    """
+    if requested != "auto":
+        return requested  # type: ignore[return-value]
+    if device == "cuda":
+        return "ipc" if colocated else "broadcast"
+    if hosts == 1 or weights_dir is not None:
+        return "file"
+    return "object_store"

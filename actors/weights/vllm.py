@@ -1,12 +1,12 @@
 """The receiving half of weight transfer, with all calls to vLLM's weight-transfer interface.
 
-    engine start:  register ► transfer_config ► vLLM loads `file_backend` ► init_transfer
-    each update:   validate payload ► start ► update ► finish ► set version ► clear the prefix cache
+    engine start:  register ► receiver_arguments ► vLLM loads `backend` ► init_transfer
+    each update:   first bucket: validate ► start ► update    more buckets: validate ► update
+                   last bucket: update ► finish ► set version ► clear the prefix cache
 
-`apply_update` is for the engine of a rollout actor, `swap_weights` for the asynchronous engine of a
-serving replica. Both receive files, the one transport there is (`actors.weights.transport`).
-Between start and finish an engine holds neither the old weights nor the new: after a failure there
-it must be replaced, never resumed.
+`load_bucket` is for the engine of a rollout actor, `swap_weights` for the asynchronous engine of a
+serving replica, which takes a folder of files. Between start and finish an engine holds neither the old
+weights nor the new: after a failure there it must be replaced, never resumed.
 
 vLLM is imported inside functions: `register` runs while vLLM itself is being imported, and
 importing this module must not load it before `actors.vllm_engine` has set its environment.
@@ -14,10 +14,22 @@ importing this module must not load it before `actors.vllm_engine` has set its e
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from actors.weights.transport import FILE_BACKEND, WeightPayload, file_update_info
+import numpy as np
+import torch
+
+from actors.weights.payload import WeightPayload
+from actors.weights.transport import SHARED_MEMORY, write_safetensors
+
+BACKEND = "zero2hero"
+"""Name under which vLLM knows `actors.weights.backend`."""
 
 
 def register() -> None:
@@ -27,10 +39,8 @@ def register() -> None:
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     # vLLM refuses a second registration of a name.
-    if FILE_BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(
-            FILE_BACKEND, "actors.weights.file_backend", "FileWeightTransferEngine"
-        )
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, "actors.weights.backend", "BucketEngine")
 
 
 def _request_amx() -> None:
@@ -40,42 +50,78 @@ def _request_amx() -> None:
     vLLM's attention in bfloat16 uses them without asking. The first large matrix product asks, but a
     model of width 64 has none, and its engine ended with an illegal instruction.
     """
-    import torch
-
     torch.cpu._init_amx()
 
 
-def transfer_config() -> Any:
-    """The `weight_transfer_config` of an engine that is to receive weights."""
+def receiver_arguments() -> dict[str, Any]:
+    """Arguments of vLLM for an engine that is to receive weights."""
     from vllm.config import WeightTransferConfig
 
     register()
-    return WeightTransferConfig(backend=FILE_BACKEND)
+    return {
+        "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+        "worker_extension_cls": "actors.weights.worker_extension.WorkerExtension",
+    }
 
 
-def init_transfer(llm: Any) -> None:
-    """Creates the backend in the workers of an in-process engine (`vllm.LLM`) that has started."""
-    # The file backend has nothing to agree on beforehand.
-    llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
+def init_transfer(llm: Any, link: tuple[str, int] | None = None, timeout_s: float = 300.0) -> None:
+    """Creates the backend in the workers of an in-process engine (`vllm.LLM`) that has started. With
+    `link`, the address of an open rendezvous, they join the link of the broadcast transport: returns when
+    all have met."""
+    info: dict[str, Any] = {}
+    if link is not None:
+        info = {"host": link[0], "port": link[1], "timeout_s": timeout_s}
+    llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": info})
 
 
-def apply_update(llm: Any, payload: WeightPayload, version: int) -> None:
-    """Loads sent weights into an in-process engine (`vllm.LLM`) between two of its steps. Requests
+def load_bucket(
+    llm: Any, payload: WeightPayload, version: int, arrays: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """Loads one bucket into an in-process engine (`vllm.LLM`) between two of its steps. Requests
     in flight lose the keys and values that the old weights computed, and compute them again.
 
     Raises UserError if the weights cannot be found. A RuntimeError means that the engine does not
     hold the new weights, and maybe no longer the old ones: it must be replaced.
     """
-    payload.validate()  # before the start: an engine that was started cannot go back
+    payload.validate(arrays)  # before the start: an engine that was started cannot go back
     try:
-        llm.collective_rpc("start_weight_update")
-        llm.collective_rpc("update_weights", kwargs={"update_info": payload.update_info()})
+        if payload.number == 0:
+            llm.collective_rpc("start_weight_update")
+        with _update_info(llm, payload, arrays) as info:
+            llm.collective_rpc("update_weights", kwargs={"update_info": info})
+        if not payload.last:
+            return
         llm.collective_rpc("finish_weight_update")
     except Exception as error:
         raise _broken_engine(version) from error
     llm.llm_engine.set_weight_version(str(version))
     # The prefix cache would otherwise serve keys and values of the old weights to new requests.
     llm.reset_prefix_cache(reset_running_requests=True)
+
+
+@contextmanager
+def _update_info(
+    llm: Any, payload: WeightPayload, arrays: Mapping[str, np.ndarray] | None
+) -> Iterator[dict[str, Any]]:
+    """Fields of `backend.UpdateInfo`. Arrays reach the only worker of an engine as they are; several
+    workers, which are processes of this host, map a file of shared memory instead of getting a copy each.
+    """
+    if arrays is None or num_workers(llm) == 1:
+        yield payload.update_info(arrays)
+        return
+    tensors = []
+    for meta in payload.tensors:
+        whole = torch.from_numpy(arrays[meta.name].copy())
+        tensors.append((meta.name, whole.view(getattr(torch, meta.dtype)).view(meta.shape)))
+    folder = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="zero2hero-", suffix=".safetensors") as file:
+        write_safetensors(Path(file.name), tensors)
+        yield replace(payload, kind="file", path=file.name).update_info()
+
+
+def num_workers(llm: Any) -> int:
+    """Processes that an engine's model is spread over."""
+    return int(llm.llm_engine.vllm_config.parallel_config.world_size)
 
 
 async def swap_weights(engine: Any, folder: Path, version: str) -> None:
@@ -92,7 +138,7 @@ async def swap_weights(engine: Any, folder: Path, version: str) -> None:
     await engine.pause_generation(mode="keep", clear_cache=True)
     try:
         await engine.start_weight_update()
-        await engine.update_weights(WeightTransferUpdateRequest(file_update_info(folder)))
+        await engine.update_weights(WeightTransferUpdateRequest({"kind": "file", "path": str(folder)}))
         await engine.finish_weight_update(version)
     except Exception as error:
         raise _broken_engine(version) from error

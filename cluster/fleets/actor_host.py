@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from cluster.fleets.heartbeat import HeartbeatSender
-from common.errors import HeroError, StartError, one_line
+from common.errors import HeroError, StartError, is_device_failure, one_line
 from common.logs import log_to
 from common.network import announce_host, host_address
 from common.plugins import load_object
@@ -66,8 +66,11 @@ class ActorHost:
         try:
             with self._heartbeat.during(method):
                 return getattr(self.hosted, method)(*args, **kwargs)
-        except Exception:
+        except Exception as error:
             traceback.print_exc()  # into this actor's log; the driver prints one line
+            if is_device_failure(error):
+                # A dead actor is replaced; one that fails and lives would end the run.
+                raise SystemExit(f"{method} failed on its device ({one_line(error)})") from error
             raise
         finally:
             self._busy_s += time.perf_counter() - started

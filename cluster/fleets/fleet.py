@@ -30,7 +30,7 @@ group dies with the first rank (see `FleetManager.replace_lost`).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,20 +65,22 @@ class ActorHandle:
 class Fleet:
     """Actors that host objects of the class `target` ("module:Class"), one for each entry of
     `arguments`. `limits` say when one that does not answer counts as hung. `options` are Ray's
-    (num_cpus, num_gpus, runtime_env)."""
+    (num_cpus, num_gpus, runtime_env), or a function that gives those of the actor of a number."""
 
     def __init__(
         self,
         kind: str,
         target: str,
         arguments: Sequence[dict[str, Any]],
-        options: dict[str, Any],
+        options: dict[str, Any] | Callable[[int], dict[str, Any]],
         logs: Path,
         limits: ClusterConfig | None = None,
     ) -> None:
         self.kind, self.target, self.logs = kind, target, logs
         self.limits = limits or ClusterConfig()
-        self._host = ray.remote(ActorHost).options(**options)
+        self.before_call: Callable[[str], None] | None = None
+        """Called with the method before each call to an actor (`cluster.turns`)."""
+        self._host, self._options = ray.remote(ActorHost), options
         # Members that were found hung and not yet restarted. Ray does not report them as dead.
         self._hung: set[int] = set()
         self._last_watch = 0.0
@@ -86,15 +88,19 @@ class Fleet:
         self._members: list[ActorHandle] = []
         # All at once, so that they load their models in parallel.
         for index, actor_arguments in enumerate(arguments):
-            self._members.append(self._start_actor(f"{kind}-{index}", actor_arguments))
+            self._members.append(self._start_actor(index, actor_arguments))
 
-    def _start_actor(self, name: str, arguments: dict[str, Any], incarnation: int = 0) -> ActorHandle:
+    def _start_actor(self, index: int, arguments: dict[str, Any], incarnation: int = 0) -> ActorHandle:
+        name, options = f"{self.kind}-{index}", self._options
+        if callable(options):
+            options = options(index)
         # The key is new for every process, so that a late beat of a killed one is not taken for its
         # successor's.
         job = ray.get_runtime_context().get_job_id()
         key = f"zero2hero-{job}-{id(self)}-{name}-{incarnation}-{time.time_ns()}"
         # Returns at once: Ray creates the actor when its resources are free.
-        actor = self._host.remote(name, self.target, str(self._log(name)), arguments, key)
+        host = self._host.options(**options)
+        actor = host.remote(name, self.target, str(self._log(name)), arguments, key)
         return ActorHandle(name, arguments, incarnation, actor, HeartbeatMonitor(key))
 
     def _log(self, name: str) -> Path:
@@ -103,6 +109,11 @@ class Fleet:
     @property
     def names(self) -> list[str]:
         return [member.name for member in self._members]
+
+    @property
+    def identities(self) -> list[tuple[str, str]]:
+        """(name, key) of each actor: another process of the same name has another key."""
+        return [(member.name, member.heartbeat.key) for member in self._members]
 
     @property
     def expected_size(self) -> int:
@@ -114,12 +125,16 @@ class Fleet:
 
     def submit(self, index: int, method: str, *args: Any, **kwargs: Any) -> ray.ObjectRef:
         """Starts a call on one actor; an index past the last wraps around."""
+        if self.before_call:
+            self.before_call(method)
         return self._members[index % len(self)].actor.call.remote(method, *args, **kwargs)
 
     def submit_split(
         self, index: int, count: int, method: str, *args: Any, **kwargs: Any
     ) -> list[ray.ObjectRef]:
         """Starts a call that returns `count` values, each with a reference of its own."""
+        if self.before_call:
+            self.before_call(method)
         call = self._members[index % len(self)].actor.call.options(num_returns=count)
         return call.remote(method, *args, **kwargs)
 
@@ -130,6 +145,12 @@ class Fleet:
     def all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """Makes the same call on every actor at once; results in the order of the actors."""
         return self.wait(self.submit_all(method, *args, **kwargs), method)
+
+    def call_some(self, indexes: Iterable[int] | None, method: str, *args: Any) -> list[Any]:
+        """Makes the same call on some actors (None: all) at once; results in their order."""
+        if indexes is None:
+            indexes = range(len(self))
+        return self.wait({self.submit(index, method, *args): index for index in indexes}, method)
 
     def wait(self, refs: Sequence[ray.ObjectRef] | dict[ray.ObjectRef, int], doing: str) -> list[Any]:
         """Results of calls, in the order of `refs`: either one call to each actor in order, or a
@@ -178,6 +199,10 @@ class Fleet:
             name = self.names[index]
             raise FleetError(f"{name} hangs in {doing} ({reason}); see {self._log(name)}")
 
+    def is_hung(self, index: int) -> bool:
+        """Whether `watch` has found that an actor hangs."""
+        return index in self._hung
+
     def _hang_reason(self, heartbeat: HeartbeatMonitor) -> str | None:
         limits = self.limits
         if heartbeat.age_s > limits.heartbeat_timeout_s:
@@ -222,11 +247,15 @@ class Fleet:
         member = self._members[index]
         self._kill(index)
         incarnation = member.incarnation + 1
-        self._members[index] = self._start_actor(member.name, member.arguments, incarnation)
+        self._members[index] = self._start_actor(index, member.arguments, incarnation)
+
+    def kill(self, index: int) -> None:
+        """Ends an actor that cannot be used any more; `dead_or_hung` then has it."""
+        ray.kill(self._members[index].actor)
 
     def add(self, arguments: dict[str, Any]) -> None:
         """Starts one more actor; it gets no calls before `admit_started`."""
-        member = self._start_actor(f"{self.kind}-{self.expected_size}", arguments)
+        member = self._start_actor(self.expected_size, arguments)
         self._starting.append((member, member.actor.check_started.remote()))
 
     def admit_started(self) -> list[str]:
@@ -245,14 +274,17 @@ class Fleet:
                 messages.append(f"{member.name} has joined")
         return messages
 
-    def remove(self, size: int) -> None:
-        """Ends all actors but the first `size`, after the calls that were submitted to them."""
+    def remove(self, size: int) -> dict[str, ray.ObjectRef]:
+        """Ends all actors but the first `size`, after the calls that were submitted to them. Returns for
+        each a reference that is ready once it has ended."""
         # __ray_terminate__ is a call like any other, so it waits for those before it.
         starting = [member for member, _ in self._starting]
+        ends = {}
         for member in [*self._members[size:], *starting]:
-            member.actor.__ray_terminate__.remote()
+            ends[member.name] = member.actor.__ray_terminate__.remote()
         del self._members[size:]
         self._starting.clear()
+        return ends
 
     def busy(self) -> list[float]:
         """Seconds that each actor has spent in calls so far."""

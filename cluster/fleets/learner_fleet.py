@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from actors.weights.transport import WeightPayload, WeightTransport
+from actors.weights.ipc import merge_handles
+from actors.weights.payload import WeightPayload
+from actors.weights.transport import WeightTransport
 from cluster.fleets.fleet import Fleet
 from learners.config import PretrainConfig, RewardModelConfig, SFTConfig
 from learners.rl.config import PPOConfig
@@ -95,10 +97,42 @@ class LearnerFleet(Fleet):
         """Loss of the policy on held-out sequences of the pretraining corpus."""
         return self._rank_0("pretrain_loss")
 
-    def send_weights(self, transport: WeightTransport, version: int) -> WeightPayload:
-        """Hands the policy's weights to a transport; returns the payload that
-        `RolloutFleet.update_weights` takes."""
-        return self._rank_0("send_weights", transport, version)
+    def send_bucket(
+        self, transport: WeightTransport, version: int, number: int
+    ) -> tuple[WeightPayload, ray.ObjectRef]:
+        """Hands a bucket of the policy's weights to a transport; returns what
+        `RolloutFleet.submit_update` takes. The reference is of what goes through the object store, of None
+        for other transports."""
+        payload_refs, data_refs = [], []
+        for rank in range(len(self)):
+            arguments = (transport, version, number)
+            payload_ref, data_ref = self.submit_split(rank, 2, "send_bucket", *arguments)
+            payload_refs.append(payload_ref)
+            data_refs.append(data_ref)
+        payloads = self.wait(payload_refs, "send_bucket")
+        if transport.kind == "ipc":
+            return merge_handles(payloads), data_refs[0]
+        return payloads[0], data_refs[0]
+
+    def free_buffers(self) -> None:
+        """Returns the GPU memory that engines mapped, after the last bucket."""
+        self.all("free_buffers")
+
+    def open_links(self, engines: dict[str, int], timeout_s: float) -> dict[str, tuple[str, int]]:
+        """Opens a rendezvous in rank 0 for each engine (name -> number of its workers); returns where its
+        workers are to connect."""
+        return self._only_rank_0("open_links", engines, timeout_s)
+
+    def submit_accept_links(self, engines: Sequence[str]) -> list[ray.ObjectRef]:
+        """One reference, of the names of the engines that have not connected, with the reason."""
+        return [self.submit(0, "accept_links", engines)]
+
+    def submit_broadcast(
+        self, engines: Sequence[str], max_bytes: int, adapters_only: bool = False
+    ) -> list[ray.ObjectRef]:
+        """Sends the policy's weights over the links to these engines. One reference for each rank; rank
+        0's is of the names of engines whose links broke, with the reason."""
+        return self.submit_all("broadcast_weights", engines, max_bytes, adapters_only)
 
     def submit_probe_logprobs(self, sequences: Sequence[np.ndarray]) -> list[ray.ObjectRef]:
         """Log-probabilities of every token but the first of each sequence. One reference for each

@@ -2,34 +2,54 @@
 
 The pipeline makes one manager; stages ask it for `learners()`, `rollouts(...)` and `scorers(...)`.
 A fleet is started when a stage first asks for it and reused by later stages: the processes stay,
-their tasks and weights change. On CPU the phases of an iteration take turns, so learners reserve
-the cores and the other fleets run beside them; on GPUs every actor reserves its own.
+their tasks and weights change. Who runs where is the config's layout (`cluster.layout`); its placement
+groups are reserved for all fleets of the run when the first of them starts
+(`cluster.fleets.reservation`).
 
-It waits for Ray in two places: the start of Ray itself, and resources that actors of a stopped
-fleet have not yet returned (`_check_resources`). It does not wait for actors to start.
+It waits for Ray in two places: the start of Ray itself, and the placement groups. It does not wait for
+actors to start.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from actors.config import RolloutConfig
-from actors.weights.transport import make_transport
+from actors.config import EngineDevices, RolloutConfig
+from actors.weights.ipc import IpcTransport
+from actors.weights.payload import Kind
+from actors.weights.transport import (
+    FileTransport,
+    ObjectStoreTransport,
+    WeightTransport,
+    choose_transport,
+    weights_directory,
+)
 from cluster.config import ClusterConfig, RunConfig
+from cluster.fleets.actor_options import actor_options
 from cluster.fleets.fleet import Fleet
 from cluster.fleets.learner_fleet import LearnerFleet
+from cluster.fleets.reservation import Reservations
 from cluster.fleets.rollout_fleet import RolloutFleet
 from cluster.fleets.scale import scale_requests
 from cluster.fleets.scoring_fleet import ScoringFleet
 from cluster.fleets.storage import check_run_directory
+from cluster.layout import (
+    SECTIONS,
+    device_of,
+    executor,
+    groups,
+    own_group,
+    shares_learners,
+    turn_takers,
+)
+from cluster.stage_registry import fleets_of
+from cluster.turns import Turns
 from common.environment import passed_on
-from common.errors import UserError
 from common.plugins import child_environment
 from common.random_streams import Stream, derived_seed
 from common.ray_session import start_ray
@@ -44,14 +64,8 @@ QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
-SECTIONS = {"learner": "learners", "rollout": "rollout", "scoring": "scoring"}
-"""Config section of each kind of fleet."""
-
 ArgumentsOf = Callable[[int], dict[str, Any]]
 """Constructor arguments of the i-th actor of a fleet."""
-
-RELEASE_S = 20.0
-"""How long Ray may take to return the resources of actors that were stopped."""
 
 
 class FleetManager:
@@ -59,24 +73,31 @@ class FleetManager:
 
     def __init__(self, config: RunConfig, root: Path) -> None:
         self.config, self.paths = config, RunPaths(root)
-        self.transport = make_transport(root, config.learners.weights_dir)
+        self._weights_directory = weights_directory(root, config.learners.weights_dir)
         self._fleets: dict[str, Fleet] = {}
         self._arguments_of: dict[str, ArgumentsOf] = {}
         self._scorer_models: tuple[str, str | None] | None = None
         # The scale request that was last applied, by kind of fleet.
         self._applied: dict[str, int] = {}
-        # When actors were last stopped; their resources are free a moment later. At first this may
-        # be the driver before this one, whose actors Ray stops after its death.
-        self._stopped_at = time.monotonic()
+        self._refused: set[str] = set()
+        self._kinds = fleets_of(config.stages)
+        self._reservations = Reservations(config.cluster.patience_s)
+        self.turns = Turns(self._fleets, turn_takers(config), config.rollout.sleep_level)
+        # Actors that leave: each with a reference that is ready once it has ended.
+        self._leaving: dict[str, ray.ObjectRef] = {}
         # Of the run directory, on a cluster whose hosts may not share it; empty on a Ray of our own.
         self._session = ""
 
-    def start(self) -> None:
-        """Joins the configured Ray cluster, or starts one of this run's own."""
+    def start(self, stages: Sequence[str] | None = None) -> None:
+        """Joins the configured Ray cluster, or starts one of this run's own. `stages` are those that will
+        run; None: all of the config."""
+        if stages is not None:
+            self._kinds = fleets_of(stages)
         # Requests hold for one run; its config says how it starts.
         self.paths.scale.unlink(missing_ok=True)
         cluster = self.config.cluster
         is_own = start_ray(cluster.address, cluster.cpus, cluster.object_store_gib, self.paths.logs)
+        self._reservations = Reservations(cluster.patience_s, is_own)
         if not is_own:
             self._session = begin_session(self.paths.root)
             check_run_directory(self.paths.root, self._session)
@@ -89,8 +110,15 @@ class FleetManager:
         settings = self.config.learners
         arguments = []
         for rank in range(settings.ranks):
-            arguments.append({"rank": rank, "config": settings, "model": self.config.model})
-        how = self._how_to_start("learner", settings.ranks, settings.threads, settings.gpus)
+            arguments.append(
+                {
+                    "rank": rank,
+                    "config": settings,
+                    "model": self.config.model,
+                    "device": device_of(self.config, "learner"),
+                }
+            )
+        how = self._how_to_start("learner")
         fleet = LearnerFleet("learner", "actors.learner:LearnerActor", arguments, *how)
         # Before `join`, so that its actors are stopped if one of them fails there.
         self.adopt(fleet)
@@ -107,9 +135,7 @@ class FleetManager:
         settings = self.config.rollout.model_copy(update={"max_model_len": max_model_len})
         arguments_of = partial(self._rollout_arguments, model, settings)
         arguments = [arguments_of(index) for index in range(settings.actors)]
-        # The engine runs inside the actor's process: a weight update is then a plain function call.
-        env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-        how = self._how_to_start("rollout", settings.actors, settings.threads, settings.gpus, env)
+        how = self._how_to_start("rollout")
         fleet = RolloutFleet("rollout", "actors.rollout:RolloutActor", arguments, *how)
         self.adopt(fleet, arguments_of)
         return fleet
@@ -133,9 +159,10 @@ class FleetManager:
             "config": settings,
             "rewards": self.config.rewards,
             "uses_reference": self.config.uses_reference,
+            "device": device_of(self.config, "scoring"),
         }
         arguments = [argument] * settings.actors
-        how = self._how_to_start("scoring", settings.actors, settings.threads, settings.gpus)
+        how = self._how_to_start("scoring")
         fleet = ScoringFleet("scoring", "actors.scoring:ScoringActor", arguments, *how)
         self.adopt(fleet, lambda index: argument)
         self._scorer_models = models
@@ -146,34 +173,77 @@ class FleetManager:
         `arguments_of` gives the arguments of actors that are added; without it, the fleet keeps its
         size."""
         self._fleets[fleet.kind] = fleet
+        fleet.before_call = self.turns.before(fleet.kind)
+        self.turns.started(fleet.kind)
         if arguments_of is not None:
             self._arguments_of[fleet.kind] = arguments_of
+
+    def transport_kind(self) -> Kind:
+        """How weights go to the engines now: what `sync.transport` means on the hosts that are there."""
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        config = self.config
+        weights_dir = config.learners.weights_dir
+        return choose_transport(
+            config.sync.transport,
+            config.cluster.device,
+            shares_learners(config, "rollout"),
+            len(alive),
+            weights_dir,
+        )
+
+    def bucket_transport(self, kind: Kind) -> WeightTransport:
+        """The transport that sends buckets of this kind. Of broadcast, which needs learners, the one for
+        weights that the driver sends."""
+        max_bytes, adapters_only = self.config.sync.bucket_mib << 20, self.config.sync.adapters_only
+        if kind == "ipc":
+            return IpcTransport(max_bytes, adapters_only)
+        if kind == "file":
+            return FileTransport(self._weights_directory, max_bytes, adapters_only)
+        # A bucket that does not fit beside the one before it would be written to a disk.
+        if not self.config.cluster.address:
+            max_bytes = min(max_bytes, int(self.config.cluster.object_store_gib * 2**30 / 4))
+        return ObjectStoreTransport(max_bytes, adapters_only)
 
     def replace_lost(self) -> list[str]:
         """Restarts the actors that are dead or hung, and returns their names. Called by the
         pipeline after a stage has failed. Learners lose their process group with the first of them,
         so all of them are stopped, and start again when a stage asks for them."""
         names = []
+        lost: dict[str, list[int]] = {}
         for kind, fleet in list(self._fleets.items()):
-            lost = fleet.dead_or_hung()
-            names += [fleet.names[index] for index in lost]
-            if lost and kind == "learner":
+            indexes = fleet.dead_or_hung()
+            names += [fleet.names[index] for index in indexes]
+            if indexes and kind == "learner":
                 self._stop(kind)
-                continue
-            for index in lost:
-                fleet.restart(index)
+            elif indexes:
+                lost[kind] = indexes
+        if not lost:
+            return names
+        self._reservations.restore()
+        # Where fleets share GPUs, those that live leave them, and the replacements start one kind after
+        # the other.
+        self.turns.vacate(lost)
+        for kind, indexes in lost.items():
+            for index in indexes:
+                self._fleets[kind].restart(index)
+            if kind in self.turns.takers:
+                self._fleets[kind].busy()  # waits until they have started
+                self.turns.vacate()
         return names
 
     def target_size(self, kind: str) -> int:
         """Number of actors that a fleet is to have: what `hero scale` last requested, else what it
         has."""
+        if shares_learners(self.config, kind):
+            return self._fleets[kind].expected_size
         return scale_requests(self.paths).get(kind, self._fleets[kind].expected_size)
 
     def apply_scale_requests(self) -> list[str]:
         """Starts or removes actors as requested, admits those that have started, and returns what
         was done as messages. Called by the PPO stage before each weight update, because new engines
         hold old weights."""
-        messages = []
+        messages = self._refused_requests()
+        self._release_left()
         for kind, arguments_of in self._arguments_of.items():
             fleet, target = self._fleets[kind], self.target_size(kind)
             if target == self._applied.get(kind, fleet.expected_size):
@@ -184,23 +254,49 @@ class FleetManager:
                 messages.append(f"{kind} fleet: from {fleet.expected_size} to {target}")
                 self._applied[kind] = target
             if target < fleet.expected_size:
-                fleet.remove(min(target, len(fleet)))
+                self._leaving |= fleet.remove(min(target, len(fleet)))
             while fleet.expected_size < target:
+                self._request_group(kind, fleet.expected_size)
                 fleet.add(arguments_of(fleet.expected_size))
             messages += fleet.admit_started()
         return messages
+
+    def _refused_requests(self) -> list[str]:
+        """A message for each request that a fleet on the learners' GPUs cannot follow, once."""
+        requested = scale_requests(self.paths)
+        kinds = [kind for kind in self._fleets if kind in requested and shares_learners(self.config, kind)]
+        new, self._refused = set(kinds) - self._refused, set(kinds)
+        text = "on the learners' GPUs, whose number does not change (cluster.layout)"
+        return [f"{kind} fleet: stays at {len(self._fleets[kind])}; it is {text}" for kind in sorted(new)]
 
     def close(self) -> None:
         """Stops all actors and Ray."""
         for fleet in self._fleets.values():
             fleet.stop()
         self._fleets.clear()
-        self.transport.close()
+        # Also if another transport was used: a stage that has no learners sends files.
+        FileTransport(self._weights_directory).close()
+        self._reservations.release_all()
         ray.shutdown()
 
     def _stop(self, kind: str) -> None:
+        # The groups stay reserved, for the fleet that is started in its place.
         self._fleets.pop(kind).stop()
-        self._stopped_at = time.monotonic()
+        self.turns.ended(kind)
+
+    def _request_group(self, kind: str, index: int) -> None:
+        """Asks for the group of an actor that is added."""
+        group = own_group(self.config, kind, index)
+        if group is not None:
+            self._reservations.release(group.name)  # of an actor of this number that has not quite ended
+            self._reservations.request(group)
+
+    def _release_left(self) -> None:
+        """Gives back the groups of actors that have left, which would end with them."""
+        for name, end in list(self._leaving.items()):
+            if ray.wait([end], timeout=0)[0]:
+                del self._leaving[name]
+                self._reservations.release(name)
 
     def _rollout_arguments(self, model: Path, settings: RolloutConfig, index: int) -> dict[str, Any]:
         return {
@@ -208,44 +304,33 @@ class FleetManager:
             "model_path": str(model),
             "config": settings,
             "seed": derived_seed(self.config.seed, Stream.ENGINES, index),
+            "devices": EngineDevices(
+                device_of(self.config, "rollout"),
+                executor(self.config),
+                shares_learners(self.config, "rollout"),
+            ),
         }
 
-    def _how_to_start(
-        self, kind: str, size: int, threads: int, gpus: float, env: dict[str, str] | None = None
-    ) -> tuple[dict[str, Any], Path, ClusterConfig]:
-        """The arguments `options`, `logs` and `limits` of a fleet of `size` actors. Raises UserError
-        if the Ray cluster has no room for all of them."""
-        # On CPU the phases of an iteration take turns. Were the cores reserved for each fleet, three
-        # times as many would be needed as are ever at work.
-        cpus = 0
-        if kind == "learner":
-            cpus = threads
-        self._check_resources(kind, "CPU", cpus * size)
-        self._check_resources(kind, "GPU", gpus * size)
+    def _how_to_start(self, kind: str) -> tuple[Callable[[int], dict[str, Any]], Path, ClusterConfig]:
+        """The arguments `options`, `logs` and `limits` of a fleet, once its groups are reserved, together
+        with those of the other fleets of this run. Raises UserError or FleetError if the Ray cluster has no
+        room for all of them."""
+        # One after the other where they share GPUs: an engine measures the free memory when it starts.
+        self.turns.vacate()
+        kinds = [known for known in SECTIONS if known in (*self._kinds, kind)]
+        self._reservations.reserve(groups(self.config, kinds))
+        return partial(self._options, kind), self.paths.logs, self.config.cluster
+
+    def _options(self, kind: str, index: int) -> dict[str, Any]:
+        """Ray's options for one actor."""
         variables = {
             **QUIET,
             **passed_on(),
             **self.config.cluster.env,
             **child_environment(),
-            "OMP_NUM_THREADS": str(threads),
-            **(env or {}),
             SESSION: f"{self._session} {self.paths.root}",
         }
-        options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}}
-        return options, self.paths.logs, self.config.cluster
-
-    def _check_resources(self, kind: str, resource: str, needed: float) -> None:
-        """Raises UserError for a fleet that Ray would otherwise wait for without a message."""
-        total = ray.cluster_resources().get(resource, 0)
-        free = ray.available_resources().get(resource, 0)
-        while free < needed <= total and time.monotonic() < self._stopped_at + RELEASE_S:
-            time.sleep(0.5)
-            free = ray.available_resources().get(resource, 0)
-        if needed > free:
-            raise UserError(
-                f"the {kind} fleet needs {needed:g} {resource} and the Ray cluster has {free:g} free "
-                f"of {total:g}; lower the numbers in section {SECTIONS[kind]} or add nodes"
-            )
+        return actor_options(self.config, self._reservations, kind, index, variables)
 
 
 def model_name(model: Path) -> str:

@@ -14,7 +14,7 @@ import ray
 
 from actors.config import Decoding
 from actors.prompt_group import PromptGroup
-from actors.weights.transport import WeightPayload
+from actors.weights.payload import WeightPayload
 from cluster.fleets.fleet import Fleet
 
 
@@ -65,15 +65,35 @@ class RolloutFleet(Fleet):
         status, samples = self.submit_split(index, 2, "run_groups", *arguments)
         return status, samples
 
-    def update_weights(self, payload: WeightPayload, version: int, min_version: int = 0) -> list[float]:
-        """Loads what `LearnerFleet.send_weights` returned into every engine, and drops groups begun
-        before `min_version`. Seconds of each engine."""
-        return self.all("update_weights", payload, version, min_version)
+    def submit_update(
+        self,
+        index: int,
+        payload: WeightPayload,
+        version: int,
+        min_version: int = 0,
+        arrays: ray.ObjectRef | None = None,
+    ) -> ray.ObjectRef:
+        """Loads a bucket that `LearnerFleet.send_bucket` returned into one engine; with the first one,
+        drops groups begun before `min_version`. Reference of the seconds it took."""
+        return self.submit(index, "update_weights", payload, version, min_version, arrays)
+
+    def submit_join_link(self, index: int, address: tuple[str, int], timeout_s: float) -> ray.ObjectRef:
+        """Has the workers of one engine join the link that learner rank 0 has opened for it."""
+        return self.submit(index, "join_link", address, timeout_s)
 
     def prompt_logprobs(self, sequences: list[list[int]]) -> list[list[np.ndarray]]:
         """For each engine: log-probabilities of every token but the first of each sequence, at
         temperature 1."""
         return self.all("prompt_logprobs", sequences)
+
+    def sleep(self, level: int = 1) -> None:
+        """Frees the GPUs of engines that hold no groups. Level 1 keeps the weights in host memory, level 2
+        drops them."""
+        self.all("sleep", level)
+
+    def wake(self, tags: Sequence[str] = ("weights", "kv_cache")) -> None:
+        """Takes GPU memory for these parts again."""
+        self.all("wake", list(tags))
 
     def cancel_groups(self) -> None:
         """Drops all groups that engines work on."""

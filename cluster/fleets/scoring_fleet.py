@@ -28,6 +28,14 @@ class ScoringFleet(Fleet):
         scores, ref_logprobs_N = self.submit_split(index, 2, "score", samples, temperature, rows)
         return scores, ref_logprobs_N
 
+    def offload(self) -> None:
+        """Moves the models to the host."""
+        self.all("offload")
+
+    def reload(self) -> None:
+        """Moves the models back to the GPU."""
+        self.all("reload")
+
     def submit_select(
         self, index: int, samples: ray.ObjectRef, ref_logprobs_N: ray.ObjectRef, kept: list[int]
     ) -> tuple[ray.ObjectRef, ray.ObjectRef]:

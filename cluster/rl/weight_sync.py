@@ -1,6 +1,6 @@
 """Weights into the rollout engines: from the learners, verified, or from a folder.
 
-    learners ─send_weights─► payload ─update_weights─► engines        push
+    learners ──────────── WeightRoute ───────────────► engines        push
     learners ─probe_logprobs─┐                                        verify
     engines ──prompt_logprobs┴─► equal within the tolerance, or WeightSyncError
 
@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import ray
 
-from actors.weights.files import iter_weights
 from actors.weights.tolerance import coarser, logprob_tolerance
-from actors.weights.transport import WeightTransport
 from cluster.context import Context
 from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.fleets.rollout_fleet import RolloutFleet
+from cluster.rl.weight_routes import WeightRoute, push_folder
 from common.config import DType
 from common.errors import WeightSyncError
 from learners.model_paths import model_folder
@@ -38,13 +38,13 @@ class WeightSync:
         self,
         learners: LearnerFleet,
         rollouts: RolloutFleet,
-        transport: WeightTransport,
+        route: WeightRoute,
         config: PPOConfig,
         prompts: Sequence[Sequence[int]],
         engine_dtype: DType,
     ) -> None:
         """The first of `prompts` are the probes."""
-        self.learners, self.rollouts, self.transport = learners, rollouts, transport
+        self.learners, self.rollouts, self.route = learners, rollouts, route
         self.config = config
         self.dtype = coarser(config.dtype, engine_dtype)
         self.probes = [np.array(tokens, dtype=np.int32) for tokens in prompts[:NUM_PROBES]]
@@ -53,22 +53,28 @@ class WeightSync:
         """Sends, loads and verifies the weights of a policy version. Groups that are then too old
         to learn from are dropped by the engines. Returns metrics; raises WeightSyncError."""
         started = time.perf_counter()
-        payload = self.learners.send_weights(self.transport, version)
-        self.rollouts.update_weights(payload, version, version - self.config.staleness)
+        # Where both share GPUs the learners are asked before they leave them. Their weights stay the same.
+        learner_refs = None
+        if self.learners.before_call:
+            learner_refs = self.learners.submit_probe_logprobs(self.probes)
+            self.learners.before_call("send_bucket")
+        self.route.push(version, version - self.config.staleness)
         loaded = time.perf_counter()
-        errors = self.verify(version)
+        errors = self.verify(version, learner_refs)
         probed = time.perf_counter()
         return {**errors, "time/sync": loaded - started, "time/probe": probed - loaded}
 
-    def verify(self, version: int) -> dict[str, float]:
-        """Compares the log-probabilities that learners and engines give the probes.
+    def verify(self, version: int, learner_refs: list[ray.ObjectRef] | None = None) -> dict[str, float]:
+        """Compares the log-probabilities that learners and engines give the probes. `learner_refs`: of the
+        learners, if they have been asked.
 
         The tolerance is on the mean absolute difference, in nats. The largest difference is a
         metric only: it belongs to tokens so improbable that float32 itself does not resolve them
         better. Raises WeightSyncError over the tolerance.
         """
         # Learners compute while engines do; all ranks give the same values, rank 0's are used.
-        learner_refs = self.learners.submit_probe_logprobs(self.probes)
+        if learner_refs is None:
+            learner_refs = self.learners.submit_probe_logprobs(self.probes)
         engines = self.rollouts.prompt_logprobs([probe.tolist() for probe in self.probes])
         expected = np.concatenate(self.learners.wait(learner_refs, "probe_logprobs")[0])
         errors = [np.abs(np.concatenate(engine) - expected) for engine in engines]
@@ -91,7 +97,7 @@ def load_weights(context: Context, folder: Path) -> None:
     rollouts = context.fleets.rollouts(folder)
     # Larger than any version that an engine has, so that responses show which weights wrote them.
     version = max(engine["version"] for engine in rollouts.ready()) + 1
-    weights = iter_weights(model_folder(folder))
-    payload = context.fleets.transport.send(weights, rank=0, version=version)
-    assert payload is not None  # only ranks other than 0 get none
-    rollouts.update_weights(payload, version)
+    kind = context.fleets.transport_kind()
+    if kind == "ipc":  # the driver has no GPU, and engines share a host with it or the run's folder
+        kind = "file"
+    push_folder(rollouts, model_folder(folder), version, context.fleets.bucket_transport(kind))

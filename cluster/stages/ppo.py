@@ -35,6 +35,7 @@ from cluster.rl.promotion import promote_from_training, promotion_is_due
 from cluster.rl.prompt_stream import PromptStream
 from cluster.rl.reward_aggregator import RewardAggregator
 from cluster.rl.rollout_scheduler import RolloutBatch, RolloutScheduler
+from cluster.rl.weight_routes import make_route
 from cluster.rl.weight_sync import WeightSync
 from cluster.run.checkpoints import Checkpoints, CheckpointSchedule
 from cluster.run.monitor import Monitor
@@ -101,7 +102,7 @@ class PPOStage:
         self.weights = WeightSync(
             self.learners,
             self.rollouts,
-            fleets.transport,
+            make_route(fleets, self.learners, self.rollouts, policy),
             config,
             self.heldout.tokens,
             context.config.rollout.dtype,
@@ -150,12 +151,16 @@ class PPOStage:
         the metrics are logged, and counts only when it is committed after them. So an iteration
         is either logged and counted, or done again."""
         timer = IterationTimer(self.fleets)
+        # Dynamic sampling may ask the engines again before they get new weights.
+        turns = self.context.fleets.turns
+        turns.weights_follow = not self.config.dynamic_sampling
         batch = self.sampler.next_batch(version=step - 1)  # waits for engines
         timer.batch_ready()
         update = self.learn(step, batch)  # with staleness over 0 rollouts go on meanwhile
         timer.updated()
         self.scale()  # before the sync, since new engines hold old weights
         sync = self.weights.push(version=step)
+        turns.weights_follow = False
         timer.stop()
         metrics = update.metrics | batch.metrics | sync | self.measure(timer, batch, update, sync)
         metrics |= self.evaluate_if_due(step)

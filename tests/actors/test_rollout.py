@@ -21,6 +21,7 @@ from actors.weights.transport import FileTransport
 from common.errors import UserError
 from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy
+from tests.actors.updates import perturb, update
 from tests.learners.fixtures import MODEL, TEXTS
 
 PROMPTS = [[10, 11, 12, 13], [40, 41, 42], [7, 8, 9, 10, 11, 12, 13, 14]]
@@ -77,6 +78,12 @@ def max_sampling_error(model, samples):
     return float(error_N[samples.response_mask_N].max())
 
 
+def send(transport, model, version):
+    """Sends a whole model as one bucket; returns what an engine receives."""
+    payload, _ = transport.send(list(model.named_parameters()), version)
+    return payload
+
+
 def response_lists(samples):
     return [samples.response(b).tolist() for b in range(samples.size)]
 
@@ -125,13 +132,13 @@ def exercise_groups(actor, model, transport, decoding, end_token):
     beside = actor.generate(PROMPTS[:1], [0], Decoding(max_tokens=2), end_token, seeds=[0])
     results["generated beside"] = beside.response(0).tolist()
 
-    actor.update_weights(transport.send(model.named_parameters(), 0, 6), 6)
+    actor.update_weights(send(transport, model, 6), 6)
     new = [PromptGroup(22, 9, [10, 11], [4])]
     status, samples = actor.run_groups(new, long, end_token, max_groups=1, min_version=0)
     error = max_sampling_error(model, samples)
     results["over an update"] = (status, response_versions(samples), error)
 
-    actor.update_weights(transport.send(model.named_parameters(), 0, 7), 7, min_version=6)
+    actor.update_weights(send(transport, model, 7), 7, min_version=6)
     status, samples = actor.run_groups([], long, end_token, max_groups=9, min_version=0)
     results["dropped"] = (status, response_versions(samples))
     results["unfinished requests"] = actor.engine.count_requests()
@@ -139,14 +146,14 @@ def exercise_groups(actor, model, transport, decoding, end_token):
     # Finished, but too old by the time it would be returned.
     new = [PromptGroup(30, 1, PROMPTS[0], [1])]
     actor.run_groups(new, decoding, end_token, max_groups=0, min_version=0, seconds=0)
-    actor.update_weights(transport.send(model.named_parameters(), 0, 8), 8)
+    actor.update_weights(send(transport, model, 8), 8)
     results["finished too late"] = actor.run_groups([], decoding, end_token, 1, min_version=8)
     new = [PromptGroup(31, 1, PROMPTS[0], [1])]
     actor.run_groups(new, decoding, end_token, max_groups=1, min_version=0, seconds=0)
     actor.cancel_groups()
     results["cancelled"] = actor.run_groups([], decoding, end_token, max_groups=1, min_version=0)
     results["left"] = (actor.engine.count_requests(), len(actor._groups))
-    payload = transport.send(model.named_parameters(), 0, LOADED_VERSION)
+    payload = send(transport, model, LOADED_VERSION)
     actor.update_weights(payload, LOADED_VERSION)
     return results
 
@@ -164,7 +171,7 @@ def exercise_updates(actor, model, transport, sequences, end_token):
         with torch.no_grad():
             parameter.add_(torch.randn_like(parameter) * 0.3 * parameter.std().clamp(min=0.3))
         version += 1
-        actor.update_weights(transport.send(model.named_parameters(), 0, version), version)
+        actor.update_weights(send(transport, model, version), version)
         after = np.concatenate(actor.prompt_logprobs(sequences))
         error = np.abs(after - plain_logprobs(model, sequences))
         changes[kind] = (float(np.abs(after - before).max()), float(error.mean()))
@@ -174,10 +181,24 @@ def exercise_updates(actor, model, transport, sequences, end_token):
     return {"changes": changes, "versions": versions, "last version": version}
 
 
+def exercise_transports(actor, model, sequences, folder):
+    """An update by each transport in several buckets: (largest change of a log-probability, error against
+    the model)."""
+    changes = {}
+    for kind in ("file", "object_store", "broadcast"):
+        before = np.concatenate(actor.prompt_logprobs(sequences))
+        perturb(model, seed=actor.version)
+        update(actor, model, kind, actor.version + 1, folder)
+        after = np.concatenate(actor.prompt_logprobs(sequences))
+        error = np.abs(after - plain_logprobs(model, sequences))
+        changes[kind] = (float(np.abs(after - before).max()), float(error.mean()))
+    return changes
+
+
 def exercise_refusals(actor, model, transport, sequences, folder):
     version = actor.version
     before = np.concatenate(actor.prompt_logprobs(sequences))
-    payload = transport.send(model.named_parameters(), 0, version + 1)
+    payload = send(transport, model, version + 1)
     truncated = folder / "truncated.safetensors"
     shutil.copy(payload.path, truncated)
     with open(truncated, "r+b") as file:
@@ -186,7 +207,7 @@ def exercise_refusals(actor, model, transport, sequences, folder):
     for name, changed in (
         ("truncated", {"path": str(truncated)}),
         ("missing", {"path": "/nowhere"}),
-        ("other header", {"header_digest": "0"}),
+        ("other content", {"digest": "0"}),
     ):
         try:
             actor.update_weights(replace(payload, **changed), version + 1)
@@ -202,6 +223,47 @@ def exercise_refusals(actor, model, transport, sequences, folder):
         "change": float(np.abs(after - before).max()),
         "version kept": actor.version == version,
     }
+
+
+def error_of(call, *arguments):
+    """The message of the RuntimeError that a call raises; None if it raises none."""
+    try:
+        call(*arguments)
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def exercise_sleep(actor, model, transport, sequences):
+    """The states of an engine that shares its GPUs: which calls it refuses in each."""
+    before = np.concatenate(actor.prompt_logprobs(sequences))
+    actor.engine.add_responses(PROMPTS[0], [1], Decoding(max_tokens=2), 0)
+    seen = {"at work": error_of(actor.sleep, 1)}
+    while actor.engine.llm.llm_engine.has_unfinished_requests():
+        actor.engine.step()
+    actor.engine.take(list(actor.engine._outputs))
+    for level in (1, 1):  # a second sleep is none
+        actor.sleep(level)
+    seen["asleep"] = error_of(actor.prompt_logprobs, sequences)
+    seen["vllm sleeps"] = actor.engine.llm.llm_engine.is_sleeping()
+    actor.wake(["weights"])
+    seen["without cache"] = error_of(actor.prompt_logprobs, sequences)
+    actor.wake(["kv_cache"])
+    actor.wake(["kv_cache"])
+    seen["vllm is awake"] = not actor.engine.llm.llm_engine.is_sleeping()
+    after = np.concatenate(actor.prompt_logprobs(sequences))
+    seen["level 1"] = np.array_equal(before, after)
+    actor.sleep(2)
+    actor.wake(["weights", "kv_cache"])
+    seen["dropped"] = error_of(actor.prompt_logprobs, sequences)
+    version = actor.version + 1
+    actor.sleep(1)
+    actor.wake(["weights"])
+    actor.update_weights(transport.send(model.named_parameters(), 0, version), version)
+    actor.wake(["kv_cache"])
+    after = np.concatenate(actor.prompt_logprobs(sequences))
+    seen["level 2, updated"] = float(np.abs(after - plain_logprobs(model, sequences)).mean())
+    return seen
 
 
 def exercise_engine(folder, queue):
@@ -229,7 +291,9 @@ def exercise_engine(folder, queue):
     results["groups"] = groups
     transport = FileTransport(folder / "weights")
     results["updates"] = exercise_updates(actor, model, transport, sequences, end_token)
+    results["transports"] = exercise_transports(actor, model, sequences, folder)
     results["refusals"] = exercise_refusals(actor, model, transport, sequences, folder)
+    results["sleep"] = exercise_sleep(actor, model, transport, sequences)
     scheduler = actor.engine.llm.llm_engine.vllm_config.scheduler_config
     results["batched tokens"] = scheduler.max_num_batched_tokens
     queue.put(results)
@@ -310,11 +374,18 @@ def test_an_update_changes_every_kind_of_weight(results):
     assert updates["versions"] == {updates["last version"]}
 
 
+@pytest.mark.parametrize("kind", ["file", "object_store", "broadcast"])
+def test_each_transport_brings_the_weights_in_several_buckets(results, kind):
+    change_of_logprob, error = results["transports"][kind]
+    assert change_of_logprob > 1e-2
+    assert error < 1e-5
+
+
 def test_damaged_weights_end_the_process(results):
     refused = results["refusals"]["refused"]
     for name, reason in (
-        ("truncated", "the file is incomplete"),
-        ("other header", "names and shapes are not those that were sent"),
+        ("truncated", "the content is not what was sent"),
+        ("other content", "the content is not what was sent"),
     ):
         kind, message = refused[name]
         assert kind == "SystemExit"
@@ -339,3 +410,15 @@ def test_a_prompt_over_the_context_is_refused(results):
 
 def test_argument_of_the_section_vllm_reaches_the_engine(results):
     assert results["batched tokens"] == 1234
+
+
+def test_an_engine_works_only_when_it_is_awake_and_has_its_weights(results):
+    seen = results["sleep"]
+    assert seen["at work"] == "the engine cannot sleep: it works on 1 requests"
+    assert seen["asleep"] == "the engine is asleep (kv_cache, weights); wake it first"
+    assert seen["without cache"] == "the engine is asleep (kv_cache); wake it first"
+    assert seen["dropped"] == "the engine has dropped its weights; it needs an update first"
+    assert seen["vllm sleeps"]
+    assert seen["vllm is awake"]
+    assert seen["level 1"]
+    assert seen["level 2, updated"] < 1e-5

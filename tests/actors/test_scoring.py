@@ -43,6 +43,19 @@ def model_scores(actor, samples, temperature=1.0):
     return scores.raw_CB[0], ref_logprobs_N
 
 
+def test_offloaded_models_refuse_to_score_and_come_back_the_same(folder):
+    samples, actor = fixtures.make_batch(size=3).samples, make_actor(folder)
+    scores_B, ref_logprobs_N = model_scores(actor, samples)
+    actor.offload()
+    actor.offload()
+    with pytest.raises(RuntimeError, match="the scoring models are offloaded; reload them first"):
+        actor.score(samples, 1.0, {})
+    actor.reload()
+    again_B, again_N = model_scores(actor, samples)
+    assert np.array_equal(scores_B, again_B)
+    assert np.array_equal(ref_logprobs_N, again_N)
+
+
 def test_scores_and_reference_logprobs_equal_a_plain_forward(folder):
     samples = fixtures.make_batch(size=9).samples
     scores_B, ref_logprobs_N = model_scores(make_actor(folder), samples, temperature=0.7)

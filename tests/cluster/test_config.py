@@ -54,6 +54,9 @@ def test_overrides_win_over_the_file_and_it_over_the_defaults(path):
         (["ppo.correction=tis", "ppo.correction_low=0.1"], "only with ppo.correction: icepop"),
         (["ppo.correction=icepop", "ppo.correction_low=2"], "must be below correction_high 2.0"),
         (["ppo.ptx_tokens=512"], "only with ppo.ptx_coef over 0"),
+        (["sync.transport=ipc"], "sync.transport=ipc maps memory of GPUs, which needs cluster.device: cuda"),
+        (["sync.adapters_only=true"], "sends the adapters of model.lora, which is not set"),
+        (["sync.transport=nccl"], "sync.transport: "),
         (
             ["sft.optimizer.schedule=constant", "sft.optimizer.final_ratio=0.1"],
             "only with schedule: linear, cosine",
@@ -77,7 +80,7 @@ def test_overrides_win_over_the_file_and_it_over_the_defaults(path):
             "only with learners.zero_stage of at least 1",
         ),
         (["learners.init=sharded"], "only with learners.zero_stage of 3"),
-        (["scoring.gpus=1", "scoring.tensor_parallel=2"], "needs as many GPUs; set gpus to the same number"),
+        (["scoring.gpus=0.5", "scoring.tensor_parallel=2"], "have a whole GPU for each part"),
         (["model.path=some/model", "model.layers=3"], "layers has no effect here"),
         (["model.heads=7"], "each must divide the one before it"),
         (["ppo.max_response_tokens=256"], "leaves no room for a prompt"),

@@ -14,7 +14,8 @@ import ray
 from cluster.config import ClusterConfig, RunConfig
 from cluster.context import Context
 from cluster.fleets.fleet import Fleet
-from cluster.fleets.manager import SECTIONS, FleetManager
+from cluster.fleets.manager import FleetManager
+from cluster.layout import SECTIONS
 from cluster.pipeline import run_with_recovery
 from cluster.run.directory import RunDirectory
 from cluster.stage_registry import StageSpec
@@ -130,15 +131,18 @@ def test_project_error_of_an_actor_keeps_class_and_message(fleet, name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learners": {"ranks": 8, "threads": 1}}, "the learner fleet needs 8 CPU .* in section learners "),
-        ({"learners": {"ranks": 1, "gpus": 1}}, "the learner fleet needs 1 GPU .* in section learners "),
+        (
+            {"learners": {"ranks": 8, "threads": 1}},
+            r"learners needs 8 x \{CPU: 1\}; the hosts.*CPU: 2\}",
+        ),
+        ({"learners": {"ranks": 1, "gpus": 1}}, r"learners needs \{GPU: 1, CPU: 1\} on one host; .*sections"),
     ],
 )
 def test_fleet_without_room_is_refused(session, tmp_path, settings, message):
-    manager = FleetManager(RunConfig.model_validate({"name": "fleet", **settings}), tmp_path)
-    with pytest.raises(UserError, match=message):
+    settings = {"name": "fleet", "stages": ["sft"], "cluster": {"patience_s": 0}, **settings}
+    manager = FleetManager(RunConfig.model_validate(settings), tmp_path)
+    with pytest.raises(FleetError, match=message):
         manager.learners()
-    manager.transport.close()
 
 
 def test_every_fleet_names_a_section_of_the_config():
@@ -204,7 +208,6 @@ def test_replacement_that_cannot_start_ends_the_run(make_fleet, tmp_path, monkey
     with pytest.raises(StartError, match=r"rollout-0 failed to start \(ZeroDivisionError: model/config.json"):
         run_with_recovery(context, "ppo")
     assert len(starts) == 2
-    manager.transport.close()
 
 
 def test_call_over_the_call_timeout_is_a_hang(make_fleet):
@@ -241,19 +244,31 @@ def test_scale_request_is_applied_once_and_holds_until_the_next(make_fleet, tmp_
     manager.adopt(fleet, lambda i: {"number": i} if i < 2 else {"nonsense": i})
     assert manager.apply_scale_requests() == []
     write_json(scale, {"rollout": 2})
-    messages, deadline = manager.apply_scale_requests(), time.monotonic() + 60
+    messages, deadline = manager.apply_scale_requests(), time.monotonic() + 300
     while "rollout-1 has joined" not in messages:
         assert time.monotonic() < deadline
+        time.sleep(0.1)
         messages += manager.apply_scale_requests()
     assert messages == ["rollout fleet: from 1 to 2", "rollout-1 has joined"]
     write_json(scale, {"rollout": 3})
     messages = manager.apply_scale_requests()
     while len(messages) < 2:
         assert time.monotonic() < deadline
+        time.sleep(0.1)
         messages += manager.apply_scale_requests()
     assert messages[1].startswith("rollout-2 failed to start")
     assert manager.apply_scale_requests() == []  # it is not tried again
     write_json(scale, {"rollout": 1})
     assert manager.apply_scale_requests() == ["rollout fleet: from 2 to 1"]
     assert fleet.all("double", 1) == [2]
-    manager.transport.close()
+
+
+def test_fleet_on_the_learners_gpus_keeps_its_size(make_fleet, tmp_path):
+    config = RunConfig.model_validate({"name": "fleet", "cluster": {"layout": "colocated"}})
+    manager, fleet = FleetManager(config, tmp_path), make_fleet([], kind="rollout")
+    manager.adopt(fleet, lambda index: {"number": index})
+    write_json(manager.paths.scale, {"rollout": 2})
+    message = "rollout fleet: stays at 0; it is on the learners' GPUs, whose number does not change"
+    assert manager.apply_scale_requests() == [f"{message} (cluster.layout)"]
+    assert manager.apply_scale_requests() == []
+    assert manager.target_size("rollout") == 0

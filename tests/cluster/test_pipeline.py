@@ -25,7 +25,7 @@ class Fleets:
     def __init__(self, *_):
         self.closed = False
 
-    def start(self):
+    def start(self, stages):
         pass
 
     def replace_lost(self):

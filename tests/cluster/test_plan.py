@@ -8,7 +8,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from cluster import memory_estimate
+from cluster import layout_checks, memory_estimate
 from cluster.config_loader import load_config
 from cluster.memory_estimate import (
     GIB,
@@ -38,6 +38,7 @@ MLP 3 x 64 x 192 = 36864, norms 2 x 64 = 128. Last norm 64."""
 def machine(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(psutil, "cpu_count", lambda: 2)
+    monkeypatch.setattr(layout_checks, "count_gpus", lambda: 1)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=16 * 2**30))
 
 
@@ -204,8 +205,8 @@ def test_only_fleets_that_the_stages_start_are_planned():
         (["learners.ranks=3"], "learners.ranks=3 x learners.threads=1 = 3 cores, but this run has 2"),
         (["cluster.cpus=1"], "but this run has 1"),
         (["model.width=96", "model.heads=2"], "needs a multiple of 32"),
-        (["rollout.gpus=1"], "rollout asks for 1 GPUs but cluster.device is cpu"),
-        (["cluster.device=cuda"], "asks for no GPU"),
+        (["rollout.gpus=1"], "rollout.gpus=1, but cluster.device is cpu"),
+        (["cluster.device=cuda"], r"learners needs 2 x {GPU: 1, CPU: 1}; the hosts have: this host"),
         (["data.demonstrations=/nowhere/d.jsonl"], "^data.demonstrations=/nowhere/d.jsonl: no such file"),
         (["model.layers=60", "model.width=4096"], "GiB are free"),
         (["stages=[reward]", "run_dir=/nowhere/at/all"], "there is nothing to learn from"),

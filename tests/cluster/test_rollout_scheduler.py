@@ -65,7 +65,7 @@ class Engine(RolloutEngine):
             return self.ready_at.get(index, 0) <= self.version
         return seconds is None or self.rng.random() < 0.3
 
-    def update_weights(self, payload, version, min_version=0):
+    def update_weights(self, payload, version, min_version=0, arrays=None):
         stale = [index for index, (begun, _) in self.groups.items() if begun < min_version]
         for index in stale:
             del self.groups[index]
@@ -174,7 +174,7 @@ def make_scheduler(engines, scorers, tmp_path):
 
 
 def load_version(scheduler, version):
-    scheduler.rollouts.update_weights(None, version, version - scheduler.config.staleness)
+    scheduler.rollouts.all("update_weights", None, version, version - scheduler.config.staleness)
 
 
 def iterate(scheduler, learners, version, seconds=0.1):

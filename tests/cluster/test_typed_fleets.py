@@ -9,6 +9,7 @@ import pytest
 from actors.learner import LearnerActor
 from actors.rollout import RolloutActor
 from actors.scoring import ScoringActor
+from actors.weights.transport import FileTransport
 from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.fleets.rollout_fleet import RolloutFleet
 from cluster.fleets.scoring_fleet import ScoringFleet
@@ -30,7 +31,11 @@ CALLS = [
     (LearnerFleet, "submit_ppo_update", (1, 0.1, [PART, PART])),
     (LearnerFleet, "count_groups_with_signal", ([PART, PART],)),
     (LearnerFleet, "pretrain_loss", ()),
-    (LearnerFleet, "send_weights", (None, 3)),
+    (LearnerFleet, "send_bucket", (FileTransport(FOLDER), 3, 0)),
+    (LearnerFleet, "free_buffers", ()),
+    (LearnerFleet, "open_links", ({"rollout-0": 1}, 5.0)),
+    (LearnerFleet, "submit_accept_links", (["rollout-0"],)),
+    (LearnerFleet, "submit_broadcast", (["rollout-0"], 1 << 20)),
     (LearnerFleet, "submit_probe_logprobs", ([np.zeros(3)],)),
     (LearnerFleet, "offload", ("states",)),
     (LearnerFleet, "reload", ("all",)),
@@ -43,11 +48,16 @@ CALLS = [
     (RolloutFleet, "ready", ()),
     (RolloutFleet, "generate", ([[1, 2]], [0], None, 0)),
     (RolloutFleet, "submit_run_groups", (0, [], None, 0, 4, 0, 0.25)),
-    (RolloutFleet, "update_weights", (None, 2, 1)),
+    (RolloutFleet, "submit_update", (0, None, 2, 1, REF)),
+    (RolloutFleet, "submit_join_link", (0, ("127.0.0.1", 1), 5.0)),
     (RolloutFleet, "prompt_logprobs", ([[1, 2]],)),
     (RolloutFleet, "cancel_groups", ()),
+    (RolloutFleet, "sleep", (2,)),
+    (RolloutFleet, "wake", ()),
     (ScoringFleet, "submit_score", (0, REF, 1.0, {})),
     (ScoringFleet, "submit_select", (0, REF, REF, [1])),
+    (ScoringFleet, "offload", ()),
+    (ScoringFleet, "reload", ()),
 ]
 
 

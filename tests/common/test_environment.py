@@ -26,12 +26,11 @@ def test_the_config_counts_more_than_the_environment_and_less_than_the_program(m
     monkeypatch.setenv("NCCL_DEBUG", "WARN")
     monkeypatch.setenv("NCCL_IB_HCA", "mlx4")
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
-    settings = [f"run_dir={tmp_path}", "cluster.env.NCCL_IB_HCA=mlx5", "learners.threads=3"]
+    settings = [f"run_dir={tmp_path}", "cluster.env.NCCL_IB_HCA=mlx5", "rollout.threads=3"]
     config = load_config(None, settings)
     manager = FleetManager(config, tmp_path)
-    monkeypatch.setattr(manager, "_check_resources", lambda *_: None)
-    options, *_ = manager._how_to_start("learner", 1, 3, 0)
-    variables = options["runtime_env"]["env_vars"]
+    # Engines on CPU reserve nothing, so no Ray is asked.
+    variables = manager._options("rollout", 0)["runtime_env"]["env_vars"]
     assert variables["NCCL_DEBUG"] == "WARN"
     assert variables["NCCL_IB_HCA"] == "mlx5"
     assert variables["VLLM_LOGGING_LEVEL"] == "DEBUG"  # in place of the program's default
