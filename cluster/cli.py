@@ -274,14 +274,28 @@ def status(address: Address = None) -> None:
 
 @app.command()
 def logs(
-    job: Job = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue while the job runs.")] = False,
+    target: Annotated[
+        str | None, typer.Argument(help="Directory of a run, or job id; the newest job if left out")
+    ] = None,
+    actor: Annotated[
+        str | None,
+        typer.Argument(help="With a directory: whose log, for example rollout-0; a list if left out"),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue while it runs.")] = False,
     address: Address = None,
 ) -> None:
-    """Print the output of a submitted run."""
+    """Print the output of a submitted run, or what the actors of a run print on any host."""
+    if target and Path(target).is_dir():
+        from cluster.run.logs import list_logs, print_log
+
+        if actor is None:
+            list_logs(_current_layout(Path(target)), console)
+        else:
+            print_log(_current_layout(Path(target)), actor, follow, console)
+        return
     from cluster import jobs
 
-    jobs.logs(job, address, follow, console)
+    jobs.logs(target, address, follow, console)
 
 
 @app.command()

@@ -38,6 +38,10 @@ class ClusterConfig(Section):
     """Environment variables of every actor, on all hosts, for example {NCCL_IB_HCA: mlx5}. They count more
     than those of the same name where `hero run` is called, of which NCCL_*, GLOO_*, HF_*, VLLM_*, TORCH_*,
     DEEPSPEED_* and proxies are passed on."""
+    mirror: str | None = None
+    """URL of a folder in an object store (s3://BUCKET/RUN) or on another disk (file:///FOLDER), one for each
+    run. What the run directory holds is copied there after every checkpoint, stage and stored version; a
+    run that starts in an empty directory continues from it."""
     cpus: int | None = Field(None, ge=1)
     """CPU cores that a Ray started by this run may use. Empty: all of this machine."""
     object_store_gib: float = Field(0.5, gt=0.08)

@@ -15,6 +15,7 @@ from cluster.plan import check_feasible, check_stage_option
 from cluster.precision import resolve
 from cluster.quickstart.generate import write_quickstart_data
 from cluster.run.directory import RunDirectory
+from cluster.run.mirror import mirrored
 from cluster.run.report import write_report
 from cluster.run.timings import Timings
 from cluster.stage_registry import STAGES, stage_spec
@@ -35,18 +36,26 @@ def run_stages(config: RunConfig, first: str | None = None, last: str | None = N
     for option, stage in (("--from", first), ("--until", last)):
         if stage is not None:
             check_stage_option(config, option, stage)
-    config, precisions = resolve(config, redo=first)
-    # Before the directory exists: a refused command leaves nothing behind.
-    check_feasible(config)
-    run = RunDirectory(config)
-    run.open(redo=first)
-    for line in precisions:
-        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    # First of all: what it restores decides about the rest.
+    with mirrored(config.cluster.mirror, config.directory, _print_line) as mirror:
+        config, precisions = resolve(config, redo=first)
+        # Before the directory exists: a refused command leaves nothing behind.
+        check_feasible(config)
+        run = RunDirectory(config, mirror)
+        run.open(redo=first)
+        for line in precisions:
+            Console().print(line, markup=False, highlight=False, soft_wrap=True)
+        _run_unfinished(run, last)
+    return run
+
+
+def _run_unfinished(run: RunDirectory, last: str | None) -> None:
+    config = run.config
     # All stages and not only the config's: a stage that --from discarded loses its time as well.
     unfinished = [stage for stage in STAGES if not run.done(stage)]
     pending = [stage for stage in _up_to(config.stages, last) if stage in unfinished]
     if not pending:
-        return run
+        return
     timings = Timings(run.paths.timings, unfinished)
     for stage in config.stages[: config.stages.index(pending[-1])]:
         if stage not in pending:
@@ -69,7 +78,6 @@ def run_stages(config: RunConfig, first: str | None = None, last: str | None = N
         fleets.close()
         timings.close()
     write_report(run.root)
-    return run
 
 
 def run_with_recovery(context: Context, stage: str) -> dict[str, Any]:
@@ -83,7 +91,7 @@ def run_with_recovery(context: Context, stage: str) -> dict[str, Any]:
     """
     runner, limit = stage_spec(stage).load(), context.config.cluster.max_restarts
     restarts = same = 0
-    last_failure, failed_at = "", time.time()
+    last_failure, progress = "", _progress(context.run)
     while True:
         # What an interrupted attempt has read must not be counted twice.
         context.readers.clear()
@@ -93,9 +101,9 @@ def run_with_recovery(context: Context, stage: str) -> dict[str, Any]:
             raise  # also of an actor that was to replace another
         except FleetError as error:
             same += 1
-            if str(error) != last_failure or _has_progressed(context.run, failed_at):
+            if str(error) != last_failure or _progress(context.run) != progress:
                 same = 1
-            last_failure, failed_at = str(error), time.time()
+            last_failure, progress, failed_at = str(error), _progress(context.run), time.time()
             replaced = context.fleets.replace_lost()
             # Every actor is alive, so the same call would fail again.
             if not replaced:
@@ -114,10 +122,15 @@ def run_with_recovery(context: Context, stage: str) -> dict[str, Any]:
             _record_failure(context.run, stage, failed_at, replaced, error)
 
 
-def _has_progressed(run: RunDirectory, since: float) -> bool:
-    """Whether a step was logged, or responses were collected, after that time."""
-    paths = [path for path in (run.paths.metrics, run.paths.responses) if path.exists()]
-    return any(path.stat().st_mtime > since for path in paths)
+def _progress(run: RunDirectory) -> tuple[bytes, int]:
+    """Differs once a further step is logged, or responses are collected. The content and not the time of the
+    files, which on a shared file system is another host's."""
+    last_row, responses = b"", 0
+    if run.paths.metrics.exists():
+        last_row = run.paths.metrics.read_bytes().rstrip().rpartition(b"\n")[2]
+    if run.paths.responses.exists():
+        responses = run.paths.responses.stat().st_size
+    return last_row, responses
 
 
 def _record_failure(
@@ -133,7 +146,11 @@ def _record_failure(
     }
     append_row(run.paths.failures, row)
     message = f"{stage}: {error}\n{stage}: replaced {', '.join(replaced)}; continues from the last checkpoint"
-    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
+    _print_line(message)
+
+
+def _print_line(line: str) -> None:
+    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def make_quickstart_data(run: RunDirectory) -> None:

@@ -61,6 +61,7 @@ class RunPaths:
         self.config = root / "config.yaml"
         self.lock = root / "lock"
         self.session = root / "session.json"
+        self.mirror = root / "mirror.json"
         self.logs = root / "logs"
         self.metrics = root / "metrics.jsonl"
         self.lineage = root / "lineage.jsonl"

@@ -75,6 +75,9 @@ class ServeConfig(EngineConfig):
     """Port to listen on."""
     replicas: int = Field(1, ge=1)
     """Copies of the engines behind the endpoint."""
+    start_timeout_s: float | None = Field(None, gt=0)
+    """How long the replicas may take to load their models. Empty: 300 s, and one more for every 100 MB of
+    the models' files."""
     autoscaling: AutoscalingConfig | None = None
     """Bounds between which Ray Serve chooses the number of replicas, instead of `replicas`."""
     max_sequences: int = Field(64, ge=1)
@@ -108,6 +111,13 @@ class ServeConfig(EngineConfig):
     those in `models` are kept besides."""
     canary: CanaryConfig = CanaryConfig()
     """The comparison that a version must pass on one replica before the others take it."""
+
+    @property
+    def replica_gpus(self) -> float:
+        """GPUs of one replica: one for each worker of an engine that is split over several."""
+        if self.gpus and self.tensor_parallel > 1:
+            return max(self.gpus, float(self.tensor_parallel))
+        return self.gpus or 0.0
 
     def inactive_keys(self) -> dict[str, str]:
         # A page of another site has no key. The empty list stands in every run's config.yaml, to which

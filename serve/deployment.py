@@ -5,8 +5,8 @@ each further model.
                                                        └─► serve.api: pages, status, promotion
 
 The durable pointer (`serve.versions`) decides which version is served. A replica loads it at its
-start and takes it over after every promotion and at every health check, so that after any crash no
-replica serves another version for long.
+start and takes it over after every promotion and after every health check that finds another, so that
+after any crash no replica serves another version for long.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class ChatEndpoint:
         self.failure = ""
         """Why this replica must be replaced; empty while it is in order."""
         self.swap_lock = asyncio.Lock()
+        self._following: asyncio.Task[str] | None = None
         self.models: dict[str, Any] = {}
 
     async def __serve_build_asgi_app__(self) -> Any:
@@ -88,15 +89,30 @@ class ChatEndpoint:
         return self.gateway
 
     async def check_health(self) -> None:
-        """Raises if an engine is dead or cannot take the current version; Serve then replaces the
-        replica."""
+        """Raises if an engine is dead or could not take the current version; Serve then replaces the
+        replica.
+
+        A version is only begun to be taken here: hashing and loading one of 140 GB takes longer than
+        Serve waits for this answer, after which it would replace replica after replica.
+        """
         if self.failure:
             raise RuntimeError(self.failure)
         for model in self.models.values():
             await model.engine.check_health()
+        self._follow_current()
+
+    def _follow_current(self) -> None:
+        """Starts to take the version that the durable pointer names, if it is another. Raises what an
+        earlier attempt has failed with."""
+        following = self._following
+        if following is not None and following.done():
+            self._following = None
+            following.result()
         # While a swap or a promotion is in progress, the pointer is about to be followed anyway.
-        if not self.swap_lock.locked():
-            await self.sync_to_current()
+        if self._following is not None or self.swap_lock.locked():
+            return
+        if current_policy(self.target).name != self.current.version.name:
+            self._following = asyncio.create_task(self.sync_to_current())
 
     async def sync_to_current(self) -> str:
         """Takes the version that the durable pointer names, if it is another; returns the version

@@ -217,10 +217,14 @@ def engine_arguments(
         "allowed-origins": "[]",
     }
     flags = []
+    if config.tensor_parallel > 1:
+        # The workers are processes of the replica: its GPUs are on one host, and Ray knows of no others.
+        values["distributed-executor-backend"] = "mp"
     if config.max_model_len is not None:
         values["max-model-len"] = config.max_model_len
     if config.gpus:
-        values["gpu-memory-utilization"] = GPU_MEMORY_SHARE / (1 + len(config.models))
+        # Replicas with a part of a GPU each share its memory as they share the GPU.
+        values["gpu-memory-utilization"] = GPU_MEMORY_SHARE * min(1.0, config.gpus) / (1 + len(config.models))
     else:
         values["kv-cache-memory-bytes"] = int(config.kv_cache_gib * 2**30)
         # A prompt that is computed in two parts resets the generator of a seeded request, which

@@ -23,9 +23,11 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from actors.vllm_arguments import check_arguments
+from common.environment import passed_on
 from common.errors import FleetError, UserError
-from common.files import write_json
+from common.files import read_json, write_json
 from common.hardware import Choice, choose, device_of, is_slow, slow_warning
+from common.network import host_address
 from common.plugins import child_environment
 from common.ray_session import start_ray
 from common.run_paths import RunPaths
@@ -33,9 +35,9 @@ from serve.addresses import EVERY_ADDRESS, base_url, in_use, listening_address
 from serve.config import ServeConfig
 from serve.deployment import APPLICATION, ChatEndpoint
 from serve.keys import digest
-from serve.versions import ModelVersion, current_policy
+from serve.versions import ModelVersion, current_policy, locate
 
-START_TIMEOUT_S = 300
+START_TIMEOUT_S, LOAD_BYTES_PER_S = 300, 100e6
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 PYTHON_CLIENT = """
 from openai import OpenAI
@@ -93,6 +95,7 @@ def dtype_here(config: ServeConfig) -> Choice:
 def _deployment(config: ServeConfig) -> Any:
     """The deployment with the number of replicas and the resources of the configuration."""
     environment = {
+        **passed_on(),
         **child_environment(),
         "OMP_NUM_THREADS": str(config.threads),
         "VLLM_LOGGING_LEVEL": "WARNING",
@@ -111,7 +114,7 @@ def _deployment(config: ServeConfig) -> Any:
         ray_actor_options={
             # The threads are limited by OMP_NUM_THREADS; several replicas may share few cores.
             "num_cpus": 0,
-            "num_gpus": config.gpus or 0,
+            "num_gpus": config.replica_gpus,
             "runtime_env": {"env_vars": environment},
         },
         logging_config=QUIET,
@@ -162,8 +165,8 @@ def running(
             serve.run(app, name=APPLICATION, route_prefix="/")
         except (RuntimeError, RayError, TimeoutError) as error:
             raise FleetError(f"the endpoint did not start; see {logs}/*.log ({error})") from error
-        url = base_url(config.host, config.port)
-        _wait_healthy(url, logs)
+        url = _reachable_url(target, config, own_ray)
+        _wait_healthy(url, logs, start_timeout_s(target, config))
         yield f"{url}/v1", version
     finally:
         RunPaths(target).endpoint.unlink(missing_ok=True)
@@ -171,6 +174,27 @@ def running(
         if own_ray:
             ray.shutdown()
         proxy_files.cleanup()
+
+
+def _reachable_url(target: Path, config: ServeConfig, own_ray: bool) -> str:
+    """The URL of the endpoint for this process. RUN/endpoint.json gets the one by which every host of the
+    network reaches it, where it listens on all addresses: a promotion may come from another host."""
+    url = base_url(config.host, config.port)
+    if listening_address(config.host) != EVERY_ADDRESS:
+        return url
+    public = f"http://{head_address(ray.nodes())}:{config.port}"
+    paths = RunPaths(target)
+    if paths.endpoint.exists():
+        write_json(paths.endpoint, {**read_json(paths.endpoint), "url": public}, mode=0o600)
+    return url if own_ray else public
+
+
+def head_address(nodes: list[dict[str, Any]]) -> str:
+    """Of the node where Serve's proxy listens, as the cluster has it; `nodes` as `ray.nodes()` lists them."""
+    for node in nodes:
+        if node["Alive"] and "node:__internal_head__" in node["Resources"]:
+            return str(node["NodeManagerAddress"])
+    return host_address()
 
 
 def _separate_proxy(folder: Path) -> None:
@@ -201,8 +225,18 @@ def _separate_proxy(folder: Path) -> None:
         os.environ[f"RAY_SERVE_{name}"] = str(value)
 
 
-def _wait_healthy(url: str, logs: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
+def start_timeout_s(target: Path, config: ServeConfig) -> float:
+    """How long the replicas may take until they answer."""
+    if config.start_timeout_s is not None:
+        return config.start_timeout_s
+    folders = [current_policy(target).folder]
+    folders += [locate(target, model.path).folder for model in config.models.values()]
+    size = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+    return START_TIMEOUT_S + size / LOAD_BYTES_PER_S
+
+
+def _wait_healthy(url: str, logs: Path, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         try:
             if httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200:
@@ -210,7 +244,7 @@ def _wait_healthy(url: str, logs: Path) -> None:
         except httpx.HTTPError:
             pass  # the proxy is not listening yet
         time.sleep(0.5)
-    raise FleetError(f"{url}: the endpoint was not healthy after {START_TIMEOUT_S} s; see {logs}/*.log")
+    raise FleetError(f"{url}: the endpoint was not healthy after {timeout_s:.0f} s; see {logs}/*.log")
 
 
 def serve_forever(target: Path, config: ServeConfig, console: Console) -> None:
@@ -239,6 +273,6 @@ def _print_usage(url: str, version: ModelVersion, config: ServeConfig, console: 
     python = PYTHON_CLIENT.format(url=url, key=key, model=config.name)
     console.print(Syntax(python, "python", background_color="default"))
     if config.host == EVERY_ADDRESS:
-        console.print(f"from other machines: http://{socket.gethostname()}:{config.port}/v1")
+        console.print(f"from other machines: http://{head_address(ray.nodes())}:{config.port}/v1")
     pages = url.removesuffix("/v1")
     console.print(f"in a browser: [bold]{pages}/[/]; in a terminal: [bold]hero chat {url}[/]", soft_wrap=True)

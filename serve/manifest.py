@@ -8,7 +8,10 @@ weights.
 from __future__ import annotations
 
 import hashlib
+import os
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,14 @@ MANIFEST = "manifest.json"
 
 def write_manifest(folder: Path) -> None:
     """Describes the files of `folder`, which holds no folders and no manifest yet."""
+    paths = sorted(folder.iterdir())
     files = {}
-    for file in sorted(folder.iterdir()):
-        files[file.name] = {"size": file.stat().st_size, "sha256": _sha256(file)}
-    write_json(folder / MANIFEST, {"time": time.time(), "files": files})
+    for file, digest in zip(paths, _sha256_of(paths), strict=True):
+        files[file.name] = {"size": file.stat().st_size, "sha256": digest}
+    # Versions are ordered by this time, also where the next driver runs on a host whose clock is behind.
+    earlier = [stored_at(path.parent) for path in folder.parent.glob(f"*/{MANIFEST}")]
+    stored = max([time.time(), *(before + 0.001 for before in earlier)])
+    write_json(folder / MANIFEST, {"time": stored, "files": files})
 
 
 def stored_at(folder: Path) -> float:
@@ -48,14 +55,36 @@ def verify(folder: Path, like: Path) -> None:
 
 
 def _check_files(folder: Path, expected: dict[str, dict[str, Any]]) -> None:
+    # The sizes first: they are read at once, and a file that was cut off needs no hash.
     for name, entry in expected.items():
         file = folder / name
-        # The size first: it is read at once, and a file that was cut off needs no hash.
-        intact = file.is_file() and file.stat().st_size == entry["size"] and _sha256(file) == entry["sha256"]
-        if not intact:
-            raise UserError(
-                f"{file}: missing, or changed since it was stored; train this version again or choose another"
-            )
+        if not (file.is_file() and file.stat().st_size == entry["size"]):
+            raise _changed(file)
+    # A rollback, or another model of this process, needs a version that was hashed before.
+    state = {name: _state(folder / name) for name in expected}
+    if _intact.get(folder) == (expected, state):
+        return
+    names = list(expected)
+    for name, digest in zip(names, _sha256_of([folder / name for name in names]), strict=True):
+        if digest != expected[name]["sha256"]:
+            raise _changed(folder / name)
+    _intact[folder] = (expected, state)
+
+
+_intact: dict[Path, tuple[dict[str, dict[str, Any]], dict[str, tuple[int, int, int]]]] = {}
+"""Folders whose files had the hashes of their manifest, with the manifest and the state of the files then."""
+
+
+def _state(file: Path) -> tuple[int, int, int]:
+    """Differs once a file has been written to or replaced."""
+    status = file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _changed(file: Path) -> UserError:
+    return UserError(
+        f"{file}: missing, or changed since it was stored; train this version again or choose another"
+    )
 
 
 def _check_shapes(folder: Path, like: Path) -> None:
@@ -75,6 +104,12 @@ def _tensor_shapes(folder: Path) -> dict[str, list[int]]:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 shapes[name] = tensors.get_slice(name).get_shape()
     return shapes
+
+
+def _sha256_of(files: Sequence[Path]) -> list[str]:
+    """Of several files at a time: hashing leaves Python, and the files of a model are many gigabytes."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(_sha256, files))
 
 
 def _sha256(file: Path) -> str:

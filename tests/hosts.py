@@ -7,8 +7,10 @@ host only. /etc/hosts is that of a fresh Debian: the host's own name is 127.0.1.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -43,6 +45,8 @@ mkdir -p /tmp/home/.ray
 printf %s $TOKEN > /tmp/home/.ray/auth_token
 printf '127.0.0.1 localhost\\n127.0.1.1 %s\\n' $NAME > /tmp/hosts
 mount --bind /tmp/hosts /etc/hosts
+echo 'nameserver 127.0.0.1' > /tmp/resolv.conf  # nobody answers there, and says so at once
+mount --bind /tmp/resolv.conf /etc/resolv.conf
 touch $FOLDER/$NAME.up
 while :; do sleep 600 & wait; done
 """
@@ -92,6 +96,7 @@ class Host:
                 env={**os.environ, **variables},
                 stdout=log,
                 stderr=log,
+                preexec_fn=_end_with_the_tests,
             )
         _wait_for((hosts.folder / f"{self.name}.up").exists, 30, self.log)
         # `ip` and `unshare` are one process after the other; its child is the host's first.
@@ -100,7 +105,13 @@ class Host:
     def start(self, *command: str, **variables: str) -> subprocess.Popen:
         """Starts a command whose output goes to the host's log."""
         enter = ["nsenter", f"--target={self.init.pid}", "--mount", "--uts", "--ipc", "--net", "--pid"]
-        values = {**environment(), "HOME": "/tmp/home", "TMPDIR": "/tmp", **variables}
+        values = {
+            **environment(),
+            "HOME": "/tmp/home",
+            "TMPDIR": "/tmp",
+            "WANDB_MODE": "offline",
+            **variables,
+        }
         # Proxies of this machine are none of theirs.
         values = {name: value for name, value in values.items() if not name.lower().endswith("_proxy")}
         with open(self.log, "a") as log:
@@ -117,7 +128,8 @@ class Host:
         options = [f"--num-cpus={cpus}", f"--node-ip-address={self.address}", "--disable-usage-stats"]
         memory = "--object-store-memory=100000000"
         command = [RAY, "start", *role, *options, memory, f'--resources={{"{self.name}": 100}}']
-        assert self.run(*command, RAY_AUTH_MODE="token", **variables) == 0, self.output()
+        values = {"RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0", **variables}
+        assert self.run(*command, **values) == 0, self.output()
 
     def connect(self, is_connected: bool) -> None:
         """Plugs the network cable in or out: processes live on, packets are lost."""
@@ -161,6 +173,11 @@ class Hosts:
             host.end()
         subprocess.run(["ip", "netns", "delete", self.name], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _end_with_the_tests() -> None:
+    """Has the kernel kill this process, and with it the host, when the tests are killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _ip(*arguments: str) -> None:

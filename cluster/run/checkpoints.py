@@ -47,9 +47,15 @@ class Checkpoints:
     is complete, the size of every file by its path in the folder, as those who wrote them see it."""
 
     def __init__(
-        self, folder: Path, save_state: Callable[[Path], dict[str, int] | None], keep: int = 1
+        self,
+        folder: Path,
+        save_state: Callable[[Path], dict[str, int] | None],
+        keep: int = 1,
+        committed: Callable[[], None] = lambda: None,
     ) -> None:
+        """`committed` is called after each commit."""
         self.folder, self._save_state, self._keep = folder, save_state, keep
+        self._committed = committed
         self._sizes: dict[int, dict[str, int] | None] = {}
 
     def latest(self) -> dict[str, Any] | None:
@@ -92,6 +98,7 @@ class Checkpoints:
         later = [s for s in steps if s > step]
         for outdated in older + later:
             shutil.rmtree(self.path(outdated))
+        self._committed()
 
     def corruption(self, step: int) -> str | None:
         """What is wrong with the files of a checkpoint; None if it is complete."""

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from cluster.config import RunConfig
 from cluster.run.checkpoints import MANIFEST
+from cluster.run.mirror import Mirror
 from cluster.run.stage_inputs import FILE_KEYS, changes, checkpoint_inputs, stage_inputs
 from cluster.stage_registry import STAGES, stage_spec, stages_from
 from common.errors import UserError, is_disk_full
@@ -42,14 +43,19 @@ SHOWN_CHANGES = 6
 class RunDirectory:
     """State of one run on disk, with its paths. One driver at a time holds its lock."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, mirror: Mirror | None = None) -> None:
+        self.config, self._mirror = config, mirror
         self.paths = RunPaths(config.directory)
         self._lock: IO[str] | None = None
 
     @property
     def root(self) -> Path:
         return self.paths.root
+
+    def committed(self) -> None:
+        """Called when something is complete that a restart would continue from."""
+        if self._mirror:
+            self._mirror.snapshot()
 
     def open(self, redo: str | None = None) -> None:
         """Creates the directory, takes the lock, discards `redo` and later stages, writes the
@@ -68,7 +74,7 @@ class RunDirectory:
             self.discard_from(redo)
         for stage, changed in outdated.items():
             message = f"{stage}: interrupted before a checkpoint with other inputs: {changed}; begins again"
-            Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
+            _print_line(message)
             remove(self.paths.stage(stage).folder)
         # After the discard, so that config.yaml never describes results of an older configuration.
         self.paths.write_layout()
@@ -184,6 +190,7 @@ class RunDirectory:
         record = {"seconds": seconds, "time": time.time(), "results": results}
         write_json(self.paths.stage(stage).done, record)
         remove(self.paths.stage(stage).checkpoints)
+        self.committed()
 
     def check_result(self, stage: str) -> None:
         """Raises UserError if a finished stage's result is gone, which later stages would meet much
@@ -233,6 +240,7 @@ class RunDirectory:
         # Nobody would see that an untested version has replaced the one that is served.
         if not live_endpoint(self.root):
             set_current(self.root, name, who="hero run", why="trained while nothing served the run")
+        self.committed()
 
     def _create(self) -> None:
         try:
@@ -290,6 +298,10 @@ class RunDirectory:
         """Whether an interrupted stage left what takes long to make."""
         of_stage = {"collect": self.paths.responses, "reward": self.paths.fold_counts}
         return self._has_checkpoint(stage) or (stage in of_stage and of_stage[stage].exists())
+
+
+def _print_line(line: str) -> None:
+    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _named(changed: Sequence[str]) -> str:

@@ -109,7 +109,9 @@ class PPOStage:
         )
 
         folder = self.paths.stage("ppo").checkpoints
-        self.checkpoints = Checkpoints(folder, self.learners.save, config.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            folder, self.learners.save, config.keep_checkpoints, context.run.committed
+        )
         self.schedule = CheckpointSchedule(
             config.checkpoint_every, config.iterations, config.checkpoint_minutes
         )

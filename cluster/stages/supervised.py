@@ -39,7 +39,7 @@ class SupervisedStage:
 
     def __post_init__(self) -> None:
         folder = self.context.run.paths.stage(self.name).checkpoints
-        self.checkpoints = Checkpoints(folder, self.learners.save)
+        self.checkpoints = Checkpoints(folder, self.learners.save, committed=self.context.run.committed)
 
     def run(self) -> dict[str, Any]:
         """From the latest checkpoint, if there is one, to the last step. Returns the final

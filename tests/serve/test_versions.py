@@ -108,6 +108,14 @@ def test_promotion_and_rollback_move_the_pointer_and_are_logged(copy):
         promotion.promote(copy, "ppo-9", "")
 
 
+def test_versions_keep_their_order_when_the_clock_goes_back(copy, monkeypatch):
+    before = list_versions(copy)
+    monkeypatch.setattr("serve.manifest.time.time", lambda: 1.0)  # that of the next driver's host
+    store(copy, "ppo-8", copy / "sft" / "model", newest=9)
+    store(copy, "ppo-9", copy / "sft" / "model", newest=9)
+    assert list_versions(copy) == [*before, "ppo-8", "ppo-9"]
+
+
 def test_a_run_of_an_older_layout_is_refused(run):
     paths = RunPaths(run)
     paths.config.write_text("{}")
