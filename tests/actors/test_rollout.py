@@ -259,7 +259,7 @@ def exercise_sleep(actor, model, transport, sequences):
     version = actor.version + 1
     actor.sleep(1)
     actor.wake(["weights"])
-    actor.update_weights(transport.send(model.named_parameters(), 0, version), version)
+    actor.update_weights(send(transport, model, version), version)
     actor.wake(["kv_cache"])
     after = np.concatenate(actor.prompt_logprobs(sequences))
     seen["level 2, updated"] = float(np.abs(after - plain_logprobs(model, sequences)).mean())
@@ -309,7 +309,10 @@ def results(request, tmp_path_factory):
     queue = context.Queue()
     process = context.Process(target=exercise_engine, args=(folder, queue))
     process.start()
-    engine_results = queue.get(timeout=240)
+    while queue.empty():
+        process.join(0.5)
+        assert process.is_alive() or not queue.empty(), "the engine's process failed; see its traceback"
+    engine_results = queue.get()
     process.join(60)
     return engine_results
 
