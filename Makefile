@@ -12,7 +12,7 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -q -n 2
 
 # Tests that take minutes each, and those for hosts with GPUs: `make test` leaves them out.
 test-slow: $(STAMP)

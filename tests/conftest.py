@@ -1,6 +1,8 @@
 """Fixtures of several test modules."""
 
+import re
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -18,18 +20,33 @@ def run(tmp_path_factory):
     return wait_until_finished(start(root, *OVERRIDES), root)
 
 
-EXPENSIVE = ("run", "endpoint")
-"""Fixtures that several modules share and that take a minute to make."""
+TESTS = Path(__file__).parent
+SHARED_FIXTURE = re.compile(r"def test_\w+\([^)]*\b(run|endpoint)\b")
+"""Fixtures of several modules, of this folder and of tests/serve, that take a minute to make."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Under `--dist loadgroup` one process runs all tests of a module, and one all modules that share an
+def group_of(file: str) -> str:
+    """The tests that one process runs under `-n 2`: those of a module, or of all modules that share an
     expensive fixture."""
-    shared = {}
-    for item in items:
-        for name, definitions in item._fixtureinfo.name2fixturedefs.items():
-            if name in EXPENSIVE and definitions[-1].scope in ("session", "package"):
-                shared[item.path] = name
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(shared.get(item.path, str(item.path))))
+    path = TESTS.parent / file
+    if path.parent not in (TESTS, TESTS / "serve"):
+        return file
+    shared = SHARED_FIXTURE.search(path.read_text(encoding="utf-8"))
+    return f"{path.parent.name}: {shared[1]}" if shared else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid.partition("::")[0])
+
+    config.option.loadscopereorder = False
+    return ByGroup(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Long tests first, so that both processes end at about the same time."""
+    long_groups = (TESTS, TESTS / "serve")
+    items.sort(key=lambda item: item.path.parent not in long_groups)

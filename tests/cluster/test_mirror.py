@@ -162,7 +162,7 @@ def test_a_run_whose_directory_is_lost_continues_from_the_mirror(tmp_path):
     shutil.rmtree(root)
     wait_until_finished(start(root, *settings), root)
     assert f"{root}: restored from cluster.mirror=file://" in output_tail(root)
-    steps = [row["step"] for row in read_jsonl(RunPaths(root).metrics) if "loss" in row]
+    steps = [row["step"] for row in read_jsonl(RunPaths(root).metrics) if "loss/train" in row]
     assert steps == sorted(steps)
     assert steps[-1] == 12
     index = sorted((tmp_path / "store" / "index").iterdir())[-1]
