@@ -39,12 +39,12 @@ STOP_SECONDS = 60
 
 def client(address: str | None) -> Any:
     """A client of the cluster's job server (its dashboard, http://HOST:8265)."""
-    # A cluster that was started where ~/.ray/auth_token exists requires that token. The client sends it
-    # only in this mode, which is read when ray is first imported.
-    if "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").exists():
-        os.environ["RAY_AUTH_MODE"] = "token"
     from ray.job_submission import JobSubmissionClient
 
+    from common.ray_session import send_token
+
+    # A cluster that was started where ~/.ray/auth_token exists requires that token.
+    send_token()
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
     try:
         return JobSubmissionClient(address)

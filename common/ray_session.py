@@ -82,7 +82,7 @@ def _join(address: str, setting: str) -> None:
             raise UserError(
                 f"{setting}={address}: no Ray cluster answers there ({reason}); {remedy}"
             ) from None
-    has_token = _send_token()
+    has_token = send_token()
     try:
         with _keep_sigterm_handler():
             ray.init(address=address, logging_level="ERROR", job_config=_job_config())
@@ -98,7 +98,7 @@ def _join(address: str, setting: str) -> None:
         ) from None
 
 
-def _send_token() -> bool:
+def send_token() -> bool:
     """Whether this process has a token of Ray's (~/.ray/auth_token, RAY_AUTH_TOKEN), which is then sent.
 
     `ray start` requires it of everybody as soon as that file exists on the head, but Ray sends it by

@@ -1,5 +1,6 @@
 """Fixtures of several test modules."""
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -7,6 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.runs import OVERRIDES, start, wait_for_step, wait_until_finished
+
+# Ray starts workers at priority 15, which starves them beside another process of these tests.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's spelling)
+# A call of Ray's before `ray.init` would start a cluster, which other tests would find.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
 
 @pytest.fixture(scope="session")

@@ -27,11 +27,11 @@ OVERRIDES = [
 
 
 def environment() -> dict[str, str]:
-    """Without the variables of this process's Ray and W&B: W&B names its service process there, and
-    sharing that of the tests would share its locks on runs."""
+    """Without the variables of this process's Ray, except the workers' priority, and W&B: W&B names its
+    service process there, and sharing that of the tests would share its locks on runs."""
     variables = dict(os.environ)
     for name in os.environ:
-        if name.startswith(("RAY_", "WANDB_")):
+        if name.startswith(("RAY_", "WANDB_")) and name != "RAY_worker_niceness":
             del variables[name]
     # Printed lines are not wrapped, so that tests know where each comes from.
     variables["COLUMNS"] = "400"

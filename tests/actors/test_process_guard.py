@@ -53,7 +53,11 @@ def test_what_a_killed_engine_left_is_removed_and_a_living_one_is_left_alone(tmp
         clean_up(tmp_path)  # this process is alive
         assert os.path.exists(f"/dev/shm/{segment.name}")
         record = next(tmp_path.glob("*.json"))
-        dead = json.loads(record.read_text()) | {"created": 1.0}  # another process of the same number
+        dead = json.loads(record.read_text())
+        assert f"/dev/shm/{segment.name}" in dead["segments"]
+        # Another process of the same number; and what other tests have started is theirs.
+        processes = {str(worker.pid): dead["processes"][str(worker.pid)]}
+        dead |= {"created": 1.0, "processes": processes, "segments": [f"/dev/shm/{segment.name}"]}
         record.write_text(json.dumps(dead))
         clean_up(tmp_path)
         assert worker.wait(timeout=30) == -signal.SIGKILL

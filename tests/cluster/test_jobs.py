@@ -24,6 +24,7 @@ def head():
     """A Ray head of this test's own: its ports, its temporary directory, ended by its process group."""
     folder, port, dashboard = Path(f"/tmp/hero-jobs-{os.getpid()}"), free_port(), free_port()
     env = environment()
+    env["RAY_AUTH_MODE"] = "disabled"  # whatever token lies in the home directory
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
     command = [
         *RAY,

@@ -1,12 +1,15 @@
 """A cluster that is not there is a message at once."""
 
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
 
 from common.errors import UserError
 from common.ray_session import start_ray
+from tests.runs import environment
 
 
 @pytest.fixture
@@ -30,3 +33,16 @@ def test_address_where_nothing_answers_is_named_within_seconds(closed_port, monk
 def test_address_of_another_form_is_named(address):
     with pytest.raises(UserError, match="expected auto or HOST:PORT"):
         start_ray(address)
+
+
+def test_own_cluster_leaves_no_token_in_the_home_directory(tmp_path):
+    code = """
+import ray
+from common.ray_session import send_token, start_ray
+assert not send_token()
+start_ray(cpus=1)
+assert ray.get(ray.remote(lambda: 3).remote()) == 3
+"""
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, env={**environment(), "HOME": str(tmp_path)}, check=True, timeout=120)
+    assert not list(tmp_path.rglob("auth_token"))

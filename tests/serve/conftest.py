@@ -29,6 +29,7 @@ from serve.addresses import base_url
 from serve.keys import add_key
 from serve.versions import set_current
 from tests.learners.fixtures import TEXTS
+from tests.runs import environment
 
 MODEL = ModelConfig(
     layers=2, width=64, heads=2, kv_heads=1, vocab_size=400, context=512, tie_embeddings=False
@@ -158,9 +159,8 @@ def start(root: Path, *arguments: str, host: str = "127.0.0.1", with_key: bool =
         key = add_key(keys, "tester")
         command.append(f"--api-keys={keys}")
     command += arguments
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     log = open(root.parent / "serve.log", "w")  # noqa: SIM115
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
+    process = subprocess.Popen(command, stdout=log, stderr=log, env=environment())
     endpoint = Endpoint(root, base_url(host, port), key, process)
 
     def ready() -> bool:
