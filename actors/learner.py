@@ -90,7 +90,15 @@ class LearnerActor:
     def join(self, address: str, port: int) -> int:
         """Joins the process group of all ranks; returns the process id."""
         rendezvous = self._rendezvous or Rendezvous(address, port)
-        join_process_group(self.rank, self.config.ranks, rendezvous, self.config.threads, device=self.device)
+        config = self.config
+        join_process_group(
+            self.rank,
+            config.ranks,
+            rendezvous,
+            config.threads,
+            device=self.device,
+            sequence_parallel=config.sequence_parallel,
+        )
         return os.getpid()
 
     # Starting a task. Each start returns the number of steps that it will take.
@@ -273,7 +281,8 @@ class LearnerActor:
     def _new_context(self, tokenizer: Path | str, seed: int) -> TaskContext:
         """Closes the current task and prepares for the next."""
         self.close()
-        return TaskContext(self.rank, self.config, load_tokenizer(tokenizer, self.model), seed)
+        part = self.rank // self.config.sequence_parallel
+        return TaskContext(part, self.config, load_tokenizer(tokenizer, self.model), seed)
 
     def _start(self, task: SupervisedTask) -> int:
         self.task = task

@@ -152,9 +152,14 @@ def _trained(config: RunConfig, count: int) -> float:
 
 
 def activation_bytes(config: RunConfig, task: Task) -> float:
-    """Activations of one micro-batch in training, if it is full."""
-    shape, tokens = policy_shape(config), config.learners.micro_batch_tokens
-    size = tokens * _layer_entries(shape, config.model.gradient_checkpointing) * DTYPE_BYTES[task.dtype]
+    """Activations of one micro-batch in training, if it is full. Ranks that share its rows have a slice
+    each, and the outputs of the last layer for all of it."""
+    shape, learners = policy_shape(config), config.learners
+    tokens = -(-learners.micro_batch_tokens // learners.sequence_parallel)
+    entries = tokens * _layer_entries(shape, config.model.gradient_checkpointing)
+    if learners.sequence_parallel > 1:
+        entries += learners.micro_batch_tokens * shape.width
+    size = entries * DTYPE_BYTES[task.dtype]
     if task.has_logits:
         size += chunk_logits(tokens, shape) * LOGITS_BYTES_TRAINING
     return float(size)

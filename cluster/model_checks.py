@@ -139,6 +139,8 @@ def _first_line(error: Exception) -> str:
 def _shape(model: PreTrainedModel) -> ModelShape:
     config = model.config.get_text_config()
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    # 1 for architectures without such heads, or with others in each layer: they cannot be divided.
+    heads = getattr(config, "num_attention_heads", None) or 1
     mlp_width = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
     return ModelShape(
         architecture=type(model).__name__,
@@ -149,6 +151,8 @@ def _shape(model: PreTrainedModel) -> ModelShape:
         mlp_width=mlp_width or 4 * config.hidden_size,  # GPT-2's where its config has none
         tied=head is not None and head.weight is embedding,
         positions=_positions(config),
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
     )
 
 

@@ -30,6 +30,10 @@ class ModelShape:
     """Whether the output head is the input embedding."""
     positions: int | None
     """Longest sequence that the model is made for; None if it has no limit."""
+    heads: int
+    """Attention heads."""
+    kv_heads: int
+    """Heads of keys and values."""
 
     @property
     def embedding(self) -> int:
@@ -89,4 +93,6 @@ def new_model_shape(model: ModelConfig) -> ModelShape:
         mlp_width=mlp_width,
         tied=model.tie_embeddings,
         positions=model.context,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
     )

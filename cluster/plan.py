@@ -26,6 +26,7 @@ from cluster.model_shape import policy_shape
 from cluster.placement import memory_by_process, placement, total_memory_gib
 from cluster.precision import resolve
 from cluster.run.directory import RunDirectory
+from cluster.sequence_slices import check_sequence_parallel, slice_figures
 from common.errors import UserError
 from common.plugins import load_function
 from learners import deepspeed_arguments
@@ -103,7 +104,7 @@ def batch_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
         )
     if "ppo" in config.stages:
         figures += _ppo_arithmetic(config)
-    return figures
+    return figures + slice_figures(config)
 
 
 def _ppo_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
@@ -111,8 +112,8 @@ def _ppo_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
     batch = ppo.prompts * ppo.responses
     batch_tokens = batch * config.model.context
     minibatch = batch // ppo.minibatches
-    rank_share = batch / ppo.minibatches / learners.ranks
-    micro_batches = -(-batch_tokens // (ppo.minibatches * learners.ranks * learners.micro_batch_tokens))
+    rank_share = batch / ppo.minibatches / learners.data_ranks
+    micro_batches = -(-batch_tokens // (ppo.minibatches * learners.data_ranks * learners.micro_batch_tokens))
     steps = ppo.iterations * ppo.epochs * ppo.minibatches
     return [
         ("PPO batch", f"{ppo.prompts} prompts x {ppo.responses} responses = {batch} sequences"),
@@ -271,6 +272,7 @@ CHECKS = (
     check_rankings,
     check_starting_models,
     check_attention_width,
+    check_sequence_parallel,
     check_cores,
     check_gpus,
     check_sharing,

@@ -148,7 +148,12 @@ class LearnerConfig(Section):
     """Keep the parameters on the CPU and copy those of a layer to the device when it runs (ZeRO
     3)."""
     micro_batch_tokens: int = Field(4096, ge=16)
-    """Largest number of tokens, padding included, in one forward pass of a rank."""
+    """Largest number of tokens, padding included, in one forward pass of a rank, or of the ranks that
+    share its rows (sequence_parallel)."""
+    sequence_parallel: int = Field(1, ge=1)
+    """Ranks that share the rows of a forward pass, each with a slice of every sequence (Ulysses, Jacobs et
+    al. 2023): the activations of micro_batch_tokens are divided by it. It must divide `ranks` and the
+    model's attention heads. 1: each rank has its own rows."""
     dtype: DType = "auto"
     """Precision of the supervised stages (pretrain, sft, reward). bfloat16 keeps float32 master
     weights. auto: what the machine multiplies fast."""
@@ -168,6 +173,21 @@ class LearnerConfig(Section):
     def _refuse_reserved(cls, deepspeed: dict[str, Any]) -> dict[str, Any]:
         refuse_reserved_keys(deepspeed)
         return deepspeed
+
+    @property
+    def data_ranks(self) -> int:
+        """Into how many parts the sequences of a batch are divided: ranks, or groups of ranks that share
+        rows."""
+        return self.ranks // self.sequence_parallel
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> LearnerConfig:
+        if self.ranks % self.sequence_parallel:
+            raise ValueError(
+                f"sequence_parallel {self.sequence_parallel} does not divide ranks {self.ranks}: every group "
+                "of ranks that share sequences is as large as the others"
+            )
+        return self
 
     def inactive_keys(self) -> dict[str, str]:
         inactive = {}

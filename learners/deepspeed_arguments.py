@@ -34,7 +34,7 @@ RESERVED = {
     "torch_autocast": PRECISION,
     "zero_force_ds_cpu_optimizer": "the program sets it",
     "tensor_parallel": "the ranks are data-parallel",
-    "sequence_parallel_size": "the ranks are data-parallel",
+    "sequence_parallel_size": "set learners.sequence_parallel",
     "pipeline": "the ranks are data-parallel",
     "expert_parallel": "the ranks are data-parallel",
     "activation_checkpointing": "set model.gradient_checkpointing",

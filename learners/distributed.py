@@ -13,15 +13,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learners.rendezvous import Rendezvous
+from learners.sequence_parallel import is_first_of_group, join_sequence_groups
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 def join_process_group(
-    rank: int, ranks: int, rendezvous: Rendezvous, threads: int, timeout_s: float = 120.0, device: str = "cpu"
+    rank: int,
+    ranks: int,
+    rendezvous: Rendezvous,
+    threads: int,
+    timeout_s: float = 120.0,
+    device: str = "cpu",
+    *,
+    sequence_parallel: int = 1,
 ) -> None:
-    """Makes this process one rank of the learners' process group (gloo on cpu, NCCL on cuda). Raises
-    FleetError if not every rank has come to the rendezvous within `timeout_s`."""
+    """Makes this process one rank of the learners' process group (gloo on cpu, NCCL on cuda), and of a group
+    of `sequence_parallel` ranks that share their rows. Raises FleetError if not every rank has come to the
+    rendezvous within `timeout_s`."""
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(ranks),
@@ -49,6 +58,7 @@ def join_process_group(
         backend, store=store, rank=rank, world_size=ranks, timeout=COLLECTIVE_TIMEOUT, **options
     )
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    join_sequence_groups(sequence_parallel)
 
 
 def on_gpu() -> bool:
@@ -57,16 +67,20 @@ def on_gpu() -> bool:
 
 
 def all_reduce_sum(tensor: Tensor, device: torch.device) -> Tensor:
-    """The element-wise sum over all ranks, on the CPU. `device` is where the process group's
-    backend needs its input."""
+    """The element-wise sum over all ranks, on the CPU; ranks that share rows hold the same and count once.
+    `device` is where the process group's backend needs its input."""
     on_device = tensor.to(device)
+    if not is_first_of_group():
+        on_device = torch.zeros_like(on_device)
     dist.all_reduce(on_device)
     return on_device.cpu()
 
 
 def summed_over_ranks(values: Sequence[float]) -> list[float]:
-    """Element-wise sum over the process group, in float64."""
+    """Element-wise sum over the process group, in float64; ranks that share rows count once."""
     total = torch.tensor(values, dtype=torch.float64)
+    if not is_first_of_group():
+        total.zero_()
     if on_gpu():
         total = total.cuda()
     dist.all_reduce(total)

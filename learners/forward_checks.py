@@ -15,11 +15,12 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from common.errors import UserError
 from learners.data.packing import pack
 from learners.models import PolicyModule, ScalarModule, last_hidden, scalar_head
+from learners.sequence_parallel import ATTENTION, sequence_group
 from learners.sharded_parameters import is_sharded, whole
 
 TOLERANCE = 1e-4
@@ -30,12 +31,47 @@ in another order (up to 1e-6), and models that really mix sequences differ by 5e
 def check_forward(module: PolicyModule | ScalarModule, packing: bool) -> None:
     """All checks of a policy or scalar model. Raises UserError that names the model's class."""
     model: PreTrainedModel = module.model
+    check_sequence_slices(model)
     if isinstance(module, PolicyModule):
         check_logprobs(module)
     else:
         check_scalars(module)
     if packing:
         check_packing_isolation(model)
+
+
+@torch.no_grad()
+def check_sequence_slices(model: PreTrainedModel) -> None:
+    """Raises UserError if ranks share rows and the model cannot be computed from slices of them: what mixes
+    tokens elsewhere than in the attention, or has another mask than the causal one, needs whole rows."""
+    group = sequence_group()
+    if group is None:
+        return
+    key = f"learners.sequence_parallel={group.size}: {type(model).__name__}"
+    attention, config = model.config._attn_implementation, model.config.get_text_config()
+    if attention not in ATTENTION:
+        raise UserError(
+            f"{key} has the attention {attention}; set model.attention to {' or '.join(ATTENTION)}"
+        )
+    if attention == "sdpa" and has_windows(config):
+        raise UserError(
+            f"{key} has windows of attention, which sdpa cannot keep; set model.attention=flash_attention_2 "
+            "or sequence_parallel=1"
+        )
+    tokens_BT = _tokens(model, [1, 2, 3, 4, 5, 6])
+    expected = model.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state
+    try:
+        hidden = last_hidden(model, tokens_BT, None)
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{key} cannot take slices of a sequence ({reason}); set sequence_parallel=1"
+        ) from error
+    if _differ(model, hidden, expected):
+        raise UserError(
+            f"{key} computes something else from slices of a sequence than from all of it; set "
+            "sequence_parallel=1"
+        )
 
 
 @torch.no_grad()
@@ -139,7 +175,7 @@ def can_share_prompts(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config()
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return False
-    if getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None):
+    if has_windows(config):
         return False
     if model.dtype == torch.float32:
         return _shares(model)
@@ -147,6 +183,11 @@ def can_share_prompts(model: PreTrainedModel) -> bool:
         with _in_float32(model):
             return _shares(model)
     return _shares(model, by_contrast=True)
+
+
+def has_windows(config: PreTrainedConfig) -> bool:
+    """Whether a token attends to the nearest tokens only, in some layers."""
+    return bool(getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None))
 
 
 def _shares(model: PreTrainedModel, by_contrast: bool = False) -> bool:

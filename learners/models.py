@@ -37,6 +37,7 @@ from learners.logprobs import chunked_logprobs, num_chunks
 from learners.lora import add_adapters
 from learners.model_paths import resolve_model_path
 from learners.own_head import own_logits
+from learners.sequence_parallel import gather_rows, join_shares, own_hidden, own_share, sequence_group
 from learners.sharded_parameters import is_sharded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -176,9 +177,21 @@ def last_hidden(
     attends to; None: those before it.
 
     Without mask and cache, transformers lets attention end where the position ids of a row start
-    again; flash kernels do so only in a batch of one row.
+    again; flash kernels do so only in a batch of one row. Where ranks share rows
+    (`learners.sequence_parallel`) this is a collective of theirs, after which each does its share of the
+    work.
     """
-    shape_BT = tokens_BT.shape
+    hidden_BLD = _own_hidden(model, tokens_BT, positions_BT, attention_BTT)
+    return gather_rows(hidden_BLD, tokens_BT.shape, is_divided=True)
+
+
+def _own_hidden(
+    model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor | None, attention_BTT: Tensor | None
+) -> Tensor:
+    """`last_hidden` of the slice of the rows that this rank computes, before the slices are gathered."""
+    group = sequence_group()
+    if group is not None:
+        return own_hidden(model, group, tokens_BT, positions_BT, attention_BTT)
     if attention_BTT is not None:
         output = model.base_model(
             input_ids=tokens_BT,
@@ -190,7 +203,7 @@ def last_hidden(
     if positions_BT is not None and "flash" in model.config._attn_implementation:
         tokens_BT, positions_BT = tokens_BT.view(1, -1), positions_BT.view(1, -1)
     output = model.base_model(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
-    return output.last_hidden_state.view(*shape_BT, -1)
+    return output.last_hidden_state
 
 
 def max_over_ranks(count: int, device: torch.device) -> int:
@@ -236,14 +249,22 @@ class PolicyModule(nn.Module):
         if before_N is None:
             before_N = torch.nonzero(target_mask_BT.flatten()).squeeze(1) - 1
         hidden_BTD = last_hidden(self.model, tokens_BT, positions_BT, attention_BTT)
+        targets_N = tokens_BT[target_mask_BT]
+        count = len(targets_N)
+        # The head runs on this rank's share of the targets, where ranks share rows.
+        before_N, targets_N = own_share(before_N), own_share(targets_N)
         hidden_ND = hidden_BTD.flatten(0, 1)[before_N]
         chunks = num_chunks(len(hidden_ND), self.model.config.get_text_config().vocab_size)
         if is_sharded(self.model.parameters()):
             # Under ZeRO-3 all ranks gather the head's weights for each chunk.
             chunks = max_over_ranks(chunks, hidden_ND.device)
         head = partial(own_logits, self.model)
-        targets_N = tokens_BT[target_mask_BT]
-        return chunked_logprobs(head, hidden_ND, targets_N, temperature, with_entropy, chunks)
+        logprobs_N, entropy_N = chunked_logprobs(
+            head, hidden_ND, targets_N, temperature, with_entropy, chunks
+        )
+        if with_entropy:
+            entropy_N = join_shares(entropy_N, count)
+        return join_shares(logprobs_N, count), entropy_N
 
 
 class ScalarModule(nn.Module):
@@ -261,6 +282,7 @@ class ScalarModule(nn.Module):
     ) -> Tensor:
         """float32 (B, T): the scalar on reading each token, minus the reward model's bias
         (`center_rewards`)."""
-        hidden_BTD = last_hidden(self.model, tokens_BT, positions_BT, attention_BTT)
-        scalars_BT = scalar_head(self.model)(hidden_BTD).squeeze(-1).float()
+        hidden_BLD = _own_hidden(self.model, tokens_BT, positions_BT, attention_BTT)
+        scalars_BL = scalar_head(self.model)(hidden_BLD).squeeze(-1).float()
+        scalars_BT = gather_rows(scalars_BL, tokens_BT.shape, is_divided=False)
         return scalars_BT - getattr(self.model.config, "reward_bias", 0.0)

@@ -31,13 +31,15 @@ class TaskContext:
     """What a task takes from its rank, beside models and data."""
 
     rank: int
+    """Which part of the sequences is this rank's; ranks that share rows have the same."""
     learner: LearnerConfig
     tokenizer: PreTrainedTokenizerBase
     seed: int
 
     @property
     def ranks(self) -> int:
-        return self.learner.ranks
+        """Into how many parts sequences are divided."""
+        return self.learner.data_ranks
 
     def micro_batches(
         self, lengths: Sequence[int] | np.ndarray, packing: bool, is_shared: bool = False

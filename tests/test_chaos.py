@@ -112,25 +112,71 @@ def test_killed_and_stopped_processes_change_nothing(run, tmp_path):
     assert_identical(root, run)
 
 
+def wait_for_failure(driver: subprocess.Popen, root: Path, number: int) -> None:
+    """Waits until the run has noticed this many failures: another one meanwhile would count with it."""
+    deadline = time.monotonic() + 180
+    while len(jsonl(RunPaths(root).failures)) < number:
+        assert driver.poll() is None, output_tail(root)
+        assert time.monotonic() < deadline, f"failure {number} was not noticed"
+        time.sleep(0.05)
+
+
+def kill_inside_sync(driver: subprocess.Popen, root: Path, name: str) -> None:
+    """Kills an engine that weights are on their way to."""
+    engine, learner = actor_process(driver, name), actor_process(driver, "learner-0")
+    # To find them takes time, in which the run has gone on.
+    wait_for_step(driver, root, "ppo", metrics(root, "ppo")[-1]["step"] + 1)
+
+    def seconds() -> float:
+        return sum(learner.cpu_times()[:2])
+
+    # Responses are sampled first: only when the learners compute, the engine has done its part.
+    idle, deadline = seconds(), time.monotonic() + 120
+    while seconds() < idle + 0.2:
+        assert time.monotonic() < deadline, "no learner began to learn"
+        time.sleep(0.005)
+    engine.suspend()
+    # Stopped, so that the sync waits for it, and for nothing else once the learners are idle.
+    busy, since = seconds(), time.monotonic()
+    while time.monotonic() < since + 3:
+        assert time.monotonic() < deadline, "the learners went on"
+        if seconds() > busy + 0.1:
+            busy, since = seconds(), time.monotonic()
+        time.sleep(0.05)
+    engine.kill()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("transport", ["object_store", "broadcast"])
-def test_each_transport_ends_with_the_same_bits_when_processes_die(run, tmp_path, transport):
-    """The undisturbed run used files."""
+def test_each_transport_ends_with_the_same_bits_when_processes_fail(run, tmp_path, transport):
+    """Also inside a sync. The undisturbed run used files."""
     root, rng = copy_up_to_reward(run, tmp_path / "run"), random.Random(1)
-    process = start(root, *OVERRIDES, *UNTIL, f"sync.transport={transport}", "sync.bucket_mib=1")
-    expected = ["rollout-0", "learner-0", "rollout-0", "learner-1"]
-    for step, name in enumerate(expected, start=1):
+    overrides = [f"sync.transport={transport}", "sync.bucket_mib=1", "cluster.heartbeat_timeout_s=15"]
+    # Without versions: their export would be work of the learners between two iterations.
+    process = start(root, *OVERRIDES, *overrides, "ppo.publish_every=100", *UNTIL)
+    faults = [
+        ("rollout-0", "SIGKILL"),
+        ("learner-0", "SIGKILL"),
+        ("rollout-0", "SIGSTOP"),
+        ("rollout-0", "SIGKILL inside a sync"),
+    ]
+    for step, (name, fault) in enumerate(faults, start=1):
         wait_for_step(process, root, "ppo", step)
-        time.sleep(rng.uniform(0, 1))
+        if fault == "SIGKILL inside a sync":
+            kill_inside_sync(process, root, name)
+        else:
+            time.sleep(rng.uniform(0, 0.3))
+            actor_process(process, name).send_signal(getattr(signal, fault))
         failed_at = time.monotonic()
-        actor_process(process, name).kill()
-        seconds = wait_for_step(process, root, "ppo", step + 1) - failed_at
-        print(f"\n{transport}: SIGKILL of {name}: the next step was done after {seconds:.1f} s")
+        wait_for_failure(process, root, step)
+        seconds = wait_for_step(process, root, "ppo", metrics(root, "ppo")[-1]["step"] + 1) - failed_at
+        print(f"\n{transport}: {fault} of {name}: the next step was done after {seconds:.1f} s")
     wait_until_finished(process, root)
     failures = jsonl(RunPaths(root).failures)
-    assert len(failures) == len(expected)
-    for name, failure in zip(expected, failures, strict=True):
+    assert len(failures) == len(faults)
+    for (name, _), failure in zip(faults, failures, strict=True):
         assert name in failure["replaced"]
+    assert "update_weights" in failures[-1]["error"]
     assert_identical(root, run)
 
 

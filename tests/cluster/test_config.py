@@ -80,6 +80,7 @@ def test_overrides_win_over_the_file_and_it_over_the_defaults(path):
             "only with learners.zero_stage of at least 1",
         ),
         (["learners.init=sharded"], "only with learners.zero_stage of 3"),
+        (["learners.sequence_parallel=4"], "sequence_parallel 4 does not divide ranks 2"),
         (["scoring.gpus=0.5", "scoring.tensor_parallel=2"], "have a whole GPU for each part"),
         (["model.path=some/model", "model.layers=3"], "layers has no effect here"),
         (["model.heads=7"], "each must divide the one before it"),

@@ -132,6 +132,17 @@ def test_learner_activations_by_hand():
     assert checkpointed.activations == by_layer + 3 * 1000 * 64 * 4 + logits
 
 
+def test_ranks_that_share_rows_have_slices_of_the_activations():
+    # 500 of 1000 tokens in each rank, and the 64 outputs of the last layer for all of them.
+    by_layer, logits = 500 * (12 * 64 + 3 * 192) * 4, 500 * 600 * 14
+    overrides = ["learners.micro_batch_tokens=1000", "learners.sequence_parallel=2"]
+    assert ppo_memory(*overrides).activations == by_layer + logits + 1000 * 64 * 4
+    figures = dict(batch_arithmetic(tiny(*overrides)))
+    assert figures["ranks that share rows"] == "2 ranks = 1 groups x 2"
+    assert figures["  tokens of a micro-batch, a rank"] == "1000 / 2 = 500"
+    assert figures["  attention heads, a rank"] == "2 / 2 = 1"
+
+
 def test_logits_are_bounded_by_a_chunk():
     assert memory_estimate.CHUNK_ENTRIES == CHUNK_ENTRIES
     overrides = ["learners.micro_batch_tokens=1000", "model.vocab_size=150000"]
@@ -206,6 +217,11 @@ def test_only_fleets_that_the_stages_start_are_planned():
         (["cluster.cpus=1"], "but this run has 1"),
         (["model.width=96", "model.heads=2"], "needs a multiple of 32"),
         (["rollout.gpus=1"], "rollout.gpus=1, but cluster.device is cpu"),
+        (["learners.sequence_parallel=2", "model.attention=eager"], "with model.attention=eager: ranks that"),
+        (
+            ["learners.ranks=3", "learners.sequence_parallel=3"],
+            "learners.sequence_parallel=3: the policy has 2 attention heads and 1 of keys and values",
+        ),
         (["cluster.device=cuda"], r"learners needs 2 x {GPU: 1, CPU: 1}; the hosts have: this host"),
         (["data.demonstrations=/nowhere/d.jsonl"], "^data.demonstrations=/nowhere/d.jsonl: no such file"),
         (["model.layers=60", "model.width=4096"], "GiB are free"),
