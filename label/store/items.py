@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from common.errors import UserError
 from common.files import to_json
-from label.errors import BadInput, NotHere
+from label.errors import BadInput
 from label.store.database import Database, now_ms, record_event
 from label.store.tables import batch, gold, item, response
 from label.submission import check_text
@@ -168,29 +168,47 @@ def _insert(
     person: str | None,
     added: Added,
 ) -> None:
-    sha = hashlib.sha256(to_json([content["prompt"], content["responses"]]).encode()).hexdigest()
-    there = sa.select(item.c.id).where(item.c.batch == batch_id, item.c.content_sha == sha)
+    there = sa.select(item.c.id).where(item.c.batch == batch_id, item.c.content_sha == content_sha(content))
     if connection.execute(there).first():
         added.known += 1
         return
     leaks = spec.purpose == "ab" and names_its_policy(content)
     added.leaks += leaks
     added.added += not leaks
+    insert_item(connection, spec, batch_id, content, person, added.added, is_void=leaks)
+
+
+def content_sha(content: dict[str, Any]) -> str:
+    """Equal for items with the same prompt and responses."""
+    return hashlib.sha256(to_json([content["prompt"], content["responses"]]).encode()).hexdigest()
+
+
+def insert_item(
+    connection: Connection,
+    spec: BatchSpec,
+    batch_id: str,
+    content: dict[str, Any],
+    person: str | None,
+    number: int = 0,
+    is_void: bool = False,
+) -> str:
+    """Adds an item with its responses; returns its id. `number` keeps the order of an import."""
     values = {
         "id": new_id(),
-        "position": now_ms() * 1000 + added.added % 1000,
+        "position": now_ms() * 1000 + number % 1000,
         "batch": batch_id,
         "kind": spec.kind,
-        "content_sha": sha,
+        "content_sha": content_sha(content),
         "prompt": content["prompt"],
         "row": content["row"],
         "quota": NO_LIMIT if spec.purpose in SHARED else spec.quota,
         "priority": spec.priority,
-        "gold": _insert_gold(connection, spec.kind, content["gold"], person),
-        "state": "void" if leaks else "open",
+        "gold": insert_gold(connection, spec.kind, content["gold"], person),
+        "state": "void" if is_void else "open",
     }
     connection.execute(item.insert().values(values))
     insert_responses(connection, values["id"], content)
+    return str(values["id"])
 
 
 def insert_responses(connection: Connection, item_id: str, content: dict[str, Any]) -> None:
@@ -215,7 +233,7 @@ def insert_responses(connection: Connection, item_id: str, content: dict[str, An
         connection.execute(response.insert(), rows)
 
 
-def _insert_gold(connection: Connection, kind: str, answer: Any, person: str | None) -> str | None:
+def insert_gold(connection: Connection, kind: str, answer: Any, person: str | None) -> str | None:
     if answer is None:
         return None
     values = {
@@ -237,32 +255,6 @@ def names_its_policy(content: dict[str, Any]) -> bool:
         if any(name.lower() in text.lower() for name in names):
             return True
     return False
-
-
-def set_batch_state(connection: Connection, batch_id: str, state: str, person: str) -> None:
-    """Opens or closes a batch."""
-    result = connection.execute(batch.update().where(batch.c.id == batch_id).values(state=state))
-    if not result.rowcount:
-        raise NotHere("batch", "there is no such batch")
-    record_event(connection, f"batch_{state}", person, batch_id)
-
-
-def list_batches(connection: Connection) -> list[dict[str, Any]]:
-    """Every batch with its counts: items, and labels given and asked for."""
-    open_items = sa.case((item.c.state == "open", 1), else_=0)
-    query = (
-        sa.select(
-            batch,
-            sa.func.count(item.c.id).label("items"),
-            sa.func.coalesce(sa.func.sum(open_items), 0).label("open_items"),
-            sa.func.coalesce(sa.func.sum(item.c.labels), 0).label("labels"),
-            sa.func.coalesce(sa.func.sum(item.c.leases), 0).label("leases"),
-        )
-        .select_from(batch.outerjoin(item, sa.and_(item.c.batch == batch.c.id, item.c.repeat_of.is_(None))))
-        .group_by(batch.c.id)
-        .order_by(batch.c.created)
-    )
-    return [dict(row._mapping) for row in connection.execute(query)]
 
 
 def responses_of(connection: Connection, item_ids: Sequence[str]) -> dict[str, list[Any]]:

@@ -73,6 +73,7 @@ def submit(
             "can be stored as an extra label",
         )
     values = _label_values(mine, person_id, key, given, is_extra=not has_room)
+    values["active_ms"] = total_active_ms(mine, given.active_ms, now_ms(), row.grp == "simulated")
     _insert_label(connection, values, given)
     connection.execute(
         assignment.update()

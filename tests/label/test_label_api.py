@@ -194,7 +194,9 @@ def test_late_work_is_kept_as_a_draft_and_offered_as_extra(app):
 def test_what_stops_a_person_says_what_to_do(app):
     ada = sign_in(app, is_admitted=False)
     add(app.state.workplace, 2)
-    assert "owner decides" in error(ada.post("/api/next", json={}), 403)["message"]
+    refusal = error(ada.post("/api/next", json={}), 403)
+    assert (refusal["code"], refusal["questions"]) == ("state_screening", 64)
+    assert "64 questions come before the first item" in refusal["message"]
     owner = sign_in(app, "owner", "Olga")
     change = {"state": "admitted", "why": "fine"}
     assert owner.post(f"/api/people/{ada.person}/state", json=change).status_code == 200
@@ -265,10 +267,20 @@ def test_programs_use_keys(app):
 
 ROLES = ("nobody", "labeler", "reviewer", "owner")
 PUBLIC = {"/health", "/api/consent", "/api/join", "/api/openapi.json", "/pages/{name}"}
-STAFF = {"/api/batches"}
+STAFF = {
+    "/api/batches",
+    "/api/demonstrations",
+    "/api/reviews",
+    "/api/quality",
+    "/api/guidelines/versions",
+}
 OWNER = {
     "/api/people",
+    "/api/people/{person}",
     "/api/people/{person}/state",
+    "/api/gold",
+    "/api/gold/{gold}/retire",
+    "/api/events",
     "/api/invites",
     "/api/batches/{batch}/state",
     "/api/items",
