@@ -128,7 +128,7 @@ def _person_of(connection: Connection, row: Row, item_id: str) -> str:
     stored = connection.execute(sa.select(person.c.id).where(person.c.pseudonym == name)).scalar()
     if stored is not None:
         return str(stored)
-    values = {
+    values: dict[str, Any] = {
         "id": new_id(),
         "name": "",
         "role": "labeler",
