@@ -109,6 +109,7 @@ def train(source: Path, root: Path, rankings: Path, seed: int) -> float:
     """How often a reward model from these rankings orders held-out pairs as the oracle does."""
     own = [f"seed={seed}", f"run_dir={root}", f"name={root.name}", "stages=[reward]"]
     own += [f"model.path={source / 'sft' / 'model'}", f"data.rankings=[{rankings}]"]
+    own += [f"model.{key}=" for key in ("layers", "width", "heads", "kv_heads", "vocab_size")]
     command = [sys.executable, "-m", "cluster.cli", "run", str(RunPaths(source).config), *own]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     accuracy: float = read_json(RunPaths(root).stage("reward").done)["results"]["accuracy/truth"]

@@ -17,7 +17,7 @@ function show(state) {
   value = null;
   if (!shown.total) return done(`You are ${shown.state}; there are no questions for you.`);
   if (!shown.next) return done("All questions are answered. An owner looks at them and decides; the start page then shows work.");
-  const { section } = shown.next, form = el("form", {});
+  const { section } = shown.next, form = el("form", { className: "question" });
   form.onsubmit = (event) => { event.preventDefault(); send(); };
   form.append(el("p", { className: "soft" }, `Question ${shown.answered + 1} of ${shown.total}. An answer is final. You can stop and go on later.`),
     el("h2", { tabIndex: -1, id: "question" }, TITLES[section]), ...(HELP[section] ? [el("p", { className: "soft" }, HELP[section])] : []),

@@ -85,7 +85,7 @@ export function interval(figure, format = percent) {
 
 // A table with a caption that scrolls on its own on a small screen.
 export function table(caption, heads, rows) {
-  const head = el("tr", {}, ...heads.map((text) => el("th", { scope: "col" }, text)));
+  const head = el("tr", {}, ...heads.map((text) => (text ? el("th", { scope: "col" }, text) : el("td"))));
   const body = rows.map((cells) => el("tr", {}, ...cells.map((cell) => el("td", {}, ...[cell ?? ""].flat()))));
   return el("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: caption },
     el("table", {}, el("caption", { className: "visually-hidden" }, caption), el("thead", {}, head), el("tbody", {}, ...body)));

@@ -190,12 +190,13 @@ def app_with_review(workplace):
     return app, ada, bob
 
 
-def test_places_of_a_policy_are_uniform_and_preferring_the_first_shown_favours_nobody(workplace):
-    """2,000 assignments of three policies, as the store deals them out; a labeler who always prefers what is
-    shown first."""
-    rng, shown, wins, orders = random.Random(16), np.zeros((3, 3), int), 0, 2000
-    add(workplace, 20, quota=100)
-    everybody = [admit(workplace, f"P{i}") for i in range(100)]
+@pytest.mark.parametrize("count", [15, pytest.param(100, marks=pytest.mark.slow)])
+def test_places_of_a_policy_are_uniform_and_preferring_the_first_shown_favours_nobody(workplace, count):
+    """20 assignments of three policies for each person, as the store deals them out; labelers who always
+    prefer what is shown first."""
+    rng, shown, wins, orders = random.Random(16), np.zeros((3, 3), int), 0, 20 * count
+    add(workplace, 20, quota=count)
+    everybody = [admit(workplace, f"P{i}") for i in range(count)]
     with workplace.database.write() as connection:
         for who in everybody:
             for number in range(20):
@@ -211,7 +212,7 @@ def test_places_of_a_policy_are_uniform_and_preferring_the_first_shown_favours_n
     rate = wilson(wins, orders)
     print(f"places of three policies over {orders} assignments: least p {p:.2f}; win rate {rate}")
     assert p > 0.01
-    assert abs(rate.value - 0.5) <= 0.03
+    assert abs(rate.value - 0.5) <= (0.03 if count == 100 else 0.08)
 
 
 @pytest.mark.slow
