@@ -57,7 +57,7 @@ function ask(one, state, face) {
 async function history(one) {
   const { decisions, screening, demonstrations } = await call(`/api/people/${one.id}`);
   const rows = decisions.map((row) => [new Date(row.time).toLocaleString(), row.what, row.by_person === "system" ? "check of quality" : row.by_person === one.id ? "the person" : "an owner", row.evidence.why ?? ""]);
-  dialog(one.name || one.pseudonym, scores(screening), ...demonstrations.map(({ prompt, text }) => el("div", { className: "card" }, el("b", {}, prompt), el("p", { className: "text" }, text))),
+  dialog(one.name || one.pseudonym, screening.answered ? scores(screening) : "", ...demonstrations.map(({ prompt, text }) => el("div", { className: "card" }, el("b", {}, prompt), el("p", { className: "text" }, text))),
     el("h3", {}, "Decisions"), rows.length ? table("Decisions", ["When", "What", "By", "Why"], rows) : el("p", {}, "None yet."));
 }
 
