@@ -1,8 +1,9 @@
 """Looks at the labels of people while they work, and pauses where the figures are a reason (`label.quality`).
 
-A look is due after every `label.pause.every` labels of a person. It stores the figures for the owner's page
-and the share of gold items that the person gets next. A pause is reversible, tells its reason, and holds the
-person's labels back from exports; it drops none. After an owner has decided, the figures begin anew.
+A look is due after every `label.pause.every` labels of a person, or a twentieth more than at the last one. It
+stores the figures for the owner's page, and the share of gold items that the person gets next. A pause is
+reversible, tells its reason, and holds the person's labels back from exports; it drops none. After an owner
+has decided, the figures begin anew.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ def look(database: Database, settings: LabelConfig, person_id: str) -> PersonQua
     with database.read() as connection:
         labels = int(connection.execute(counts).scalar_one())
         stored = connection.execute(sa.select(quality.c.labels).where(quality.c.person == person_id)).scalar()
-        # After an undo there may be fewer than at the last look.
-        if abs(labels - (stored or 0)) < settings.pause.every:
+        # Rarer for who has given many, as a look reads them all. After an undo there may be fewer than before.
+        if abs(labels - (stored or 0)) < max(settings.pause.every, labels // 20):
             return None
         figures = figures_of(connection, settings, person_id)
     reasons = [finding.reason for finding in figures.findings if finding.pauses]

@@ -33,6 +33,8 @@ def choose_special(
 
 def _gold_share(connection: Connection, settings: LabelConfig, person_id: str) -> float:
     """More for a person whose accuracy is in doubt (`label.monitoring`)."""
+    if not settings.gold_share:
+        return 0.0
     stored = connection.execute(sa.select(quality.c.gold_share).where(quality.c.person == person_id)).scalar()
     return settings.gold_share if stored is None else float(stored)
 
