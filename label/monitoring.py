@@ -112,7 +112,7 @@ def look(database: Database, settings: LabelConfig, person_id: str) -> PersonQua
     with database.read() as connection:
         labels = int(connection.execute(counts).scalar_one())
         stored = connection.execute(sa.select(quality.c.labels).where(quality.c.person == person_id)).scalar()
-        # Rarer for who has given many, as a look reads them all. After an undo there may be fewer than before.
+        # Rarer for who has given many, as a look reads them all. An undo makes it fewer than before.
         if abs(labels - (stored or 0)) < max(settings.pause.every, labels // 20):
             return None
         figures = figures_of(connection, settings, person_id)

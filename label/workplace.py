@@ -32,6 +32,8 @@ class Workplace:
         self.questionnaire = Questionnaire.of_file(
             Path(settings.screening.questionnaire or TEMPLATES / "questionnaire.yaml")
         )
+        self.figures: tuple[Any, dict[str, Any]] | None = None
+        """Those of the page of quality, with the state of the labels that they were made of."""
         with self.database.write() as connection:
             publish_templates(connection)
 

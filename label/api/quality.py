@@ -8,13 +8,15 @@ import numpy as np
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Query
 from pydantic import Field, StrictInt
+from sqlalchemy import Connection
 
 from label.api.access import OWNERS, STAFF, requires, workplace_of
 from label.monitoring import judgments
 from label.quality.team import team_quality
 from label.store import gold_items, reviews
 from label.store.database import AnyRow
-from label.store.tables import event, person
+from label.store.screening_tables import decision
+from label.store.tables import event, label, person
 from label.submission import Body, CleanText, Identity
 from label.workplace import Workplace
 
@@ -59,7 +61,19 @@ def review(reviewer: Staff, place: Place, body: Review) -> dict[str, str]:
 def quality(_: Staff, place: Place) -> dict[str, Any]:
     """Agreement and strengths of policies with intervals, over the latest rankings of people whose labels
     count."""
-    return team_figures(place)
+    with place.database.read() as connection:
+        state = _state_of_labels(connection)
+    if place.figures is None or place.figures[0] != state:
+        place.figures = state, team_figures(place)
+    return place.figures[1]
+
+
+def _state_of_labels(connection: Connection) -> tuple[Any, ...]:
+    """Differs whenever the figures may: they take seconds, and a page is opened often."""
+    count = sa.func.count()
+    labels = sa.select(count, sa.func.max(label.c.submitted), sa.func.count(label.c.voided))
+    decisions = sa.select(count).select_from(decision)
+    return (*connection.execute(labels).one(), connection.execute(decisions).scalar_one())
 
 
 def team_figures(place: Workplace, draws: int = DRAWS) -> dict[str, Any]:

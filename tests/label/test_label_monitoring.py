@@ -18,15 +18,21 @@ from label.store import assignments, labels, people
 from label.store.screening_tables import quality
 from label.store.tables import person
 from label.submission import Submission
-from tests.label.conftest import add, admit, item_rows, serving, submission
+from tests.label.conftest import add, admit, item_rows, new_database, serving, submission
 from tests.label.test_label_api import error, send, sign_in, take
 
 CAREFUL = {"every": 10, "items": 10, "gold_items": 5}
 
 
-@pytest.fixture(params=["sqlite"])
-def database_url():
-    """What differs between the databases is tested below."""
+@pytest.fixture
+def database_url(request):
+    """SQLite where a test does not ask for both."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return None
+    return new_database(request.getfixturevalue("postgres"))
+
+
+BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
 
 
 def in_shown_order(client, count):
@@ -39,6 +45,7 @@ def in_shown_order(client, count):
     return None
 
 
+@BOTH
 def test_keeping_the_order_shown_pauses_with_the_reason_and_holds_the_labels_back(make_workplace):
     app = create_app(make_workplace(pause=CAREFUL))
     ada, owner = sign_in(app), sign_in(app, "owner", "Olga")
@@ -131,6 +138,7 @@ def test_repeats_carry_the_earlier_ranking_and_retired_gold_does_not_count(make_
     assert error(owner.post(f"/api/gold/{'0' * 16}/retire"), 404)
 
 
+@BOTH
 def test_items_on_which_all_agree_become_gold_when_an_owner_confirms(workplace):
     app = create_app(workplace)
     owner = sign_in(app, "owner", "Olga")
@@ -157,6 +165,7 @@ def test_items_on_which_all_agree_become_gold_when_an_owner_confirms(workplace):
     assert next(iter(figures["policies"]["bradley_terry"]["strengths"])) == "tiny ppo-0"
 
 
+@BOTH
 def test_reviewers_see_contradicted_labels_first_and_a_rejected_one_is_not_exported(app_with_review):
     app, ada, bob = app_with_review
     reviewer, owner = sign_in(app, "reviewer", "Rita"), sign_in(app, "owner", "Olga")

@@ -10,7 +10,7 @@ from label.api.app import create_app
 from label.questionnaire import Questionnaire
 from label.simulate import make_people
 from label.simulated_team import screen_all
-from tests.label.conftest import add, serving
+from tests.label.conftest import add, new_database, serving
 from tests.label.test_label_api import error, sign_in, take
 
 SMALL = {
@@ -23,9 +23,15 @@ SMALL = {
 LIMITS = {"flag_items": 4, "ranking_items": 2, "demonstrations": 1}
 
 
-@pytest.fixture(params=["sqlite"])
-def database_url():
-    """What differs between the databases is tested below the API."""
+@pytest.fixture
+def database_url(request):
+    """SQLite where a test does not ask for both."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return None
+    return new_database(request.getfixturevalue("postgres"))
+
+
+BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
 
 
 @pytest.fixture
@@ -50,6 +56,7 @@ def answer_all(client, questionnaire, text="Hello, and welcome!"):
     return served
 
 
+@BOTH
 def test_who_answers_everything_is_proposed_and_an_owner_decides(app):
     ada, owner = sign_in(app, is_admitted=False), sign_in(app, "owner", "Olga")
     reviewers = [sign_in(app, "reviewer", name) for name in ("Rita", "Rob")]
