@@ -31,7 +31,7 @@ function label(row, number) {
   const lines = row.responses.map(({ text, rank, likert, flags }) => el("li", {},
     `Place ${rank ?? "–"}${likert ? `, quality ${likert}` : ""}${flags?.length ? `, ${flags.join(", ")}` : ""}`, textBlock(text, "the response")));
   return el("article", { className: "card", ariaLabel: `Label ${number + 1}` },
-    el("p", { className: "soft" }, `${row.labeler} · ${row.batch} · ${row.reason}${row.all_bad ? " · all bad" : ""}`), promptCard(row.prompt),
+    el("p", { className: "soft" }, `${row.labeler} · ${row.batch} · ${row.reason}${row.all_bad ? " · all bad" : ""}`), promptCard(row.prompt, `Prompt of label ${number + 1}`),
     row.text ? textBlock(row.text, "the demonstration") : el("ul", {}, ...lines), row.comment ? el("p", {}, `Comment: ${row.comment}`) : "",
     el("div", { className: "row" }, note, say("accept", "Accept", "main"), say("reject", "Reject")));
 }

@@ -103,10 +103,10 @@ export function textBlock(text, name) {
   return block;
 }
 
-export function promptCard(prompt) {
+export function promptCard(prompt, name = "Prompt") {
   const messages = typeof prompt === "string" ? [{ role: "user", content: prompt }] : prompt;
   const parts = messages.map(({ role, content }) => el("div", {}, el("span", { className: "who" }, role), textBlock(content, "the message")));
-  const shown = el("section", { className: "card", ariaLabel: "Prompt" }, el("h2", {}, "Prompt"));
+  const shown = el("section", { className: "card", ariaLabel: name }, el("h2", {}, "Prompt"));
   if (parts.length > 6) {
     const earlier = el("div", { hidden: true }, ...parts.slice(0, -4));
     const button = el("button", { type: "button", onclick: () => { earlier.hidden = false; button.remove(); } }, `Show ${parts.length - 4} earlier messages`);

@@ -2,8 +2,11 @@
 
 import pytest
 
-from label.store import guidelines, people
-from tests.label.conftest import add
+from label.export import export
+from label.monitoring import figures_of, store_figures
+from label.store import assignments, guidelines, labels, people
+from label.submission import Submission
+from tests.label.conftest import add, submission
 from tests.label.test_label_pages import (  # noqa: F401 (fixtures)
     CHROMIUM,
     browser,
@@ -113,8 +116,45 @@ def test_batches_quality_and_guidelines(open_page, fresh):  # noqa: F811
     check(page, "guidelines")
 
 
-def test_the_page_of_reviewers(open_page, fresh):  # noqa: F811
+def contradict(workplace, tab):
+    """Two people who rank the same items in opposite ways, with the figures of a look at each."""
+    rng, settings = assignments.system_rng(), workplace.settings
+    for name, flip in (("Forward Fay", False), ("Backward Bo", True)):
+        who = sign_in(workplace, tab, name)
+        with workplace.database.write() as connection:
+            for number in range(3):
+                task = assignments.next_assignment(connection, settings, who, ("rank",), rng)
+                ranks = [1 + int(one["text"][7]) for one in task["responses"]]
+                if flip:
+                    ranks = [4 - rank for rank in ranks]
+                given = Submission.model_validate(submission(task, ranks))
+                labels.submit(connection, who, task["assignment"], f"key-{number}", given)
+            store_figures(connection, settings, who, figures_of(connection, settings, who), 3)
+
+
+def test_a_reviewer_rejects_a_label_with_a_note_and_sees_no_names(open_page, context, fresh):  # noqa: F811
+    add(fresh, 3, "contradicted", quota=2)
+    contradict(fresh, context)
     page = open_page("/review", "reviewer", "Rita")
-    page.wait_for_selector("text=Demonstrations of people in screening")
+    card = page.get_by_role("article", name="Label 1", exact=True)
+    card.get_by_text("labelers of this item agree in 0% of its pairs").wait_for()
     check(page, "review")
+    assert "Fay" not in page.content()
     assert page.get_by_role("link", name="People").count() == 0
+    card.get_by_role("button", name="Reject").click()
+    page.wait_for_selector("text=say why, for the labeler")
+    card.get_by_label("Note to the labeler").fill("read it again")
+    card.get_by_role("button", name="Reject").click()
+    page.wait_for_selector("text=Labels (5)")
+    assert export_of(fresh).rejected == 1
+    page = open_page("/people")
+    page.get_by_role("row", name="Forward Fay").wait_for()
+    check(page, "people-figures")
+    page.goto("/quality")
+    page.wait_for_selector("text=tiny ppo-0")
+    check(page, "quality-figures")
+
+
+def export_of(workplace):
+    with workplace.database.read() as connection:
+        return export(connection)
