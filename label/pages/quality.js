@@ -28,7 +28,7 @@ function policies(found) {
   const { strengths } = found.bradley_terry, { strengths: davidson } = found.davidson;
   const rows = Object.entries(strengths).map(([name, figure]) => [name, interval(figure, decimals), interval(davidson[name], decimals)]);
   const swap = found.votes_to_swap;
-  return [table("Policies", ["Policy", "Bradley-Terry", "Davidson"], rows), el("p", { className: "soft" }, swap ? `${swap} votes less would put the second before the first.` : "")];
+  return [table("Policies", ["Policy", "Bradley-Terry", "Davidson"], rows), el("p", { className: "soft" }, swap ? `Fewest votes whose removal puts the second before the first: ${swap}.` : "")];
 }
 
 function goldItems({ gold, suggestions }) {

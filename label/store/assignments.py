@@ -236,11 +236,8 @@ def save_progress(
     return int(values.get("expires", row.expires))
 
 
-def total_active_ms(row: AnyRow, more: int, now: int, is_simulated: bool = False) -> int:
-    """Time at work: what the page has measured with its own clock, and never more than has passed here.
-    Simulated people say how long they would have read."""
-    if is_simulated:
-        return int(row.active_ms + more)
+def total_active_ms(row: AnyRow, more: int, now: int) -> int:
+    """Time at work: what the page has measured with its own clock, and never more than has passed here."""
     return int(min(row.active_ms + more, max(0, now - row.leased) + ACTIVE_SLACK_MS))
 
 
