@@ -24,7 +24,8 @@ from label.store.items import (
     BatchSpec,
     add_items,
     content_sha,
-    insert_item,
+    insert_responses,
+    item_values,
     new_id,
     open_batch,
     read_item,
@@ -96,16 +97,19 @@ def _store_label(connection: Connection, spec: BatchSpec, batch_id: str, row: Ro
     mine = sa.select(assignment.c.id).where(assignment.c.item == item_id, assignment.c.person == person_id)
     if connection.execute(mine).first():
         return "second labels of a person"
+    _count_label(connection, item_id)
     ids = [one.id for one in responses_of(connection, [item_id])[item_id]]
     _insert_label(connection, spec.kind, item_id, person_id, ids, row)
     return "labels stored"
 
 
 def _item_of(connection: Connection, spec: BatchSpec, batch_id: str, content: dict[str, Any]) -> str:
-    """The item with this content, with room for one more label."""
-    there = sa.select(item).where(item.c.batch == batch_id, item.c.content_sha == content_sha(content))
-    found = connection.execute(there).first()
-    item_id = found.id if found else insert_item(connection, spec, batch_id, content, None)
+    there = sa.select(item.c.id).where(item.c.batch == batch_id, item.c.content_sha == content_sha(content))
+    return connection.execute(there).scalar() or _new_item(connection, spec, batch_id, content)
+
+
+def _count_label(connection: Connection, item_id: str) -> None:
+    """Counts one more label of an item, whose quota grows if it is full."""
     is_full = item.c.labels + item.c.leases >= item.c.quota
     connection.execute(
         item.update()
@@ -116,7 +120,13 @@ def _item_of(connection: Connection, spec: BatchSpec, batch_id: str, content: di
             state=sa.case((item.c.labels + 1 >= item.c.quota, "closed"), else_=item.c.state),
         )
     )
-    return str(item_id)
+
+
+def _new_item(connection: Connection, spec: BatchSpec, batch_id: str, content: dict[str, Any]) -> str:
+    values = item_values(spec, batch_id, content)
+    connection.execute(item.insert().values(values))
+    insert_responses(connection, values["id"], content)
+    return str(values["id"])
 
 
 def _person_of(connection: Connection, row: Row, item_id: str) -> str:

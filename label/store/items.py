@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from label.vocabulary import KINDS
 
 CHUNK = 500
 """Rows of one transaction, so that people go on labelling during an import."""
+NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
 NO_LIMIT = 1_000_000_000
 """Quota of items that everybody may label: gold and calibration items."""
 SHARED = ("gold", "calibration", "screening")
@@ -87,8 +89,7 @@ def add_items(database: Database, spec: BatchSpec, rows: Iterable[Any], person: 
             read_item(row, spec.kind, f"row {number}", added) for number, row in enumerate(chunk, start)
         ]
         with database.write() as connection:
-            for content in contents:
-                _insert(connection, spec, batch_id, content, person, added)
+            _insert_chunk(connection, spec, batch_id, contents, person, added)
         start += len(chunk)
     return added
 
@@ -152,30 +153,44 @@ def _clean_prompt(prompt: Any, where: str, added: Added) -> Any:
 
 
 def _clean(text: str, where: str, added: Added) -> str:
-    kept = [char if char != "\0" and not "\ud800" <= char <= "\udfff" else "\ufffd" for char in text]
-    added.replaced += sum(before != after for before, after in zip(text, kept, strict=True))
+    kept, replaced = NO_CHARACTER.subn("\ufffd", text)
+    added.replaced += replaced
     try:
-        return check_text("".join(kept))
+        return check_text(kept)
     except ValueError as error:
         raise BadInput(where, str(error)) from None
 
 
-def _insert(
+def _insert_chunk(
     connection: Connection,
     spec: BatchSpec,
     batch_id: str,
-    content: dict[str, Any],
+    contents: Sequence[dict[str, Any]],
     person: str | None,
     added: Added,
 ) -> None:
-    there = sa.select(item.c.id).where(item.c.batch == batch_id, item.c.content_sha == content_sha(content))
-    if connection.execute(there).first():
-        added.known += 1
-        return
-    leaks = spec.purpose == "ab" and names_its_policy(content)
-    added.leaks += leaks
-    added.added += not leaks
-    insert_item(connection, spec, batch_id, content, person, added.added, is_void=leaks)
+    shas = [content_sha(content) for content in contents]
+    there = sa.select(item.c.content_sha).where(item.c.batch == batch_id, item.c.content_sha.in_(shas))
+    known, items, responses = set(connection.execute(there).scalars()), [], []
+    for sha, content in zip(shas, contents, strict=True):
+        if sha in known:
+            added.known += 1
+            continue
+        known.add(sha)
+        leaks = spec.purpose == "ab" and names_its_policy(content)
+        added.leaks += leaks
+        added.added += not leaks
+        gold_id = insert_gold(connection, spec.kind, content["gold"], person)
+        values = item_values(spec, batch_id, content, gold_id)
+        values["state"] = "void" if leaks else "open"
+        # In the order of the file, also within a millisecond.
+        values["position"] += len(items)
+        items.append(values)
+        responses += response_values(values["id"], content)
+    if items:
+        connection.execute(item.insert(), items)
+    if responses:
+        connection.execute(response.insert(), responses)
 
 
 def content_sha(content: dict[str, Any]) -> str:
@@ -183,19 +198,13 @@ def content_sha(content: dict[str, Any]) -> str:
     return hashlib.sha256(to_json([content["prompt"], content["responses"]]).encode()).hexdigest()
 
 
-def insert_item(
-    connection: Connection,
-    spec: BatchSpec,
-    batch_id: str,
-    content: dict[str, Any],
-    person: str | None,
-    number: int = 0,
-    is_void: bool = False,
-) -> str:
-    """Adds an item with its responses; returns its id. `number` keeps the order of an import."""
-    values = {
+def item_values(
+    spec: BatchSpec, batch_id: str, content: dict[str, Any], gold_id: str | None = None
+) -> dict[str, Any]:
+    """An open item, for an insert."""
+    return {
         "id": new_id(),
-        "position": now_ms() * 1000 + number % 1000,
+        "position": now_ms() * 1000,
         "batch": batch_id,
         "kind": spec.kind,
         "content_sha": content_sha(content),
@@ -203,16 +212,13 @@ def insert_item(
         "row": content["row"],
         "quota": NO_LIMIT if spec.purpose in SHARED else spec.quota,
         "priority": spec.priority,
-        "gold": insert_gold(connection, spec.kind, content["gold"], person),
-        "state": "void" if is_void else "open",
+        "gold": gold_id,
+        "state": "open",
     }
-    connection.execute(item.insert().values(values))
-    insert_responses(connection, values["id"], content)
-    return str(values["id"])
 
 
-def insert_responses(connection: Connection, item_id: str, content: dict[str, Any]) -> None:
-    """Rows for the responses of an item, with the same keys as the row of an import."""
+def response_values(item_id: str, content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows for the responses of an item, from the keys of the row of an import."""
     columns = ("responses", "ended", "policy", "decoding", "reward")
     rows = []
     for position, values in enumerate(zip(*(content[key] for key in columns), strict=True)):
@@ -229,7 +235,11 @@ def insert_responses(connection: Connection, item_id: str, content: dict[str, An
                 "reward": reward,
             }
         )
-    if rows:
+    return rows
+
+
+def insert_responses(connection: Connection, item_id: str, content: dict[str, Any]) -> None:
+    if rows := response_values(item_id, content):
         connection.execute(response.insert(), rows)
 
 

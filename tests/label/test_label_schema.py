@@ -12,8 +12,8 @@ from label.api.app import create_app
 from label.store import people
 from tests.label.conftest import add, admit, item_rows, serving
 
-ENDS = ("/end", "/leave", "/forget", "/me/pause", "/people/{person}/state")
-"""After these a person may do no more; their bodies are tested by hand."""
+ENDS = ("/end", "/leave", "/forget", "/me/pause", "/people/{person}/state", "/api/items")
+"""Tested by hand: after most of these a person may do no more, and items are lines of JSON."""
 
 
 def ask(operation, url, headers, counts):
