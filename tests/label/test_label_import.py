@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from cluster.cli import app as program
@@ -11,6 +12,7 @@ from label.export import export
 from label.importing import import_file
 from label.store import people
 from label.store.items import BatchSpec, add_items
+from label.store.tables import item
 from label.workplace import Workplace
 from tests.label.conftest import add, item_rows
 from tests.label.test_label_cli import hero
@@ -78,6 +80,12 @@ def test_labels_of_this_program_come_back_as_they_left_and_once(workplace, tmp_p
     assert {row["labeler"] for row in rows} == {"labeler-00000000", "labeler-00000001"}
     again = import_file(workplace.database, file, "jsonl", BatchSpec("old", "rank"))
     assert (again["duplicates"], again["labels stored"]) == (4, 0)
+    changed = [{**label_rows()[0], "ranks": [2, 1], "strength": -2}]
+    write_jsonl(file, changed)
+    second = import_file(workplace.database, file, "jsonl", BatchSpec("old", "rank"))
+    assert second["second labels of a person"] == 1
+    with workplace.database.read() as connection:
+        assert [row.labels for row in connection.execute(sa.select(item))] == [2, 2]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -184,35 +184,6 @@ def test_a_playground_ranking_is_data_of_the_next_round(page, endpoint):
     assert row["consent"] is True
 
 
-def test_a_blind_ranking_shows_no_names_and_presets_nothing(page, endpoint):
-    page.goto("/playground")
-    page.wait_for_selector("#other option[value=sft]", state="attached")
-    page.select_option("#other", "sft")
-    page.locator("#n").fill("2")
-    page.locator("#max_tokens").fill("8")
-    page.get_by_label("Rank blind").check()
-    page.get_by_role("button", name="Run").click()
-    page.wait_for_selector("#ranking:not([hidden])")
-    shot(page, "playground-blind")
-    assert page.locator(".answer b").all_inner_texts() == [f"Answer {letter}" for letter in "ABCD"]
-    shown = page.locator("#answers").inner_text()
-    assert not any(name in shown for name in ("hero", "sft", "ppo-", "tokens"))
-    ranks = page.locator(".answer input[type=number]")
-    assert [ranks.nth(i).input_value() for i in range(4)] == [""] * 4
-    page.get_by_label("may be used for training").last.check()
-    page.get_by_role("button", name="Send ranking").click()
-    page.wait_for_selector("#note:has-text('Give every answer a rank')")
-    for i in range(4):
-        ranks.nth(i).fill(str(i + 1))
-    page.get_by_role("button", name="Send ranking").click()
-    page.wait_for_selector("#note:has-text('rankings.jsonl')")
-    row = read_jsonl(endpoint.root / "feedback" / "rankings.jsonl")[-1]
-    assert row["blind"] is True
-    assert [row["ranks"][answer] for answer in row["order"]] == [1, 2, 3, 4]
-    names = page.locator(".answer b").all_inner_texts()
-    assert names == [row["policy"][answer]["model"] for answer in row["order"]], "told once it is sent"
-
-
 def test_the_shown_code_gives_the_shown_answer(page, endpoint):
     page.goto("/playground")
     page.wait_for_selector("#model option", state="attached")
