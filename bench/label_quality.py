@@ -25,7 +25,7 @@ import uvicorn
 
 from bench.common import print_header, print_row, start_parser
 from cluster.quickstart.oracle import BEST_UTILITY, judge, utility
-from common.files import read_json, read_jsonl
+from common.files import read_json, read_jsonl, write_json
 from common.run_paths import RunPaths
 from label.api.app import create_app
 from label.config import LabelConfig
@@ -92,11 +92,10 @@ def label(root: Path, rows: list[dict[str, Any]], prompts: int, seed: int) -> di
                 set_state(connection, person, "admitted", "bench", "")
         work_together(team)
     exports = {"mixed": write_export(workplace.database, root, "mixed")}
-    checked = LabelConfig(gold_share=0.1, pause={"every": 1})  # type: ignore[arg-type]
     with workplace.database.read() as connection:
         people = list_people(connection)
     for person in people:
-        look(workplace.database, checked, person["id"])
+        look(workplace.database, LabelConfig(), person["id"], is_due=True)
     exports["held"] = write_export(workplace.database, root, "held")
     with workplace.database.read() as connection:
         paused = [row["name"] for row in list_people(connection) if row["state"] == "paused"]
@@ -110,7 +109,7 @@ def train(source: Path, root: Path, rankings: Path, seed: int) -> float:
     own = [f"seed={seed}", f"run_dir={root}", f"name={root.name}", "stages=[reward]"]
     own += [f"model.path={source / 'sft' / 'model'}", f"data.rankings=[{rankings}]"]
     own += [f"model.{key}=" for key in ("layers", "width", "heads", "kv_heads", "vocab_size")]
-    command = [sys.executable, "-m", "cluster.cli", "run", str(RunPaths(source).config), *own]
+    command = [sys.executable, "-m", "cluster.cli", "run", "configs/quickstart.yaml", *own]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     accuracy: float = read_json(RunPaths(root).stage("reward").done)["results"]["accuracy/truth"]
     return accuracy
@@ -128,7 +127,10 @@ def main() -> None:
     print_header(["seed", "paused", "labels", "left", "truth, mixed", "truth, held back"])
     for seed in arguments.seeds:
         root = arguments.out.absolute() / f"seed-{seed}"
-        exports = label(root, rows, arguments.prompts, seed)
+        exports = read_json(root / "exports.json")
+        if exports is None:
+            exports = label(root, rows, arguments.prompts, seed)
+            write_json(root / "exports.json", exports)
         labels = [exports[name]["files"][f"{name}.jsonl"]["rows"] for name in ARMS]
         accuracy = [train(source, root / name, root / f"{name}.jsonl", seed) for name in ARMS]
         paused = f"{exports['paused']} of 3, {exports['wrongly']} of {HONEST} honest"

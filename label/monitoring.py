@@ -106,14 +106,17 @@ def figures_of(connection: Connection, settings: LabelConfig, person_id: str) ->
     return person_quality(recent, config, last_decision(connection, person_id))
 
 
-def look(database: Database, settings: LabelConfig, person_id: str) -> PersonQuality | None:
-    """Looks at a person's figures if it is due, and pauses if they are a reason; None if it is not due."""
+def look(
+    database: Database, settings: LabelConfig, person_id: str, is_due: bool = False
+) -> PersonQuality | None:
+    """Looks at a person's figures if it is due, and pauses if they are a reason; None if it is not due.
+    With `is_due` it is."""
     counts = sa.select(sa.func.count()).where(label.c.person == person_id, CURRENT)
     with database.read() as connection:
         labels = int(connection.execute(counts).scalar_one())
         stored = connection.execute(sa.select(quality.c.labels).where(quality.c.person == person_id)).scalar()
         # Rarer for who has given many, as a look reads them all. An undo makes it fewer than before.
-        if abs(labels - (stored or 0)) < max(settings.pause.every, labels // 20):
+        if not is_due and abs(labels - (stored or 0)) < max(settings.pause.every, labels // 20):
             return None
         figures = figures_of(connection, settings, person_id)
     reasons = [finding.reason for finding in figures.findings if finding.pauses]

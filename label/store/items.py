@@ -171,7 +171,9 @@ def _insert_chunk(
 ) -> None:
     shas = [content_sha(content) for content in contents]
     there = sa.select(item.c.content_sha).where(item.c.batch == batch_id, item.c.content_sha.in_(shas))
-    known, items, responses = set(connection.execute(there).scalars()), [], []
+    known = set(connection.execute(there).scalars())
+    items: list[dict[str, Any]] = []
+    responses: list[dict[str, Any]] = []
     for sha, content in zip(shas, contents, strict=True):
         if sha in known:
             added.known += 1
