@@ -5,7 +5,7 @@ An attempt begins anew when an owner puts a person back to screening; earlier an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from label.errors import BadInput, Conflict, Forbidden, NotHere
 from label.quality.config import ScreeningThresholds
 from label.quality.screening import Screening, screen
-from label.questionnaire import Question, Questionnaire
+from label.questionnaire import Question, Questionnaire, SectionName
 from label.store.assignments import lock_person
 from label.store.database import now_ms, record_event
 from label.store.screening_tables import answer, answer_rating, decision, screening
@@ -106,21 +106,24 @@ def evaluate(
     """Scores and proposal of the latest attempt. Sections that the questionnaire lacks do not count."""
     attempt = attempt_of(connection, person_id)
     given = _answers(connection, person_id, attempt)
-
-    def answered(section: Any) -> list[tuple[Any, Any]]:
-        return [(given[one.id], one.right) for one in questionnaire.of_section(section) if one.id in given]
-
     result = screen(
-        answered("flag"),
-        answered("rank"),
+        _answered(questionnaire, "flag", given),
+        _answered(questionnaire, "rank", given),
         _ratings(connection, person_id, attempt).values(),
-        [said == right for said, right in answered("read")],
+        [said == right for said, right in _answered(questionnaire, "read", given)],
         {one.content["topic"]: given[one.id] for one in questionnaire.of_section("topic") if one.id in given},
         thresholds,
     )
     asked = {question.section for question in questionnaire.questions.values()}
     scores = tuple(score for score in result.scores if SECTION_OF_SCORE[score.criterion] in asked)
     return replace(result, scores=scores)
+
+
+def _answered(
+    questionnaire: Questionnaire, section: SectionName, given: Mapping[str, Any]
+) -> list[tuple[Any, Any]]:
+    """(said, right) of the answered questions of a section."""
+    return [(given[one.id], one.right) for one in questionnaire.of_section(section) if one.id in given]
 
 
 def store_scores(
