@@ -1,12 +1,14 @@
-"""What held-back labels are worth: one reward model from the labels of eight people of whom three are
-careless, and one from the labels that are left when the check of quality has paused those three.
+"""What held-back labels are worth: reward models from the labels of eight people of whom three are careless,
+and from the labels that are left when the check of quality has paused those three.
 
-    python -m bench.label_quality runs/quickstart OUT [--prompts 1000] [--seeds 0 1 2]
+    python -m bench.label_quality runs/quickstart OUT [--prompts 700] [--seeds 0 1 2]
 
 Needs a run of the quickstart whose collect stage is done. For each seed five honest people at an error rate
 of 0.22, one who clicks at random, one who keeps the order shown and one who prefers the longest response
-label the collected responses over HTTP, each item twice. Both reward models start from the run's SFT model;
-the second one sees fewer labels. Printed is how often each orders held-out pairs as the oracle does.
+label the collected responses over HTTP, each item twice. Three reward models start from the run's SFT model:
+from the labels that are left (held back), from as many labels of all eight (as many), and from all labels of
+all eight (all). Printed is how often each orders held-out pairs as the oracle does. What is done is not done
+again.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import uvicorn
 
 from bench.common import print_header, print_row, start_parser
 from cluster.quickstart.oracle import BEST_UTILITY, judge, utility
-from common.files import read_json, read_jsonl, write_json
+from common.files import read_json, read_jsonl, write_json, write_jsonl
 from common.run_paths import RunPaths
 from label.api.app import create_app
 from label.config import LabelConfig
@@ -40,7 +42,7 @@ from label.workplace import Workplace
 
 HONEST, CARELESS = 5, ("random", "first", "longest")
 GOLD_ITEMS = 200
-ARMS = ("mixed", "held")
+ARMS = ("equal", "held", "mixed")
 
 
 @contextmanager
@@ -119,22 +121,34 @@ def main() -> None:
     parser = start_parser(__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--prompts", type=int, default=1000)
+    parser.add_argument("--prompts", type=int, default=700)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     source = arguments.run.absolute()
     rows = read_jsonl(RunPaths(source).responses)
-    print_header(["seed", "paused", "labels", "left", "truth, mixed", "truth, held back"])
-    for seed in arguments.seeds:
-        root = arguments.out.absolute() / f"seed-{seed}"
+    roots = {seed: arguments.out.absolute() / f"seed-{seed}" for seed in arguments.seeds}
+    for seed, root in roots.items():
+        if not (root / "exports.json").exists():
+            write_json(root / "exports.json", label(root, rows, arguments.prompts, seed))
+        draw_as_many(root, seed)
+    accuracy = {}
+    for name in ARMS:
+        for seed, root in roots.items():
+            accuracy[seed, name] = train(source, root / name, root / f"{name}.jsonl", seed)
+    print_header(["seed", "paused", "labels", "left", "held back", "as many", "all"])
+    for seed, root in roots.items():
         exports = read_json(root / "exports.json")
-        if exports is None:
-            exports = label(root, rows, arguments.prompts, seed)
-            write_json(root / "exports.json", exports)
-        labels = [exports[name]["files"][f"{name}.jsonl"]["rows"] for name in ARMS]
-        accuracy = [train(source, root / name, root / f"{name}.jsonl", seed) for name in ARMS]
+        labels = [exports[name]["files"][f"{name}.jsonl"]["rows"] for name in ("mixed", "held")]
         paused = f"{exports['paused']} of 3, {exports['wrongly']} of {HONEST} honest"
-        print_row([seed, paused, *labels, *(f"{value:.1%}" for value in accuracy)])
+        shares = [f"{accuracy[seed, name]:.1%}" for name in ("held", "equal", "mixed")]
+        print_row([seed, paused, *labels, *shares])
+
+
+def draw_as_many(root: Path, seed: int) -> None:
+    """Writes as many of all labels as are left when some are held back."""
+    rows, left = read_jsonl(root / "mixed.jsonl"), read_jsonl(root / "held.jsonl")
+    chosen = sorted(random.Random(seed).sample(range(len(rows)), len(left)))
+    write_jsonl(root / "equal.jsonl", [rows[i] for i in chosen])
 
 
 if __name__ == "__main__":
