@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from common.errors import UserError
 
@@ -98,15 +98,24 @@ def read_json(path: Path) -> Any:
     return _parse(path.read_text(encoding="utf-8"), str(path))
 
 
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Adds a line to a JSONL file; several processes may do so at once."""
+def append_row(path: Path, row: dict[str, Any], once: str | None = None) -> None:
+    """Adds a line to a JSONL file; several processes may do so at once. With `once`, a key of the row, not
+    if a line has the same value of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
+    with open(path, "a+", encoding="utf-8") as file:
         # A long row is written in several pieces, which could interleave with another process's.
         fcntl.flock(file, fcntl.LOCK_EX)
+        if once is not None and _has_line(file, once, row[once]):
+            return
         file.write(to_json(row) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _has_line(file: IO[str], key: str, value: Any) -> bool:
+    file.seek(0)
+    text = to_json(value)
+    return any(text in line and json.loads(line).get(key) == value for line in file)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

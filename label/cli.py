@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from label.workplace import Workplace
+from label.cli_common import Overrides, Person, Run, Why, console, open_workplace
+from label.cli_data import export, import_
+from label.cli_quality import gold, stats
 
 app = typer.Typer(
     help="A workplace where people rate, rank and write responses.",
     no_args_is_help=True,
     add_completion=False,
 )
-console = Console()
-Run = Annotated[Path, typer.Argument(help="Directory of a run; the workplace is in RUN/label")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="key=value of section label, for example port=8101")
-]
-Person = Annotated[str, typer.Argument(help="Id, pseudonym or name")]
-Why = Annotated[str, typer.Option(help="Reason; the person is told, and it is kept with the decision.")]
-
-
-def _open(run: Path, overrides: list[str] | None = None) -> Workplace:
-    from label.workplace import Workplace
-
-    return Workplace.open(run, overrides or [])
 
 
 @app.command()
@@ -40,7 +27,7 @@ def serve(run: Run, overrides: Overrides = None) -> None:
 
     # A service manager stops a server with SIGTERM; it ends as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    serve_forever(_open(run, overrides), console)
+    serve_forever(open_workplace(run, overrides), console)
 
 
 @app.command()
@@ -53,7 +40,7 @@ def invite(
     """Make an invite link and print it, once."""
     from label.store.people import create_invite
 
-    workplace = _open(run)
+    workplace = open_workplace(run)
     with workplace.database.write() as connection:
         code = create_invite(connection, role, group, uses)
     print(f"{workplace.url}/join#{code}")
@@ -69,7 +56,7 @@ def people(
     """List the people, their states and their labels."""
     from label.store.people import create_key, list_people, resolve
 
-    workplace = _open(run)
+    workplace = open_workplace(run)
     if key is not None:
         with workplace.database.write() as connection:
             print(create_key(connection, resolve(connection, key)))
@@ -103,7 +90,7 @@ def reject(run: Run, person: Person, why: Why = "not admitted") -> None:
 def _set_state(run: Path, name: str, state: str, why: str) -> None:
     from label.store.people import resolve, set_state
 
-    with _open(run).database.write() as connection:
+    with open_workplace(run).database.write() as connection:
         set_state(connection, resolve(connection, name), state, "cli", why)
     console.print(f"{name}: {state}", highlight=False)
 
@@ -120,7 +107,7 @@ def forget(
     from label.store.people import forget as remove
     from label.store.people import resolve
 
-    with _open(run).database.write() as connection:
+    with open_workplace(run).database.write() as connection:
         voided = remove(connection, resolve(connection, person), not void_labels, "cli")
     console.print(f"{person}: forgotten, {voided} labels void", highlight=False)
 
@@ -140,7 +127,7 @@ def add(
     """Add items to a batch, for example RUN/collect/responses.jsonl; adding a file again adds nothing."""
     from label.store.items import BatchSpec, add_items, read_rows
 
-    workplace = _open(run)
+    workplace = open_workplace(run)
     spec = BatchSpec(batch, kind, overlap or workplace.settings.overlap, purpose, priority=priority)
     added = add_items(workplace.database, spec, read_rows(file))
     console.print(
@@ -158,9 +145,9 @@ def batches(
     reopen: Annotated[str | None, typer.Option(help="Open it again.")] = None,
 ) -> None:
     """List the batches with their progress."""
-    from label.store.items import list_batches, set_batch_state
+    from label.store.batches import list_batches, set_batch_state
 
-    workplace = _open(run)
+    workplace = open_workplace(run)
     for name, state in ((close, "closed"), (reopen, "open")):
         if name:
             with workplace.database.write() as connection:
@@ -175,25 +162,6 @@ def batches(
 
 
 @app.command()
-def export(
-    run: Run,
-    name: Annotated[str, typer.Option(help="Name of the files in RUN/label/exports.")] = "labels",
-    group: Annotated[list[str] | None, typer.Option(help="Groups of people; training and simulated.")] = None,
-    batch: Annotated[list[str] | None, typer.Option(help="Batches by name; all for training.")] = None,
-) -> None:
-    """Write the labels as rows that training reads."""
-    from label.export import TRAINING_GROUPS, write_export
-
-    workplace = _open(run)
-    description = write_export(
-        workplace.database, workplace.exports, name, group or TRAINING_GROUPS, batch or []
-    )
-    for file, figures in description["files"].items():
-        console.print(f"{workplace.exports / file}: {figures['rows']} rows", highlight=False, soft_wrap=True)
-    console.print(f"{description['held_back']} labels held back", highlight=False)
-
-
-@app.command()
 def simulate(
     run: Run,
     labelers: Annotated[int, typer.Option(min=1, help="How many people join.")] = 8,
@@ -203,31 +171,40 @@ def simulate(
         str | None, typer.Option(help="module:function (prompt, response) -> quality from 0 to 1.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of what they do.")] = 0,
+    screening: Annotated[
+        bool, typer.Option("--screening", help="They answer the questionnaire; who passes is admitted.")
+    ] = False,
 ) -> None:
     """Let simulated people join the running server and label until nothing waits."""
     from common.plugins import load_function
     from label.simulate import make_people, text_quality, work_together
-    from label.store.people import create_invite, set_state
+    from label.simulated_team import admit_all, screen_all
 
-    workplace = _open(run)
+    workplace = open_workplace(run)
     function = text_quality
     if quality is not None:
         function = load_function(quality, "--quality", "prompt", "response")
     address = f"http://{workplace.settings.host}:{workplace.settings.port}"
     settings = {"behaviour": behaviour, "error_rate": error, "quality": function}
     people = make_people(address, labelers, seed, **settings)
-    for one in people:
-        with workplace.database.write() as connection:
-            code = create_invite(connection, "labeler", "simulated")
-        person = one.join(code)
-        with workplace.database.write() as connection:
-            set_state(connection, person, "admitted", "cli", "simulated")
+    if screening:
+        people = screen_all(workplace, people)
+        console.print(f"{len(people)} of {labelers} people admitted", highlight=False)
+    else:
+        admit_all(workplace, people)
     work_together(people)
-    console.print(f"{sum(len(one.acknowledged) for one in people)} labels", highlight=False)
+    paused = sum(bool(one.stopped) for one in people)
+    console.print(f"{sum(len(one.acknowledged) for one in people)} labels, {paused} stopped", highlight=False)
 
 
 @app.command()
 def backup(run: Run, file: Annotated[Path, typer.Argument(help="The copy")]) -> None:
     """Copy the SQLite database, also while the workplace is in use."""
-    _open(run).database.backup(file)
+    open_workplace(run).database.backup(file)
     console.print(f"wrote {file}", highlight=False)
+
+
+app.command()(export)
+app.command("import")(import_)
+app.command()(gold)
+app.command()(stats)

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from common.config import LocalPath, Section
+from label.quality.config import PauseConfig, ScreeningThresholds
 
 
 class ScreeningConfig(Section):
@@ -15,6 +16,10 @@ class ScreeningConfig(Section):
     unless `auto_admit`."""
     auto_admit: bool = False
     """Admit people as they join. For simulated labelers and for teams that were chosen elsewhere."""
+    questionnaire: LocalPath | None = None
+    """YAML file of questions (docs/labeling.md). Empty: the one that comes with the program."""
+    thresholds: ScreeningThresholds = ScreeningThresholds()
+    """Scores at which admission is proposed."""
 
 
 class LabelConfig(Section):
@@ -47,5 +52,7 @@ class LabelConfig(Section):
     """Markdown file that people consent to when they join. Empty: the text that comes with the program."""
     screening: ScreeningConfig = ScreeningConfig()
     """Admission of people."""
+    pause: PauseConfig = PauseConfig()
+    """When the quality of a person's labels is a reason to pause."""
     log_level: Literal["warning", "info"] = "warning"
     """What the server prints: warnings only, or a line for each request."""

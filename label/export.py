@@ -21,7 +21,7 @@ from common.files import write_json, write_jsonl
 from label.store.database import AnyRow, Database
 from label.store.items import responses_of
 from label.store.labels import CURRENT, ratings_of
-from label.store.tables import assignment, batch, demonstration, guideline, item, label, person
+from label.store.tables import assignment, batch, demonstration, guideline, item, label, person, review
 
 CHUNK = 500
 TRAINING_GROUPS = ("training", "simulated")
@@ -35,7 +35,9 @@ class Exported:
     rankings: list[dict[str, Any]] = field(default_factory=list)
     demonstrations: list[dict[str, Any]] = field(default_factory=list)
     held_back: int = 0
-    """Labels of people who are paused, rejected or in screening."""
+    """Labels of people who are paused, rejected or in screening, or were so when they left."""
+    rejected: int = 0
+    """Labels that a reviewer rejected."""
     all_bad: int = 0
     """Rankings whose responses were all called bad."""
 
@@ -50,10 +52,10 @@ def export(
             raise UserError(f"there is no batch named {name}")
     exported = Exported()
     query = _labels(groups, batches)
-    exported.held_back = connection.execute(
-        sa.select(sa.func.count()).select_from(query.where(person.c.state.not_in(_COUNTED)).subquery())
-    ).scalar_one()
-    rows = connection.execute(query.where(person.c.state.in_(_COUNTED))).all()
+    counted = sa.and_(person.c.state.in_(_COUNTED), person.c.held_back.is_(False))
+    exported.held_back = _count(connection, query.where(~counted))
+    exported.rejected = _count(connection, query.where(counted, _REJECTED))
+    rows = connection.execute(query.where(counted, ~_REJECTED)).all()
     for start in range(0, len(rows), CHUNK):
         for row, content in _with_content(connection, rows[start : start + CHUNK]):
             if row.kind == "demonstrate":
@@ -65,6 +67,11 @@ def export(
 
 
 _COUNTED = ("admitted", "left", "forgotten")
+_REJECTED = sa.select(review.c.id).where(review.c.label == label.c.id, review.c.verdict == "reject").exists()
+
+
+def _count(connection: Connection, query: sa.Select[Any]) -> int:
+    return int(connection.execute(sa.select(sa.func.count()).select_from(query.subquery())).scalar_one())
 
 
 def _labels(groups: Sequence[str], batches: Sequence[str]) -> sa.Select[Any]:
@@ -183,6 +190,7 @@ def write_export(
     description = {
         "files": files,
         "held_back": exported.held_back,
+        "rejected": exported.rejected,
         "all_bad": exported.all_bad,
         "groups": list(groups),
         "batches": list(batches),

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from common.errors import UserError
 from common.run_paths import RunPaths
 from label.config import LabelConfig
+from label.questionnaire import Questionnaire
 from label.store.database import Database
 from label.store.guidelines import TEMPLATES, publish_templates
 
@@ -28,6 +29,11 @@ class Workplace:
             self.database = Database(settings.database)
         else:
             self.database = Database.of_file(self.paths.label_database)
+        self.questionnaire = Questionnaire.of_file(
+            Path(settings.screening.questionnaire or TEMPLATES / "questionnaire.yaml")
+        )
+        self.figures: tuple[Any, dict[str, Any]] | None = None
+        """Those of the page of quality, with the state of the labels that they were made of."""
         with self.database.write() as connection:
             publish_templates(connection)
 

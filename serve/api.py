@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -165,10 +165,16 @@ def prompts(replica: CurrentReplica) -> list[str]:
 
 
 @router.post("/feedback")
-def feedback(replica: CurrentReplica, feedback: Feedback) -> FeedbackStored:
-    """Stores a person's opinion of answers."""
+def feedback(
+    replica: CurrentReplica,
+    request: Request,
+    feedback: Feedback,
+    key: Annotated[str, Header(alias="Idempotency-Key", max_length=100)] = "",
+) -> FeedbackStored:
+    """Stores a person's opinion of answers, once for each Idempotency-Key."""
     # FastAPI runs this handler in a thread, because it is not async: the write waits for the disk.
-    file = store(RunPaths(replica.target), feedback)
+    signed_by = getattr(request.state, "key_name", "")
+    file = store(RunPaths(replica.target), feedback, key, signed_by)
     return FeedbackStored(stored=file)  # type: ignore[arg-type]
 
 

@@ -45,13 +45,20 @@ class Feedback(BaseModel):
     thumb: Literal["up", "down"] | None = None
     comment: str = Field("", max_length=10_000)
     labeler: str = Field("anonymous", min_length=1, max_length=100)
+    """Who gave it; where keys are needed the name of the key stands before it."""
     consent: bool
     """Whether it may be used for training."""
+    order: list[int] | None = None
+    """The answers in the order in which they were shown, by their place in `answers`."""
+    blind: bool = False
+    """Whether models and versions were hidden, and the order was drawn by chance."""
 
     @model_validator(mode="after")
     def _check(self) -> Feedback:
         if self.messages[-1].role != "user" or not self.messages[-1].content.strip():
             raise ValueError("messages: the last must be the user's, and not empty")
+        if self.order is not None and sorted(self.order) != list(range(len(self.answers))):
+            raise ValueError(f"order: expected the places 0 to {len(self.answers) - 1}, each once")
         if self.ranks is None and self.thumb is None and not self.comment.strip():
             raise ValueError("give ranks, a thumb or a comment")
         if self.ranks is not None:
@@ -65,6 +72,9 @@ class Feedback(BaseModel):
         if len(self.messages) == 1:
             # As in the prompt file, so that both are the same prompt for every reader.
             prompt = self.messages[0].content
+        shown: dict[str, Any] = {"blind": self.blind}
+        if self.order is not None:
+            shown["order"] = self.order
         return {
             "prompt": prompt,
             "responses": [answer.text for answer in self.answers],
@@ -77,14 +87,24 @@ class Feedback(BaseModel):
             "consent": self.consent,
             "thumb": self.thumb,
             "comment": self.comment,
+            **shown,
         }
 
 
-def store(paths: RunPaths, feedback: Feedback) -> str:
-    """Appends the feedback to its file, whose name it returns."""
+def store(paths: RunPaths, feedback: Feedback, key: str = "", signed_by: str = "") -> str:
+    """Appends the feedback to its file, whose name it returns; a second time with the same key it is there
+    already. `signed_by` is the name of the API key that it came with."""
+    row, once = feedback.row(), None
+    if signed_by:
+        # A name that anybody can type is no identity; the key is.
+        row["labeler"] = signed_by
+        if feedback.labeler != "anonymous":
+            row["labeler"] = f"{signed_by}/{feedback.labeler}"
+    if key:
+        row["feedback_key"], once = key, "feedback_key"
     # Only what may be trained on is in the file that data.rankings is pointed at.
     if feedback.ranks is not None and feedback.consent:
-        append_row(paths.feedback_rankings, RankingRecord.parse(feedback.row()).stored_row())
+        append_row(paths.feedback_rankings, RankingRecord.parse(row).stored_row(), once)
         return paths.feedback_rankings.name
-    append_row(paths.feedback_other, feedback.row())
+    append_row(paths.feedback_other, row, once)
     return paths.feedback_other.name

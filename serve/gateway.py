@@ -105,9 +105,11 @@ class Gateway:
             if not _is_local(scope):
                 raise Refusal(401, "without API keys only clients on the same machine are served")
         else:
-            self._check_key(self.keys, key)
+            # Handlers read it as request.state.key_name.
+            scope["state"] = {**scope.get("state", {}), "key_name": self._check_key(self.keys, key)}
 
-    def _check_key(self, keys: ApiKeys, key: str) -> None:
+    def _check_key(self, keys: ApiKeys, key: str) -> str:
+        """The name of the key."""
         name = keys.name(key)
         if name is None:
             raise Refusal(401, "missing or unknown API key; send it as `Authorization: Bearer KEY`")
@@ -115,6 +117,7 @@ class Gateway:
             wait_s = self.rate_limit.wait(name)
             if wait_s:
                 raise Refusal(429, f"key {name} is over its requests per minute", wait_s)
+        return name
 
     async def _read_body(self, receive: Any) -> bytes:
         parts: list[bytes] = []

@@ -12,14 +12,25 @@ from fastapi.responses import FileResponse, Response
 from sqlalchemy.exc import DatabaseError
 from starlette.exceptions import HTTPException
 
-from label.api import people, tasks, team
+from label.api import people, quality, screening, tasks, team
 from label.api.access import RequestLimit
 from label.errors import NotHere, Refused
 from label.store.database import is_disk_full
 from label.workplace import Workplace
 
 PAGES_FOLDER = Path(__file__).parent.parent / "pages"
-PAGES = {"/": "home", "/join": "join", "/task": "task", "/mine": "mine"}
+PAGES = {
+    "/": "home",
+    "/join": "join",
+    "/screen": "screen",
+    "/task": "task",
+    "/mine": "mine",
+    "/review": "review",
+    "/people": "people",
+    "/batches": "batches",
+    "/quality": "quality",
+    "/guidelines": "guidelines",
+}
 """Path -> page. Each is the same for everybody; what it shows comes from the API."""
 MAX_BODY = 1024 * 1024
 MAX_IMPORT = 64 * MAX_BODY
@@ -47,9 +58,8 @@ def create_app(workplace: Workplace) -> FastAPI:
     )
     app.state.workplace = workplace
     app.state.limit = RequestLimit(workplace.settings.requests_per_10_s)
-    app.include_router(people.router)
-    app.include_router(tasks.router)
-    app.include_router(team.router)
+    for module in (people, screening, tasks, quality, team):
+        app.include_router(module.router)
     for path in PAGES:
         app.add_api_route(path, page, methods=["GET"], include_in_schema=False)
     app.add_api_route("/pages/{name}", page_file, methods=["GET"], include_in_schema=False)

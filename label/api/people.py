@@ -9,7 +9,7 @@ from pydantic import Field, StrictBool
 
 from label.api.access import COOKIE, EVERYBODY, check_origin, requires, workplace_of
 from label.errors import BadInput
-from label.store import guidelines, people
+from label.store import guidelines, people, screening
 from label.store.database import AnyRow
 from label.store.overview import overview
 from label.submission import Body, CleanText
@@ -87,14 +87,19 @@ def end_session(request: Request, place: Place, response: Response, _: Person) -
 @router.get("/me")
 def me(person: Person, place: Place) -> dict[str, Any]:
     """Own state, what waits, own figures, and the words that the pages show."""
+    questions = 0
     with place.database.read() as connection:
         figures = overview(connection, person.id)
+        if person.state == "screening" and place.settings.screening.required:
+            progress = screening.progress(connection, place.questionnaire, person.id)
+            questions = progress["total"] - progress["answered"]
     return {
         "name": person.name,
         "role": person.role,
         "state": person.state,
         "why": person.state_why,
         "pseudonym": person.pseudonym,
+        "questions": questions,
         **figures,
         "response_flags": RESPONSE_FLAGS,
         "prompt_flags": PROMPT_FLAGS,
@@ -105,13 +110,13 @@ def me(person: Person, place: Place) -> dict[str, Any]:
 @router.post("/me/pause")
 def pause(person: Person, place: Place) -> dict[str, str]:
     """Pauses oneself; `resume` ends it."""
-    return _change(place, person, "paused", "you paused yourself")
+    return _change(place, person, "paused", people.OWN_PAUSE)
 
 
 @router.post("/me/resume")
 def resume(person: Person, place: Place) -> dict[str, str]:
     """Ends a pause of one's own. A pause that somebody else decided stays."""
-    if person.state != "paused" or person.state_why != "you paused yourself":
+    if person.state != "paused" or person.state_why != people.OWN_PAUSE:
         raise BadInput("state", "only a pause of your own ends so; ask the owner")
     return _change(place, person, "admitted", "")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Response
 from pydantic import Field, StrictBool, StrictInt
 
 from label.api.access import EVERYBODY, requires, workplace_of
-from label.store import assignments, labels
+from label.errors import Forbidden
+from label.monitoring import look
+from label.store import assignments, labels, reviews, screening
 from label.store.database import AnyRow
 from label.submission import Body, CleanText, Identity, Submission
 from label.vocabulary import KINDS, Kind
@@ -48,11 +50,26 @@ class Submitted(Submission):
 @router.post("/next", response_model=None)
 def next_item(person: Person, place: Place, body: NextRequest) -> dict[str, Any] | Response:
     """The item that is open already, or a new one; 204 if nothing waits."""
+    if person.state == "screening":
+        raise _screening_refusal(place, person)
     with place.database.write() as connection:
         chosen = assignments.next_assignment(
             connection, place.settings, person.id, body.kinds or KINDS, assignments.system_rng()
         )
     return Response(status_code=204) if chosen is None else chosen
+
+
+def _screening_refusal(place: Workplace, person: AnyRow) -> Forbidden:
+    """Says what a person in screening can do: answer questions, or wait for the owner."""
+    questions = 0
+    if place.settings.screening.required:
+        with place.database.read() as connection:
+            progress = screening.progress(connection, place.questionnaire, person.id)
+        questions = progress["total"] - progress["answered"]
+    message = assignments.STATES["screening"]
+    if questions:
+        message = f"{questions} questions come before the first item; answer them on the page of questions"
+    return Forbidden("state_screening", message, questions=questions)
 
 
 @router.post("/assignments/{assignment}/beat")
@@ -82,17 +99,22 @@ def skip(person: Person, place: Place, assignment: Identity, body: Skip) -> dict
 
 
 @router.post("/assignments/{assignment}/submit")
-def submit(person: Person, place: Place, assignment: Identity, key: Key, body: Submitted) -> dict[str, Any]:
+def submit(
+    person: Person, place: Place, assignment: Identity, key: Key, body: Submitted, after: BackgroundTasks
+) -> dict[str, Any]:
     """Stores the label. The same key gets the same answer again."""
     given = Submission.model_validate(body.model_dump(exclude={"extra"}))
     try:
         with place.database.write() as connection:
-            return labels.submit(connection, person.id, assignment, key, given, body.extra)
+            stored = labels.submit(connection, person.id, assignment, key, given, body.extra)
     except labels.QuotaFilled:
         with place.database.write() as connection:
             content = given.model_dump(exclude={"active_ms"})
             assignments.save_progress(connection, place.settings, person.id, assignment, 0, content)
         raise
+    # Once the person has the answer: nobody waits for a look at the figures.
+    after.add_task(look, place.database, place.settings, person.id)
+    return stored
 
 
 @router.post("/labels/{label}/replace")
@@ -118,4 +140,6 @@ def own_labels(
 ) -> dict[str, Any]:
     """The person's own labels, newest first."""
     with place.database.read() as connection:
-        return {"labels": labels.own_labels(connection, person.id, limit, before)}
+        rows = labels.own_labels(connection, person.id, limit, before)
+        said = reviews.reviews_of(connection, [row["label"] for row in rows])
+    return {"labels": [{**row, "reviews": said.get(row["label"], [])} for row in rows]}

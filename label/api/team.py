@@ -13,9 +13,10 @@ import label.export as exports
 from common.files import to_json
 from label.api.access import OWNERS, STAFF, requires, workplace_of
 from label.errors import BadInput
-from label.store import guidelines, items, people
+from label.store import batches, guidelines, items, people
 from label.store.database import AnyRow
 from label.submission import Body, CleanText, Identity
+from label.team import dossier, team
 from label.vocabulary import Group, Kind, Purpose, Role
 from label.workplace import Workplace
 
@@ -64,8 +65,16 @@ async def raw_body(request: Request) -> bytes:
 
 @router.get("/people")
 def list_people(_: Owner, place: Place) -> dict[str, Any]:
+    """Everybody, with the figures of the work and what the questionnaire proposes."""
     with place.database.read() as connection:
-        return {"people": people.list_people(connection)}
+        return {"people": team(connection, place)}
+
+
+@router.get("/people/{person}")
+def one_person(_: Owner, place: Place, person: Identity) -> dict[str, Any]:
+    """One person, with the decisions so far and their evidence."""
+    with place.database.read() as connection:
+        return dossier(connection, place, people.resolve(connection, person))
 
 
 @router.post("/people/{person}/state")
@@ -87,14 +96,14 @@ def invite(owner: Owner, place: Place, body: InviteRequest) -> dict[str, str]:
 @router.get("/batches")
 def list_batches(_: Staff, place: Place) -> dict[str, Any]:
     with place.database.read() as connection:
-        return {"batches": items.list_batches(connection)}
+        return {"batches": batches.list_batches(connection)}
 
 
 @router.post("/batches/{batch}/state")
 def set_batch_state(owner: Owner, place: Place, batch: Identity, body: BatchState) -> dict[str, str]:
     """Opens or closes a batch."""
     with place.database.write() as connection:
-        items.set_batch_state(connection, batch, body.state, owner.id)
+        batches.set_batch_state(connection, batch, body.state, owner.id)
     return {"state": body.state}
 
 
@@ -131,6 +140,13 @@ def export(
     rows = exported.rankings if content == "rankings" else exported.demonstrations
     text = "".join(to_json(row) + "\n" for row in rows)
     return PlainTextResponse(text, headers={"x-held-back": str(exported.held_back)})
+
+
+@router.get("/guidelines/versions")
+def guideline_versions(_: Staff, place: Place, kind: Kind = "rank") -> dict[str, Any]:
+    """All versions of a guideline, the newest first."""
+    with place.database.read() as connection:
+        return {"versions": guidelines.versions(connection, kind)}
 
 
 @router.post("/guidelines")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import write_jsonl
+from common.files import read_jsonl, write_jsonl
 from label.formats import anthropic, arena, argilla, hub, label_studio, oasst, table
 from label.formats.reading import Entries, an_object, json_lines
 from label.formats.rows import InvalidRow, Row, checked, content_hash, pseudonym, without_surrogates
@@ -23,6 +23,12 @@ class Format:
     write: Callable[[Sequence[Row], Path], Counter[str]]
     """Writes a file or folder; counts what was written, and what the format cannot hold."""
     about: str
+    suffix: str
+    """After the name of an export, for the file or folder that it is written to."""
+
+    def convert(self, rows: Path, path: Path) -> Counter[str]:
+        """Writes the label rows of a JSONL file in this format; counts as `export_labels`."""
+        return self.write(read_jsonl(rows), path)
 
 
 def _write_rows(rows: Sequence[Row], path: Path) -> Counter[str]:
@@ -35,18 +41,28 @@ def _own_row(value: Any) -> Iterator[Row]:
 
 
 FORMATS: dict[str, Format] = {
-    "jsonl": Format(json_lines, _own_row, _write_rows, "label rows, one a line: complete"),
+    "jsonl": Format(json_lines, _own_row, _write_rows, "label rows, one a line: complete", ".jsonl"),
     "label-studio": Format(
-        label_studio.entries, label_studio.rows, label_studio.write, "tasks with annotations (JSON)"
+        label_studio.entries,
+        label_studio.rows,
+        label_studio.write,
+        "tasks with annotations (JSON)",
+        "-label-studio/tasks.json",
     ),
-    "argilla": Format(argilla.entries, argilla.rows, argilla.write, "a folder with records and settings"),
+    "argilla": Format(
+        argilla.entries, argilla.rows, argilla.write, "a folder with records and settings", "-argilla"
+    ),
     "hub": Format(
-        hub.entries, hub.rows, hub.write, "a folder of Parquet for Hugging Face datasets: complete"
+        hub.entries, hub.rows, hub.write, "a folder of Parquet for Hugging Face datasets: complete", "-hub"
     ),
-    "anthropic": Format(json_lines, anthropic.rows, anthropic.write, "chosen and rejected as transcripts"),
-    "oasst": Format(json_lines, oasst.rows, oasst.write, "Open-Assistant's message trees with ranks"),
-    "arena": Format(arena.entries, arena.rows, arena.write, "battles of two models"),
-    "csv": Format(table.entries, table.rows, table.write, "one line for each response"),
+    "anthropic": Format(
+        json_lines, anthropic.rows, anthropic.write, "chosen and rejected as transcripts", "-anthropic.jsonl"
+    ),
+    "oasst": Format(
+        json_lines, oasst.rows, oasst.write, "Open-Assistant's message trees with ranks", "-oasst.jsonl"
+    ),
+    "arena": Format(arena.entries, arena.rows, arena.write, "battles of two models", "-arena.jsonl"),
+    "csv": Format(table.entries, table.rows, table.write, "one line for each response", ".csv"),
 }
 
 
@@ -118,6 +134,11 @@ def export_labels(rows: Sequence[Row], path: Path, name: str) -> Counter[str]:
     """Writes label rows in a format, whole or not at all; counts what was written and what the
     format cannot hold."""
     return _format(name).write(rows, path)
+
+
+def export_format(name: str) -> Format:
+    """Raises UserError for an unknown name."""
+    return _format(name)
 
 
 def _format(name: str) -> Format:

@@ -10,7 +10,9 @@ async function show() {
   const figure = (value, name) => el("div", { className: "card" }, el("b", {}, String(value)), name);
   const parts = [el("p", {}, `${me.name}, known to others as ${me.pseudonym}.`)];
   if (me.state === "screening") {
-    parts.push(el("p", { className: "notice" }, "An owner looks at your answers and decides. ", ...(me.questions ? [el("a", { href: "/screen" }, "Go to the questions")] : [])));
+    parts.push(el("p", { className: "notice" }, ...(me.questions
+      ? [`${me.questions} questions come before the first item. You can answer them over several days. `, el("a", { href: "/screen" }, "Go to the questions")]
+      : ["An owner looks at your answers and decides; then work waits here."])));
   } else if (me.state !== "admitted") parts.push(el("p", { className: "notice bad" }, `You are ${me.state}${me.why ? ": " + me.why : ""}.`));
   parts.push(el("h2", {}, "What waits"));
   const waiting = Object.entries(me.waiting).filter(([, count]) => count);

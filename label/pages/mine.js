@@ -3,6 +3,8 @@ import { $, call, el, fillHeader, notice, promptCard, textBlock } from "./shared
 const letter = (i) => String.fromCharCode(65 + i);
 let before = null;
 
+let shown = 0;
+
 function card(row) {
   const { content, responses } = row;
   const lines = responses.map(({ id, text }, i) => el("li", {},
@@ -20,7 +22,7 @@ function card(row) {
   } else actions.append(el("span", { className: "soft" }, "The batch is closed."));
   return el("article", { className: "card" },
     el("p", { className: "soft" }, new Date(row.submitted).toLocaleString(), row.extra ? " · extra, not exported" : "", content.all_bad ? " · all bad" : ""),
-    promptCard(row.prompt), content.text ? textBlock(content.text, "your response") : "", el("ul", {}, ...lines),
+    promptCard(row.prompt, `Prompt of label ${++shown}`), content.text ? textBlock(content.text, "your response") : "", el("ul", {}, ...lines),
     content.comment ? el("p", {}, `Comment: ${content.comment}`) : "",
     ...(row.reviews ?? []).map((review) => el("p", { className: "notice" }, `Reviewed: ${review.verdict}${review.note ? ". " + review.note : ""}`)), actions);
 }

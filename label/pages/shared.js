@@ -42,15 +42,53 @@ export async function call(path, body, key) {
   return text ? JSON.parse(text) : null;
 }
 
-const LINKS = [["/", "Start"], ["/task", "Work"], ["/mine", "My labels"]];
+const LINKS = [
+  ["/", "Start"], ["/task", "Work"], ["/mine", "My labels"], ["/review", "Review", "reviewer"], ["/batches", "Batches", "reviewer"],
+  ["/quality", "Quality", "reviewer"], ["/guidelines", "Guidelines", "reviewer"], ["/people", "People", "owner"],
+];
 
-export function fillHeader() {
-  const links = LINKS.map(([href, name]) => {
+// Links of the pages that a role may open.
+export function fillHeader(role = "labeler") {
+  const links = LINKS.filter(([, , least]) => !least || role === "owner" || role === least).map(([href, name]) => {
     const link = el("a", { href }, name);
     if (href === location.pathname) link.setAttribute("aria-current", "page");
     return link;
   });
   document.querySelector("nav")?.replaceChildren(...links);
+}
+
+// Runs a page: fills the header, shows what `show(me)` gives, and tells errors.
+export async function open(show) {
+  try {
+    const me = await call("/api/me");
+    fillHeader(me.role);
+    $("content").replaceChildren(...[await show(me)].flat());
+  } catch (error) { notice($("notice"), error.message, true); }
+}
+
+// A button that asks the API and shows the page again, or the error.
+export function action(text, ask, after, className = "", where = $("notice")) {
+  return el("button", { type: "button", className, onclick: async (event) => {
+    event.target.disabled = true;
+    try { await ask(); notice(where, ""); await after(); }
+    catch (error) { notice(where, error.message, true); event.target.disabled = false; }
+  } }, text);
+}
+
+export const percent = (value) => `${Math.round(100 * value)}%`;
+
+// A figure with its interval, or why there is none.
+export function interval(figure, format = percent) {
+  if (!figure || figure.value === null) return "–";
+  return format(figure.value) + (figure.low === null ? "" : ` (${format(figure.low)} to ${format(figure.high)})`);
+}
+
+// A table with a caption that scrolls on its own on a small screen.
+export function table(caption, heads, rows) {
+  const head = el("tr", {}, ...heads.map((text) => (text ? el("th", { scope: "col" }, text) : el("td"))));
+  const body = rows.map((cells) => el("tr", {}, ...cells.map((cell) => el("td", {}, ...[cell ?? ""].flat()))));
+  return el("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: caption },
+    el("table", {}, el("caption", { className: "visually-hidden" }, caption), el("thead", {}, head), el("tbody", {}, ...body)));
 }
 
 // A text of whoever wrote it: only ever a text node, with its own direction, folded if it is long.
@@ -65,10 +103,10 @@ export function textBlock(text, name) {
   return block;
 }
 
-export function promptCard(prompt) {
+export function promptCard(prompt, name = "Prompt") {
   const messages = typeof prompt === "string" ? [{ role: "user", content: prompt }] : prompt;
   const parts = messages.map(({ role, content }) => el("div", {}, el("span", { className: "who" }, role), textBlock(content, "the message")));
-  const shown = el("section", { className: "card", ariaLabel: "Prompt" }, el("h2", {}, "Prompt"));
+  const shown = el("section", { className: "card", ariaLabel: name }, el("h2", {}, "Prompt"));
   if (parts.length > 6) {
     const earlier = el("div", { hidden: true }, ...parts.slice(0, -4));
     const button = el("button", { type: "button", onclick: () => { earlier.hidden = false; button.remove(); } }, `Show ${parts.length - 4} earlier messages`);

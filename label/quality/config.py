@@ -11,6 +11,10 @@ class PauseConfig(Section):
     """A pause is for bad faith, not for bad days: every rule is far from what an honest person
     does."""
 
+    enabled: bool = True
+    """Whether the monitor pauses by itself; otherwise it only tells the owner."""
+    every: int = Field(10, ge=1)
+    """Labels of a person between two looks at the figures."""
     gold_accuracy: float = Field(0.65, gt=0.5, lt=1)
     """Pause when even the upper bound of the accuracy on gold items is below."""
     gold_items: int = Field(10, ge=5)

@@ -23,8 +23,9 @@ from label.config import LabelConfig
 from label.errors import Conflict, Forbidden, NotHere
 from label.store.database import AnyRow, now_ms, record_event
 from label.store.guidelines import check_acknowledged
-from label.store.items import SHARED, insert_responses, new_id, responses_of
-from label.store.tables import assignment, batch, item, label, person
+from label.store.items import SHARED, new_id, responses_of
+from label.store.special import choose_special
+from label.store.tables import assignment, batch, item, label, person, review
 from label.vocabulary import SKIP_REASONS
 
 OPEN = ("leased", "draft")
@@ -36,7 +37,7 @@ ACTIVE_SLACK_MS = 2_000
 
 STATES = {
     "screening": "your answers are being looked at; an owner decides, and this page then shows work",
-    "paused": "you are paused; the start page says why and what you can do",
+    "paused": "you are paused; the start page says why; ask the owner to look at it",
     "rejected": "you were not admitted; ask the owner",
     "left": "you have left; ask the owner for a new invite to come back",
     "forgotten": "your data was removed",
@@ -109,7 +110,7 @@ def _claim(
     rng: random.Random,
     now: int,
 ) -> AnyRow | None:
-    chosen = _choose_special(connection, settings, person_id, kinds, rng)
+    chosen = choose_special(connection, settings, person_id, kinds, rng)
     if chosen is None:
         chosen = connection.execute(_waiting(person_id, kinds)).first()
     if chosen is None:
@@ -133,83 +134,24 @@ def _claim(
 
 
 def _waiting(person_id: str, kinds: Sequence[str]) -> sa.Select[Any]:
-    """The first item with room that this person never had."""
+    """The first item with room that this person never had, did not write and has not reviewed."""
     had = sa.select(assignment.c.id).where(assignment.c.item == item.c.id, assignment.c.person == person_id)
+    reviewed = (
+        sa.select(review.c.id)
+        .join(label, label.c.id == review.c.label)
+        .where(label.c.item == item.c.id, review.c.reviewer == person_id)
+    )
     return (
         sa.select(item.c.id, item.c.kind)
         .join(batch, batch.c.id == item.c.batch)
         .where(_WAITING, batch.c.state == "open", batch.c.purpose.not_in(SHARED), item.c.kind.in_(kinds))
         .where(sa.or_(item.c.reserved_for.is_(None), item.c.reserved_for == person_id))
         .where(sa.or_(item.c.author.is_(None), item.c.author != person_id), ~had.exists())
+        .where(~reviewed.exists())
         .order_by(item.c.priority.desc(), item.c.position)
         .limit(1)
         .with_for_update(skip_locked=True, of=item)
     )
-
-
-def _choose_special(
-    connection: Connection, settings: LabelConfig, person_id: str, kinds: Sequence[str], rng: random.Random
-) -> AnyRow | None:
-    """By chance a gold, calibration or repeated item in place of the next one; they look like any other."""
-    draw, chosen = rng.random(), None
-    for purpose, share in (("gold", settings.gold_share), ("calibration", settings.calibration_share)):
-        if 0 <= draw < share:
-            return _shared(connection, purpose, person_id, kinds)
-        draw -= share
-    if 0 <= draw < settings.repeat_share:
-        chosen = _repeat(connection, person_id, kinds)
-    return chosen
-
-
-def _shared(connection: Connection, purpose: str, person_id: str, kinds: Sequence[str]) -> AnyRow | None:
-    had = sa.select(assignment.c.id).where(assignment.c.item == item.c.id, assignment.c.person == person_id)
-    query = (
-        sa.select(item.c.id, item.c.kind)
-        .join(batch, batch.c.id == item.c.batch)
-        .where(item.c.state == "open", batch.c.state == "open", batch.c.purpose == purpose)
-        .where(item.c.kind.in_(kinds), ~had.exists())
-        .order_by(item.c.position)
-    )
-    return connection.execute(query.limit(1)).first()
-
-
-def _repeat(connection: Connection, person_id: str, kinds: Sequence[str]) -> AnyRow | None:
-    """A new item with the content of one that the person labelled, the oldest that was not repeated yet;
-    None with fewer than 20 labels since, as the answer would be remembered."""
-    repeats = item.alias("repeats")
-    repeated = sa.select(repeats.c.id).where(
-        repeats.c.repeat_of == item.c.id, repeats.c.reserved_for == person_id
-    )
-    query = (
-        sa.select(item)
-        .join(label, label.c.item == item.c.id)
-        .join(batch, batch.c.id == item.c.batch)
-        .where(label.c.person == person_id, label.c.supersedes.is_(None), label.c.voided.is_(None))
-        .where(item.c.kind.in_([kind for kind in kinds if kind != "demonstrate"]), item.c.repeat_of.is_(None))
-        .where(batch.c.state == "open", batch.c.purpose.not_in(SHARED), ~repeated.exists())
-        .order_by(label.c.submitted)
-    )
-    candidates = connection.execute(query.limit(20)).all()
-    if len(candidates) < 20:
-        return None
-    old = candidates[0]
-    values = {
-        **old._mapping,
-        "id": new_id(),
-        "content_sha": f"repeat:{person_id}:{old.id}",
-        "quota": 1,
-        "labels": 0,
-        "leases": 0,
-        "state": "open",
-        "repeat_of": old.id,
-        "reserved_for": person_id,
-    }
-    connection.execute(item.insert().values(values))
-    rows = responses_of(connection, [old.id])[old.id]
-    keys = ("ended", "policy", "decoding", "reward")
-    content = {key: [row._mapping[key] for row in rows] for key in keys}
-    insert_responses(connection, values["id"], {**content, "responses": [row.text for row in rows]})
-    return connection.execute(sa.select(item.c.id, item.c.kind).where(item.c.id == values["id"])).first()
 
 
 def _revive(

@@ -19,7 +19,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from common.errors import UserError
-from label.store.tables import MIGRATIONS, SCHEMA_VERSION, event, meta, metadata
+from label.store.screening_tables import metadata
+from label.store.tables import MIGRATIONS, SCHEMA_VERSION, event, meta
 
 AnyRow = sa.Row[*tuple[Any, ...]]
 """A row of whatever columns."""

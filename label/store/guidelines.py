@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -43,6 +44,16 @@ def publish_templates(connection: Connection) -> None:
 def newest(connection: Connection, kind: str) -> AnyRow | None:
     query = sa.select(guideline).where(guideline.c.kind == kind).order_by(guideline.c.version.desc())
     return connection.execute(query.limit(1)).first()
+
+
+def versions(connection: Connection, kind: str) -> list[dict[str, Any]]:
+    """All versions of a kind, the newest first, each with how many people have read it."""
+    readers = (
+        sa.select(sa.func.count()).where(acknowledgement.c.guideline == guideline.c.version).scalar_subquery()
+    )
+    query = sa.select(guideline, readers.label("readers")).where(guideline.c.kind == kind)
+    rows = connection.execute(query.order_by(guideline.c.version.desc()))
+    return [dict(row._mapping) for row in rows]
 
 
 def get(connection: Connection, version: int) -> AnyRow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from sqlalchemy import Connection
 
 from common.errors import UserError
 from common.files import to_json
-from label.errors import BadInput, NotHere
+from label.errors import BadInput
 from label.store.database import Database, now_ms, record_event
 from label.store.tables import batch, gold, item, response
 from label.submission import check_text
@@ -22,6 +23,7 @@ from label.vocabulary import KINDS
 
 CHUNK = 500
 """Rows of one transaction, so that people go on labelling during an import."""
+NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
 NO_LIMIT = 1_000_000_000
 """Quota of items that everybody may label: gold and calibration items."""
 SHARED = ("gold", "calibration", "screening")
@@ -87,8 +89,7 @@ def add_items(database: Database, spec: BatchSpec, rows: Iterable[Any], person: 
             read_item(row, spec.kind, f"row {number}", added) for number, row in enumerate(chunk, start)
         ]
         with database.write() as connection:
-            for content in contents:
-                _insert(connection, spec, batch_id, content, person, added)
+            _insert_chunk(connection, spec, batch_id, contents, person, added)
         start += len(chunk)
     return added
 
@@ -152,49 +153,74 @@ def _clean_prompt(prompt: Any, where: str, added: Added) -> Any:
 
 
 def _clean(text: str, where: str, added: Added) -> str:
-    kept = [char if char != "\0" and not "\ud800" <= char <= "\udfff" else "\ufffd" for char in text]
-    added.replaced += sum(before != after for before, after in zip(text, kept, strict=True))
+    kept, replaced = NO_CHARACTER.subn("\ufffd", text)
+    added.replaced += replaced
     try:
-        return check_text("".join(kept))
+        return check_text(kept)
     except ValueError as error:
         raise BadInput(where, str(error)) from None
 
 
-def _insert(
+def _insert_chunk(
     connection: Connection,
     spec: BatchSpec,
     batch_id: str,
-    content: dict[str, Any],
+    contents: Sequence[dict[str, Any]],
     person: str | None,
     added: Added,
 ) -> None:
-    sha = hashlib.sha256(to_json([content["prompt"], content["responses"]]).encode()).hexdigest()
-    there = sa.select(item.c.id).where(item.c.batch == batch_id, item.c.content_sha == sha)
-    if connection.execute(there).first():
-        added.known += 1
-        return
-    leaks = spec.purpose == "ab" and names_its_policy(content)
-    added.leaks += leaks
-    added.added += not leaks
-    values = {
+    shas = [content_sha(content) for content in contents]
+    there = sa.select(item.c.content_sha).where(item.c.batch == batch_id, item.c.content_sha.in_(shas))
+    known = set(connection.execute(there).scalars())
+    items: list[dict[str, Any]] = []
+    responses: list[dict[str, Any]] = []
+    for sha, content in zip(shas, contents, strict=True):
+        if sha in known:
+            added.known += 1
+            continue
+        known.add(sha)
+        leaks = spec.purpose == "ab" and names_its_policy(content)
+        added.leaks += leaks
+        added.added += not leaks
+        gold_id = insert_gold(connection, spec.kind, content["gold"], person)
+        values = item_values(spec, batch_id, content, gold_id)
+        values["state"] = "void" if leaks else "open"
+        # In the order of the file, also within a millisecond.
+        values["position"] += len(items)
+        items.append(values)
+        responses += response_values(values["id"], content)
+    if items:
+        connection.execute(item.insert(), items)
+    if responses:
+        connection.execute(response.insert(), responses)
+
+
+def content_sha(content: dict[str, Any]) -> str:
+    """Equal for items with the same prompt and responses."""
+    return hashlib.sha256(to_json([content["prompt"], content["responses"]]).encode()).hexdigest()
+
+
+def item_values(
+    spec: BatchSpec, batch_id: str, content: dict[str, Any], gold_id: str | None = None
+) -> dict[str, Any]:
+    """An open item, for an insert."""
+    return {
         "id": new_id(),
-        "position": now_ms() * 1000 + added.added % 1000,
+        "position": now_ms() * 1000,
         "batch": batch_id,
         "kind": spec.kind,
-        "content_sha": sha,
+        "content_sha": content_sha(content),
         "prompt": content["prompt"],
         "row": content["row"],
         "quota": NO_LIMIT if spec.purpose in SHARED else spec.quota,
         "priority": spec.priority,
-        "gold": _insert_gold(connection, spec.kind, content["gold"], person),
-        "state": "void" if leaks else "open",
+        "gold": gold_id,
+        "state": "open",
     }
-    connection.execute(item.insert().values(values))
-    insert_responses(connection, values["id"], content)
 
 
-def insert_responses(connection: Connection, item_id: str, content: dict[str, Any]) -> None:
-    """Rows for the responses of an item, with the same keys as the row of an import."""
+def response_values(item_id: str, content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows for the responses of an item, from the keys of the row of an import."""
     columns = ("responses", "ended", "policy", "decoding", "reward")
     rows = []
     for position, values in enumerate(zip(*(content[key] for key in columns), strict=True)):
@@ -211,11 +237,15 @@ def insert_responses(connection: Connection, item_id: str, content: dict[str, An
                 "reward": reward,
             }
         )
-    if rows:
+    return rows
+
+
+def insert_responses(connection: Connection, item_id: str, content: dict[str, Any]) -> None:
+    if rows := response_values(item_id, content):
         connection.execute(response.insert(), rows)
 
 
-def _insert_gold(connection: Connection, kind: str, answer: Any, person: str | None) -> str | None:
+def insert_gold(connection: Connection, kind: str, answer: Any, person: str | None) -> str | None:
     if answer is None:
         return None
     values = {
@@ -237,32 +267,6 @@ def names_its_policy(content: dict[str, Any]) -> bool:
         if any(name.lower() in text.lower() for name in names):
             return True
     return False
-
-
-def set_batch_state(connection: Connection, batch_id: str, state: str, person: str) -> None:
-    """Opens or closes a batch."""
-    result = connection.execute(batch.update().where(batch.c.id == batch_id).values(state=state))
-    if not result.rowcount:
-        raise NotHere("batch", "there is no such batch")
-    record_event(connection, f"batch_{state}", person, batch_id)
-
-
-def list_batches(connection: Connection) -> list[dict[str, Any]]:
-    """Every batch with its counts: items, and labels given and asked for."""
-    open_items = sa.case((item.c.state == "open", 1), else_=0)
-    query = (
-        sa.select(
-            batch,
-            sa.func.count(item.c.id).label("items"),
-            sa.func.coalesce(sa.func.sum(open_items), 0).label("open_items"),
-            sa.func.coalesce(sa.func.sum(item.c.labels), 0).label("labels"),
-            sa.func.coalesce(sa.func.sum(item.c.leases), 0).label("leases"),
-        )
-        .select_from(batch.outerjoin(item, sa.and_(item.c.batch == batch.c.id, item.c.repeat_of.is_(None))))
-        .group_by(batch.c.id)
-        .order_by(batch.c.created)
-    )
-    return [dict(row._mapping) for row in connection.execute(query)]
 
 
 def responses_of(connection: Connection, item_ids: Sequence[str]) -> dict[str, list[Any]]:

@@ -73,6 +73,8 @@ def submit(
             "can be stored as an extra label",
         )
     values = _label_values(mine, person_id, key, given, is_extra=not has_room)
+    if row.grp == "simulated":  # they say how long they would have read
+        values["active_ms"] = mine.active_ms + given.active_ms
     _insert_label(connection, values, given)
     connection.execute(
         assignment.update()

@@ -23,9 +23,11 @@ from label.store.assignments import DAY_MS, lock_person, revoke
 from label.store.database import AnyRow, now_ms, record_event
 from label.store.items import new_id
 from label.store.labels import CURRENT, void_all
-from label.store.tables import answer, decision, invite, label, person, session
+from label.store.screening_tables import answer, answer_rating, decision, quality, screening
+from label.store.tables import invite, label, person, session
 from label.vocabulary import Group, Role, State
 
+OWN_PAUSE = "you paused yourself"
 SESSION_DAYS = 30
 INVITE_DAYS = 14
 
@@ -162,7 +164,8 @@ def set_state(
     why: str,
     evidence: dict[str, Any] | None = None,
 ) -> None:
-    """Admits, pauses, rejects or lets go; leases of whoever may not work end, labels stay."""
+    """Admits, pauses, rejects or lets go; leases of whoever may not work end, labels stay. Labels that were
+    held back stay so if the person leaves, until an owner admits."""
     if state not in get_args(State) or state == "forgotten":
         raise BadInput(
             "state", f"unknown state {state!r}; there are admitted, paused, rejected, left, screening"
@@ -170,7 +173,8 @@ def set_state(
     row = lock_person(connection, person_id)
     if row.state == "forgotten":
         raise Conflict("forgotten", "this person's data was removed; invite again")
-    connection.execute(person.update().where(person.c.id == person_id).values(state=state, state_why=why))
+    new = {"state": state, "state_why": why, "held_back": state != "admitted" and _is_held(row)}
+    connection.execute(person.update().where(person.c.id == person_id).values(new))
     if state != "admitted":
         revoke(connection, person_id)
     values = {
@@ -183,21 +187,28 @@ def set_state(
     connection.execute(decision.insert().values(values))
 
 
+def _is_held(row: AnyRow) -> bool:
+    """Whether the labels are held back whatever the next state is. A pause of one's own does not count."""
+    is_paused = row.state == "paused" and row.state_why != OWN_PAUSE
+    return bool(row.held_back) or is_paused or row.state in ("screening", "rejected")
+
+
 def forget(connection: Connection, person_id: str, keep_labels: bool, by_person: str) -> int:
     """Removes name, answers, sessions, keys and comments of a person. The labels stay under a pseudonym that
     leads to nobody, or become void. Returns how many became void."""
-    lock_person(connection, person_id)
+    before = lock_person(connection, person_id)
     revoke(connection, person_id)
     voided = 0
     if not keep_labels:
         voided = void_all(connection, person_id, "withdrawn")
-    for table in (session, answer):
+    for table in (session, answer, answer_rating, screening, quality):
         connection.execute(table.delete().where(table.c.person == person_id))
     connection.execute(label.update().where(label.c.person == person_id).values(comment=""))
     values: dict[str, Any] = {
         "name": "",
         "state": "forgotten",
         "state_why": "",
+        "held_back": _is_held(before),
         "key_sha256": None,
         "join_key": None,
         "languages": [],

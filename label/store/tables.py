@@ -3,7 +3,7 @@ order, or from which policy, anything came.
 
     batch ─► item ─► response          what is labelled, and from which policy each response is
     person ─► assignment ─► label ─► rating, demonstration, review
-    event, decision                    append only: who did what, and why
+    event                              append only: who did what, and why
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Grows with every change of a table; `MIGRATIONS` has the statements that lead to each version."""
-MIGRATIONS: dict[int, tuple[str, ...]] = {}
-"""Version -> statements from the version before it. Forward only."""
+MIGRATIONS: dict[int, tuple[str, ...]] = {
+    2: ("ALTER TABLE person ADD COLUMN held_back BOOLEAN NOT NULL DEFAULT FALSE",),
+}
+"""Version -> statements from the version before it, after missing tables were made. Forward only."""
 
 metadata = MetaData()
-_id = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up integers only
+serial_id = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up integers only
 
 
-def _reference(name: str, target: str, index: bool = False) -> Column[str]:
+def reference(name: str, target: str, index: bool = False) -> Column[str]:
     return Column(name, Text, ForeignKey(target), nullable=False, index=index)
 
 
@@ -50,6 +52,7 @@ person = Table(
     Column("grp", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("state_why", Text, nullable=False, default=""),
+    Column("held_back", Boolean, nullable=False, default=False, server_default=text("false")),
     Column("key_sha256", Text, unique=True),
     Column("pseudonym", Text, nullable=False, unique=True),
     Column("consent_version", Text, nullable=False),
@@ -73,14 +76,14 @@ session = Table(
     "session",
     metadata,
     Column("sha256", Text, primary_key=True),
-    _reference("person", "person.id"),
+    reference("person", "person.id"),
     Column("created", BigInteger, nullable=False),
     Column("expires", BigInteger, nullable=False),
 )
 guideline = Table(
     "guideline",
     metadata,
-    Column("version", _id, primary_key=True, autoincrement=True),
+    Column("version", serial_id, primary_key=True, autoincrement=True),
     Column("kind", Text, nullable=False),
     Column("text_md", Text, nullable=False),
     Column("sha256", Text, nullable=False),
@@ -90,8 +93,8 @@ guideline = Table(
 acknowledgement = Table(
     "acknowledgement",
     metadata,
-    _reference("person", "person.id"),
-    Column("guideline", _id, ForeignKey("guideline.version"), nullable=False),
+    reference("person", "person.id"),
+    Column("guideline", serial_id, ForeignKey("guideline.version"), nullable=False),
     Column("time", BigInteger, nullable=False),
     PrimaryKeyConstraint("person", "guideline"),
 )
@@ -113,7 +116,7 @@ item = Table(
     metadata,
     Column("id", Text, primary_key=True),
     Column("position", BigInteger, nullable=False),
-    _reference("batch", "batch.id"),
+    reference("batch", "batch.id"),
     Column("kind", Text, nullable=False),
     Column("content_sha", Text, nullable=False),
     Column("prompt", JSON, nullable=False),
@@ -142,7 +145,7 @@ response = Table(
     "response",
     metadata,
     Column("id", Text, primary_key=True),
-    _reference("item", "item.id", index=True),
+    reference("item", "item.id", index=True),
     Column("position", Integer, nullable=False),
     Column("text", Text, nullable=False),
     Column("ended", Boolean, nullable=False),
@@ -165,8 +168,8 @@ assignment = Table(
     "assignment",
     metadata,
     Column("id", Text, primary_key=True),
-    _reference("item", "item.id"),
-    _reference("person", "person.id"),
+    reference("item", "item.id"),
+    reference("person", "person.id"),
     Column("state", Text, nullable=False),
     Column("order", JSON, nullable=False),
     Column("leased", BigInteger, nullable=False),
@@ -174,7 +177,7 @@ assignment = Table(
     Column("active_ms", BigInteger, nullable=False, default=0),
     Column("draft", JSON),
     Column("skip_reason", Text),
-    Column("guideline", _id),
+    Column("guideline", serial_id),
     UniqueConstraint("item", "person"),
 )
 Index("assignment_of_person", assignment.c.person, assignment.c.state)
@@ -188,9 +191,9 @@ label = Table(
     "label",
     metadata,
     Column("id", Text, primary_key=True),
-    _reference("assignment", "assignment.id", index=True),
-    _reference("item", "item.id", index=True),
-    _reference("person", "person.id"),
+    reference("assignment", "assignment.id", index=True),
+    reference("item", "item.id", index=True),
+    reference("person", "person.id"),
     Column("kind", Text, nullable=False),
     Column("ranks", JSON),
     Column("all_bad", Boolean, nullable=False),
@@ -204,7 +207,7 @@ label = Table(
     Column("submitted", BigInteger, nullable=False),
     Column("active_ms", BigInteger, nullable=False),
     Column("wall_ms", BigInteger, nullable=False),
-    Column("guideline", _id),
+    Column("guideline", serial_id),
     Column("extra", Boolean, nullable=False),
     Column("voided", BigInteger),
     Column("voided_why", Text),
@@ -214,8 +217,8 @@ Index("label_of_person", label.c.person, label.c.submitted)
 rating = Table(
     "rating",
     metadata,
-    _reference("label", "label.id"),
-    _reference("response", "response.id"),
+    reference("label", "label.id"),
+    reference("response", "response.id"),
     Column("likert", Integer, CheckConstraint("likert BETWEEN 1 AND 7")),
     Column("flags", JSON, nullable=False),
     PrimaryKeyConstraint("label", "response"),
@@ -231,53 +234,18 @@ review = Table(
     "review",
     metadata,
     Column("id", Text, primary_key=True),
-    _reference("label", "label.id", index=True),
-    _reference("reviewer", "person.id"),
+    reference("label", "label.id", index=True),
+    reference("reviewer", "person.id"),
     Column("verdict", Text, nullable=False),
     Column("score", Integer),
     Column("note", Text, nullable=False),
     Column("time", BigInteger, nullable=False),
     UniqueConstraint("label", "reviewer"),
 )
-answer = Table(
-    "answer",
-    metadata,
-    _reference("person", "person.id"),
-    Column("attempt", Integer, nullable=False),
-    Column("question", Text, nullable=False),
-    Column("value", JSON, nullable=False),
-    Column("time", BigInteger, nullable=False),
-    PrimaryKeyConstraint("person", "attempt", "question"),
-)
-screening = Table(
-    "screening",
-    metadata,
-    _reference("person", "person.id"),
-    Column("attempt", Integer, nullable=False),
-    Column("criterion", Text, nullable=False),
-    Column("value", Float),
-    Column("n", Integer, nullable=False),
-    Column("low", Float),
-    Column("high", Float),
-    Column("threshold", Float),
-    Column("passed", Boolean),
-    Column("time", BigInteger, nullable=False),
-    PrimaryKeyConstraint("person", "attempt", "criterion"),
-)
-decision = Table(
-    "decision",
-    metadata,
-    Column("id", _id, primary_key=True, autoincrement=True),
-    _reference("person", "person.id"),
-    Column("what", Text, nullable=False),
-    Column("by_person", Text, nullable=False),
-    Column("evidence", JSON, nullable=False),
-    Column("time", BigInteger, nullable=False),
-)
 event = Table(
     "event",
     metadata,
-    Column("seq", _id, primary_key=True, autoincrement=True),
+    Column("seq", serial_id, primary_key=True, autoincrement=True),
     Column("time", BigInteger, nullable=False),
     Column("person", Text),
     Column("what", Text, nullable=False),

@@ -15,6 +15,9 @@ export const saved = {
   set: (name, value) => localStorage.setItem("hero-" + name, JSON.stringify(value)),
 };
 
+// Of a submission: sent again, it is stored once. Not crypto.randomUUID, which a page without TLS may lack.
+export const newKey = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+
 async function askKey() {
   const input = el("input", { type: "password", autocomplete: "off", required: true, ariaLabel: "API key" });
   const form = el("form", { method: "dialog" }, el("p", {}, "This endpoint needs an API key."), input, " ", el("button", { className: "main" }, "Use key"));
@@ -31,10 +34,10 @@ async function askKey() {
 }
 
 // A request with the key; asks the person for one if it is missing or wrong. Throws an Error with the endpoint's message.
-export async function call(path, body, signal) {
+export async function call(path, body, signal, more = {}) {
   for (;;) {
     const key = saved.get("key");
-    const headers = { ...(key && { authorization: `Bearer ${key}` }), ...(body && { "content-type": "application/json" }) };
+    const headers = { ...more, ...(key && { authorization: `Bearer ${key}` }), ...(body && { "content-type": "application/json" }) };
     const response = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
     if (response.ok) return response;
     const text = await response.text();
@@ -133,6 +136,7 @@ export function thumbs(subject) {
   const comment = el("input", { className: "grow", placeholder: "Comment (optional)", ariaLabel: "Comment" });
   const consent = el("input", { type: "checkbox" });
   const note = el("span", { className: "soft", role: "status" });
+  const key = newKey();
   let thumb = null;
   const buttons = [["up", "Good"], ["down", "Bad"]].map(([name, face]) => {
     const button = el("button", { type: "button", className: "small", title: `Thumb ${name}`, ariaLabel: `Thumb ${name}`, ariaPressed: "false" }, face);
@@ -148,7 +152,7 @@ export function thumbs(subject) {
   form.onsubmit = async (event) => {
     event.preventDefault();
     try {
-      await call("/feedback", { ...subject(), thumb, comment: comment.value, consent: consent.checked });
+      await call("/feedback", { ...subject(), thumb, comment: comment.value, consent: consent.checked }, undefined, { "idempotency-key": key });
       note.textContent = "Thank you, stored.";
       form.hidden = true;
     } catch (error) { note.textContent = error.message; }

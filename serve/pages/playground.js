@@ -1,4 +1,4 @@
-import { $, call, copy, el, fillModels, saved, stream, thumbs } from "./common.js";
+import { $, call, copy, el, fillModels, newKey, saved, stream, thumbs } from "./common.js";
 
 // Every control: name in the request, label, explanation, value at which the request leaves it out, range, first value.
 const FIELDS = [
@@ -65,19 +65,39 @@ function code() {
   $("python").textContent = `import os\nfrom openai import OpenAI\n\nclient = OpenAI(base_url="${url}", api_key=os.environ.get("OPENAI_API_KEY", "none"))\nreply = client.chat.completions.create(\n${lines.join("\n")}\n)\nfor choice in reply.choices:\n    print(choice.message.content)`;
 }
 
-let running = null, cards = [];
+let running = null, cards = [], isBlind = false, places = [], feedbackKey = "";
 
-// One answer on the page, with what feedback needs to know of it.
+// One answer on the page, with what feedback needs to know of it. Blind: at a place drawn by chance, under a letter.
 function makeCard(model, index) {
-  const text = el("div", { className: "text" }), foot = el("div", { className: "soft" }), tools = el("div");
-  const rank = el("input", { type: "number", min: 1, max: 16, value: 1, size: 2, ariaLabel: `Rank of answer ${index + 1} of ${model}` });
+  const slot = isBlind ? places.pop() : $("answers").children.length;
+  const name = isBlind ? `Answer ${String.fromCharCode(65 + slot)}` : model;
+  const text = el("div", { className: "text" }), foot = el("div", { className: "soft" }), tools = el("div"), title = el("b", {}, name);
+  const rank = el("input", { type: "number", min: 1, max: 16, size: 2, ariaLabel: isBlind ? `Rank of answer ${name}` : `Rank of answer ${index + 1} of ${model}` });
   const rankLabel = el("label", { className: "row soft", hidden: true }, "Rank ", rank);
-  $("answers").append(el("div", { className: "card answer" }, el("b", {}, model), text, foot, rankLabel, tools));
-  return { model, text: "", tokens: 0, ended: false, version: "", decoding: {}, rank, rankLabel, foot, tools, node: text };
+  const node = el("div", { className: "card answer" }, title, text, foot, rankLabel, tools);
+  if (isBlind) $("answers").children[slot].replaceWith(node);
+  else $("answers").append(node);
+  return { model, slot, text: "", tokens: 0, ended: false, version: "", decoding: {}, rank, rankLabel, foot, tools, title, node: text, story: "" };
+}
+
+// Empty places for all answers, and the order in which they are filled.
+function drawPlaces(count) {
+  $("answers").replaceChildren(...Array.from({ length: count }, () => el("div")));
+  places = [...Array(count).keys()];
+  for (let i = count - 1; i > 0; i--) {
+    const j = Math.floor(Math.random() * (i + 1));
+    [places[i], places[j]] = [places[j], places[i]];
+  }
+}
+
+function reveal() {
+  isBlind = false;
+  for (const card of cards) { card.title.textContent = card.model; card.foot.textContent = card.story; }
 }
 
 // `isEnd`: the token that ended the answer and is no part of its text.
 function showToken(card, entry, isEnd) {
+  if (isBlind) { if (!isEnd) card.node.append(entry.token); return; }  // probabilities tell models apart
   const p = Math.exp(entry.logprob);
   const span = el("span", { className: isEnd ? "token special" : "token", tabIndex: 0 }, isEnd ? "end" : entry.token);
   span.style.backgroundColor = `color-mix(in srgb, var(--accent) ${Math.round((1 - p) * 55)}%, transparent)`;
@@ -100,13 +120,15 @@ async function generate(model, signal) {
       card.text += choice.delta?.content ?? "";
       for (const entry of choice.logprobs?.content ?? []) { card.tokens++; showToken(card, entry, choice.finish_reason === "stop" && !choice.delta?.content); }
       card.ended ||= choice.finish_reason === "stop";
-      card.foot.textContent = `${card.tokens} tokens`;
+      if (!isBlind) card.foot.textContent = `${card.tokens} tokens`;
     }
   }, signal);
   const { messages, model: _, ...settings } = body;
   for (const card of answers) {
     Object.assign(card, { version: end.version, decoding: settings, messages });
-    card.foot.textContent = `${end.version} · ${card.tokens} tokens of ${end.usage.prompt_tokens + end.usage.completion_tokens} in all · ${((performance.now() - started) / 1000).toFixed(2)} s${card.ended ? "" : " · cut short"}`;
+    card.story = `${end.version} · ${card.tokens} tokens of ${end.usage.prompt_tokens + end.usage.completion_tokens} in all · ${((performance.now() - started) / 1000).toFixed(2)} s${card.ended ? "" : " · cut short"}`;
+    if (isBlind) { card.foot.textContent = card.ended ? "" : "cut short"; continue; }
+    card.foot.textContent = card.story;
     card.tools.append(thumbs(() => ({ messages, answers: [answerOf(card)] })));
   }
 }
@@ -117,16 +139,19 @@ $("run").onclick = async () => {
   running?.abort();
   const control = (running = new AbortController());
   cards = [];
+  isBlind = $("blind").checked;
+  feedbackKey = newKey();
   $("answers").replaceChildren(); $("ranking").hidden = true; $("note").textContent = "";
   $("stop").disabled = false;
   code();
   try {
     const models = [$("model").value, $("other").value].filter(Boolean);
+    if (isBlind) drawPlaces(models.length * (decoding().n ?? 1));
     await Promise.all(models.map((model) => generate(model, control.signal)));
     if (cards.length > 1) {
-      cards.forEach((card, i) => { card.rankLabel.hidden = false; card.rank.value = i + 1; });
+      cards.forEach((card) => (card.rankLabel.hidden = false));
       $("ranking").hidden = false;
-    }
+    } else if (isBlind) reveal();
   } catch (error) {
     if (error.name !== "AbortError") $("note").replaceChildren(el("span", { className: "bad" }, error.message));
   }
@@ -134,11 +159,15 @@ $("run").onclick = async () => {
 };
 $("stop").onclick = () => running?.abort();
 $("rank").onclick = async () => {
+  const unranked = cards.filter((card) => !card.rank.value);
+  if (unranked.length) { $("note").textContent = "Give every answer a rank."; unranked[0].rank.focus(); return; }
   const ranks = cards.map((card) => Number(card.rank.value));
+  const order = cards.map((_, i) => i).sort((a, b) => cards[a].slot - cards[b].slot);
   try {
-    const answer = await call("/feedback", { messages: cards[0].messages, answers: cards.map(answerOf), ranks, consent: $("consent").checked, comment: $("comment").value, labeler: $("labeler").value.trim() || "anonymous" });
+    const answer = await call("/feedback", { messages: cards[0].messages, answers: cards.map(answerOf), ranks, consent: $("consent").checked, comment: $("comment").value, labeler: $("labeler").value.trim() || "anonymous", order, blind: isBlind }, undefined, { "idempotency-key": feedbackKey });
     $("note").textContent = `Thank you, stored in ${(await answer.json()).stored}.`;
     $("ranking").hidden = true;
+    if (isBlind) reveal();
   } catch (error) { $("note").replaceChildren(el("span", { className: "bad" }, error.message)); }
 };
 $("code").onclick = () => { code(); $("panel").hidden = !$("panel").hidden; $("code").ariaExpanded = String(!$("panel").hidden); };

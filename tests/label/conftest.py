@@ -7,11 +7,16 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
+import time
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import uvicorn
 
+from label.api.app import create_app
 from label.config import LabelConfig
 from label.store.items import BatchSpec, add_items
 from label.workplace import Workplace
@@ -91,6 +96,19 @@ def make_workplace(tmp_path, database_url):
 @pytest.fixture
 def workplace(make_workplace):
     return make_workplace()
+
+
+@contextmanager
+def serving(workplace):
+    """The address of a server for this workplace, in a thread."""
+    server = uvicorn.Server(uvicorn.Config(create_app(workplace), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
 
 
 def item_rows(count, responses=3):

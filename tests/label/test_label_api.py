@@ -194,7 +194,9 @@ def test_late_work_is_kept_as_a_draft_and_offered_as_extra(app):
 def test_what_stops_a_person_says_what_to_do(app):
     ada = sign_in(app, is_admitted=False)
     add(app.state.workplace, 2)
-    assert "owner decides" in error(ada.post("/api/next", json={}), 403)["message"]
+    refusal = error(ada.post("/api/next", json={}), 403)
+    assert (refusal["code"], refusal["questions"]) == ("state_screening", 64)
+    assert "64 questions come before the first item" in refusal["message"]
     owner = sign_in(app, "owner", "Olga")
     change = {"state": "admitted", "why": "fine"}
     assert owner.post(f"/api/people/{ada.person}/state", json=change).status_code == 200
@@ -265,10 +267,20 @@ def test_programs_use_keys(app):
 
 ROLES = ("nobody", "labeler", "reviewer", "owner")
 PUBLIC = {"/health", "/api/consent", "/api/join", "/api/openapi.json", "/pages/{name}"}
-STAFF = {"/api/batches"}
+STAFF = {
+    "/api/batches",
+    "/api/demonstrations",
+    "/api/reviews",
+    "/api/quality",
+    "/api/guidelines/versions",
+}
 OWNER = {
     "/api/people",
+    "/api/people/{person}",
     "/api/people/{person}/state",
+    "/api/gold",
+    "/api/gold/{gold}/retire",
+    "/api/events",
     "/api/invites",
     "/api/batches/{batch}/state",
     "/api/items",
@@ -313,6 +325,39 @@ def test_every_route_answers_the_roles_that_it_is_for_and_no_others(app):
                 assert status in (401, 403), f"{method} {path} {role}: {status}"
             checked += 1
     assert checked >= 4 * 18
+
+
+VALUES = [None, True, -1, 2**63, 1.5, "", "0" * 16, "a\0b", "\ud800", [], [[]], {}, {"x": None}]
+
+
+def test_no_request_of_any_role_is_an_error_of_the_server(app):
+    """Wrong values for every key of every route, and wrong bodies as a whole."""
+    clients = [sign_in(app, role, role) for role in ROLES[1:]]
+    add(app.state.workplace, 2)
+    take(clients[0])
+    schemas = app.openapi()["components"]["schemas"]
+    asked, number = 0, 0
+    for path, methods in app.openapi()["paths"].items():
+        if path.endswith(("/end", "/leave", "/forget", "/me/pause")):
+            continue
+        for method, route in methods.items():
+            body = route.get("requestBody", {}).get("content", {}).get("application/json", {})
+            name = body.get("schema", {}).get("$ref", "").rpartition("/")[2]
+            keys = list(schemas.get(name, {}).get("properties", {}))
+            for client in clients:
+                bodies = [None, {}]
+                for key in keys:
+                    number += 1
+                    bodies.append({key: VALUES[number % len(VALUES)]})
+                bodies.append({key: VALUES[(number + i) % len(VALUES)] for i, key in enumerate(keys)})
+                for value in bodies:
+                    content = json.dumps(value).encode()
+                    url = re.sub(r"\{\w+\}", "0" * 16, path)
+                    headers = {"content-type": "application/json", "idempotency-key": f"fuzz-{number:08d}"}
+                    answer = client.request(method, url, content=content, headers=headers)
+                    assert answer.status_code < 500, f"{method} {path} {value}: {answer.text}"
+                    asked += 1
+    assert asked > 300
 
 
 def test_nothing_of_others_can_be_read_or_changed(app):

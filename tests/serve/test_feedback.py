@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from common.files import read_jsonl
 from common.run_paths import RunPaths
 from learners.data.config import DataConfig, SourceConfig
 from learners.data.ranking_groups import encode_rankings
@@ -92,9 +93,30 @@ def test_what_must_not_be_trained_on_is_stored_apart(tmp_path, change):
     assert {key: row[key] for key in change} == change
 
 
+def test_feedback_sent_again_is_stored_once_and_signed_by_its_key(tmp_path):
+    paths = RunPaths(tmp_path)
+    for change in ({}, {"consent": False}):
+        for key in ("key-1", "key-1", "key-2", ""):
+            store(paths, Feedback(**{**RANKING, **change}), key, signed_by="lab")
+    rankings, other = (read_jsonl(path) for path in (paths.feedback_rankings, paths.feedback_other))
+    assert [row.get("feedback_key") for row in rankings] == ["key-1", "key-2", None]
+    assert [row.get("feedback_key") for row in other] == ["key-1", "key-2", None]
+    assert {row["labeler"] for row in rankings} == {"lab/ann"}
+    store(paths, Feedback(**{**RANKING, "labeler": "anonymous"}), signed_by="lab")
+    assert read_jsonl(paths.feedback_rankings)[-1]["labeler"] == "lab"
+
+
+def test_a_blind_ranking_says_in_which_order_the_answers_were_shown(tmp_path):
+    paths = RunPaths(tmp_path)
+    store(paths, Feedback(**RANKING, order=[2, 0, 1], blind=True))
+    (row,) = read_jsonl(paths.feedback_rankings)
+    assert (row["order"], row["blind"]) == ([2, 0, 1], True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"order": [0, 0, 1]}, "places 0 to 2, each once"),
         ({"ranks": [1, 2]}, "3 whole numbers from 1"),
         ({"ranks": [0, 1, 2]}, "3 whole numbers from 1"),
         ({"ranks": [1], "answers": ANSWERS[:1]}, "at least two texts"),
