@@ -65,7 +65,9 @@ class Bundle:
     gpus: float = 0.0
     cpus: float = 0.0
     host: str | None = None
-    """The host that it must be on; None: any."""
+    """The host that it is to be on; None: any."""
+    others: tuple[str, ...] = ()
+    """Hosts for it while that one is not in the cluster."""
 
     @property
     def resources(self) -> dict[str, float]:
@@ -170,17 +172,19 @@ def groups(config: RunConfig, kinds: Sequence[str]) -> list[Group]:
 
 def own_group(config: RunConfig, kind: str, index: int) -> Group | None:
     """The group of one engine or scoring actor; None where it reserves nothing."""
-    gpus, host = gpus_each(config, kind), _host(config, kind, index, size(config, kind))
+    gpus, (host, others) = gpus_each(config, kind), _hosts(config, kind, index, size(config, kind))
     if not gpus and not host:
         return None
     name, workers = f"{kind}-{index}", 1
     if config.cluster.device == "cuda":
         workers = config.rollout.workers if kind == "rollout" else config.scoring.tensor_parallel
     if kind == "rollout" and workers > 1 and executor(config) == "ray":
-        bundles = [Bundle((Seat(kind, index, worker, gpus),), gpus, 0.0, host) for worker in range(workers)]
+        bundles = []
+        for worker in range(workers):
+            bundles.append(Bundle((Seat(kind, index, worker, gpus),), gpus, 0.0, host, others))
         return Group(name, "PACK", tuple(bundles))
     seats = tuple(Seat(kind, index, worker, gpus) for worker in range(workers))
-    return Group(name, "STRICT_PACK", (Bundle(seats, gpus * workers, 0.0, host),))
+    return Group(name, "STRICT_PACK", (Bundle(seats, gpus * workers, 0.0, host, others),))
 
 
 def place(config: RunConfig, kind: str, index: int) -> ActorPlace | None:
@@ -229,15 +233,15 @@ def _learners(config: RunConfig) -> Group:
         if "scoring" in takers:
             for index in range(rank, config.scoring.actors, ranks):
                 seats.append(Seat("scoring", index, 0, share["scoring"]))
-        bundles.append(Bundle(tuple(seats), gpus, cpus, _host(config, "learner", rank, ranks)))
+        bundles.append(Bundle(tuple(seats), gpus, cpus, *_hosts(config, "learner", rank, ranks)))
     return Group(LEARNERS, "PACK", tuple(bundles))
 
 
-def _host(config: RunConfig, kind: str, index: int, count: int) -> str | None:
-    """The host of a rank or an actor: contiguous shares of the fleet, further actors in turn."""
+def _hosts(config: RunConfig, kind: str, index: int, count: int) -> tuple[str | None, tuple[str, ...]]:
+    """The host of a rank or an actor, and the others that it may be on: contiguous shares of the fleet,
+    further actors in turn."""
     hosts = fleet_layout(config, kind).hosts
     if not hosts:
-        return None
-    if index >= count:
-        return hosts[index % len(hosts)]
-    return hosts[index * len(hosts) // count]
+        return None, ()
+    chosen = index * len(hosts) // count if index < count else index % len(hosts)
+    return hosts[chosen], (*hosts[chosen + 1 :], *hosts[:chosen])

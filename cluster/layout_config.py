@@ -15,7 +15,8 @@ NAMES = ("apart", "colocated", "hybrid")
 class FleetLayout(Section):
     hosts: list[str] = Field([])
     """Hosts that the fleet may use, by the address or the name that `ray list nodes` shows. Actors are
-    divided over them in order. Empty: any."""
+    divided over them in order; those of one that is not in the cluster, or is lost, go to the others.
+    Empty: any."""
     share: Literal["learners"] | None = None
     """learners: on the GPUs of the learners, which take turns with this fleet. Empty: GPUs of its
     own."""

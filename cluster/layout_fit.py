@@ -127,12 +127,15 @@ def no_room(group: Group, hosts: Sequence[Host], uses: Sequence[HostUse] | None 
 
 def describe(group: Group) -> str:
     """The bundles in words, for example "4 x {GPU: 1, CPU: 1}"."""
-    counts = Counter((_resources(bundle.resources), bundle.host) for bundle in group.bundles)
+    counts: Counter[tuple[str, str]] = Counter()
+    for bundle in group.bundles:
+        named = (bundle.host, *bundle.others) if bundle.host else ()
+        counts[_resources(bundle.resources), " or ".join(named)] += 1
     parts = []
-    for (resources, host), count in counts.items():
+    for (resources, named_hosts), count in counts.items():
         text = f"{count} x {resources}" if count > 1 else resources
-        if host:
-            text += f" on {host}"
+        if named_hosts:
+            text += f" on {named_hosts}"
         elif count == 1 or group.strategy == "STRICT_PACK":
             text += " on one host"
         parts.append(text)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from cluster.config import RunConfig
 from cluster.context import Context
+from cluster.fleets.failures import LostObjectError
 from cluster.fleets.manager import FleetManager
 from cluster.plan import check_feasible, check_stage_option
 from cluster.precision import resolve
@@ -105,8 +106,9 @@ def run_with_recovery(context: Context, stage: str) -> dict[str, Any]:
                 same = 1
             last_failure, progress, failed_at = str(error), _progress(context.run), time.time()
             replaced = context.fleets.replace_lost()
-            # Every actor is alive, so the same call would fail again.
-            if not replaced:
+            # Every actor is alive, so the same call would fail again. What was lost with the network is
+            # made again.
+            if not replaced and not isinstance(error, LostObjectError):
                 raise
             restarts += 1
             if restarts > limit:
@@ -145,7 +147,8 @@ def _record_failure(
         "error": str(error),
     }
     append_row(run.paths.failures, row)
-    message = f"{stage}: {error}\n{stage}: replaced {', '.join(replaced)}; continues from the last checkpoint"
+    done = f"replaced {', '.join(replaced) or 'no actor'}; continues from the last checkpoint"
+    message = f"{stage}: {error}\n{stage}: {done}"
     _print_line(message)
 
 

@@ -53,14 +53,25 @@ def refusal(root: Path, host: str, found: str) -> str:
     """The message for a host whose folder differs."""
     return (
         f"the run directory {root} is not the same on host {host}: {found}; set run_dir to a folder on a "
-        "file system that all hosts of the Ray cluster share"
+        "file system that all hosts of the Ray cluster share, or name those that do in "
+        "cluster.layout.learners.hosts"
     )
+
+
+def sees_run_directory() -> bool:
+    """In an actor: whether this host has the run directory of the driver."""
+    return _found() is None
 
 
 def check_session() -> None:
     """In an actor: raises StartError if this host has another run directory than the driver. A node that
     joined later was not there when the driver asked all of them."""
-    session, _, root = os.environ.get(SESSION, "").partition(" ")
-    found = difference(Path(root), session) if session else None
+    found = _found()
     if found:
+        root = os.environ[SESSION].partition(" ")[2]
         raise StartError(refusal(Path(root), socket.gethostname(), found))
+
+
+def _found() -> str | None:
+    session, _, root = os.environ.get(SESSION, "").partition(" ")
+    return difference(Path(root), session) if session else None

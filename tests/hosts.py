@@ -8,6 +8,7 @@ host only. /etc/hosts is that of a fresh Debian: the host's own name is 127.0.1.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import shutil
 import signal
@@ -24,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RAY = str(Path(sys.executable).with_name("ray"))
 TOKEN = "0123456789abcdef0123456789abcdef"
 PORT = 6379
+NUMBERS = itertools.count(1)
+"""Of the switches that one process makes."""
 
 INIT = """
 set -e
@@ -154,7 +157,7 @@ class Hosts:
         """`folder` must not be in /tmp, of which each host has its own."""
         self.folder, self.shared = folder, folder / "shared"
         self.shared.mkdir(parents=True)
-        self.name = f"hero-{os.getpid()}"
+        self.name = f"hero-{os.getpid()}-{next(NUMBERS)}"
         self.members: list[Host] = []
         _ip("netns", "add", self.name)
         _ip("-n", self.name, "link", "add", "switch", "type", "bridge")
@@ -173,6 +176,13 @@ class Hosts:
             host.end()
         subprocess.run(["ip", "netns", "delete", self.name], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def interrupt(process: subprocess.Popen) -> None:
+    """Ctrl-C for a command that `Host.start` has started, if it is still at work."""
+    if process.poll() is None:
+        for command in psutil.Process(process.pid).children():  # `nsenter` waits for it
+            command.send_signal(signal.SIGINT)
 
 
 def _end_with_the_tests() -> None:

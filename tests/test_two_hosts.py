@@ -2,13 +2,12 @@
 
 import os
 import re
-import signal
 from pathlib import Path
 
 import pytest
 
 from common.run_paths import RunPaths
-from tests.hosts import Hosts, reason_to_skip
+from tests.hosts import Hosts, interrupt, reason_to_skip
 from tests.runs import HERO, metrics
 
 REASON = reason_to_skip()
@@ -51,6 +50,9 @@ def hosts():
 
 def hero(hosts: Hosts, root: Path, *overrides: str):
     """Starts `hero run` on the first host."""
+    if root.is_relative_to(hosts.shared):
+        # For `tests.runs.wait_for_step`.
+        Path(f"{root}.log").symlink_to(hosts.members[0].log)
     command = [*HERO, "run", "configs/tiny.yaml", f"run_dir={root}", f"cluster.address={hosts.head}"]
     return hosts.members[0].start(*command, *overrides)
 
@@ -69,7 +71,7 @@ def test_learners_of_two_hosts_train_and_engines_follow(hosts):
     try:
         assert process.wait(500) == 0, hosts.members[0].output()
     finally:
-        process.send_signal(signal.SIGINT)
+        interrupt(process)
     assert {host_of(root, "learner-0"), host_of(root, "learner-1")} == {"10.77.0.1", "10.77.0.2"}
     rows = metrics(root, "ppo")
     assert [row["step"] for row in rows] == [1, 2]

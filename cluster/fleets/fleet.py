@@ -22,7 +22,8 @@ An actor as its fleet knows it:
 Fails: its constructor raised (`ActorHost`). It answers every call with that error, which ends the
 run, since the next start would only raise it again.
 Dead: Ray reports that its process has ended. Hung: no heartbeat for `cluster.heartbeat_timeout_s`,
-or one call that lasts longer than `cluster.call_timeout_s`. Actors of a new fleet are members at
+one call that lasts longer than `cluster.call_timeout_s`, a connection that broke during a call, or no
+place to start at for `cluster.patience_s`. Actors of a new fleet are members at
 once: Ray queues calls until they have started. Learners are not restarted one by one: their process
 group dies with the first rank (see `FleetManager.replace_lost`).
 """
@@ -36,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from cluster.config import ClusterConfig
 from cluster.fleets.actor_host import ActorHost
@@ -66,6 +67,9 @@ class Fleet:
     """Actors that host objects of the class `target` ("module:Class"), one for each entry of
     `arguments`. `limits` say when one that does not answer counts as hung. `options` are Ray's
     (num_cpus, num_gpus, runtime_env), or a function that gives those of the actor of a number."""
+
+    needs_run_directory = False
+    """Whether actors write into it, so that their hosts must share it with the driver."""
 
     def __init__(
         self,
@@ -100,7 +104,7 @@ class Fleet:
         key = f"zero2hero-{job}-{id(self)}-{name}-{incarnation}-{time.time_ns()}"
         # Returns at once: Ray creates the actor when its resources are free.
         host = self._host.options(**options)
-        actor = host.remote(name, self.target, str(self._log(name)), arguments, key)
+        actor = host.remote(name, self.target, str(self._log(name)), arguments, key, self.needs_run_directory)
         return ActorHandle(name, arguments, incarnation, actor, HeartbeatMonitor(key))
 
     def _log(self, name: str) -> Path:
@@ -181,6 +185,9 @@ class Fleet:
         try:
             return ray.get(ref)
         except RayError as error:
+            if isinstance(error, ActorUnavailableError):
+                # Its connection broke. It may be alive, but nobody knows how much of the call it has done.
+                self._hung.add(index % len(self))
             raise failure(error, name, doing, self._log(name)) from error
 
     def watch(self, indexes: Iterable[int], doing: str) -> None:
@@ -205,6 +212,8 @@ class Fleet:
 
     def _hang_reason(self, heartbeat: HeartbeatMonitor) -> str | None:
         limits = self.limits
+        if heartbeat.start_s > (start_limit := max(limits.patience_s, limits.heartbeat_timeout_s)):
+            return f"not started after {heartbeat.start_s:.0f} s, over cluster.patience_s={start_limit:g}"
         if heartbeat.age_s > limits.heartbeat_timeout_s:
             limit = f"cluster.heartbeat_timeout_s={limits.heartbeat_timeout_s:g}"
             return f"no heartbeat for {heartbeat.age_s:.0f} s, over {limit}"
@@ -241,6 +250,12 @@ class Fleet:
             if self._members[index].heartbeat.age_s > self.limits.heartbeat_timeout_s:
                 self._hung.add(index)
         return sorted(lost | self._hung)
+
+    def nodes_of_hung(self) -> set[str]:
+        """Ray nodes of the actors that were found hung: their hosts may be cut off."""
+        poll([self._members[index].heartbeat for index in self._hung])
+        nodes = {self._members[index].heartbeat.node_id for index in self._hung}
+        return {node for node in nodes if node is not None}
 
     def restart(self, index: int) -> None:
         """Starts a new actor in the place of a lost one, with the same arguments."""

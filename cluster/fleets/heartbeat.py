@@ -65,7 +65,9 @@ class HeartbeatSender:
             if call_s > DUMP_AFTER_S and call is not dumped:
                 dumped = call
                 faulthandler.dump_traceback(file=2)
-            _internal_kv_put(self.key, json.dumps([count, call_s, os.getpid(), node_id]))
+            # While the network fails the store does not answer; the reports go on after it.
+            with suppress(Exception):
+                _internal_kv_put(self.key, json.dumps([count, call_s, os.getpid(), node_id]))
             time.sleep(INTERVAL_S)
 
 
@@ -91,6 +93,13 @@ class HeartbeatMonitor:
         """Seconds since the last sign of life that `poll` has read; 0 while the process has yet to
         start, which may wait for a new node."""
         if self.count == 0:
+            return 0.0
+        return time.monotonic() - self.last_beat
+
+    @property
+    def start_s(self) -> float:
+        """Seconds for which the process has been waited for; 0 once it has started."""
+        if self.count:
             return 0.0
         return time.monotonic() - self.last_beat
 

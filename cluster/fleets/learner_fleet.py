@@ -43,6 +43,8 @@ class LearnerFleet(Fleet):
     """DeepSpeed ranks that have joined one process group. They hold one task at a time; each
     `start_*` replaces it and returns the number of its optimizer steps."""
 
+    needs_run_directory = True
+
     def join(self) -> None:
         """Has all ranks join one process group at an address of rank 0, which listens from the first call
         on."""

@@ -33,6 +33,8 @@ from cluster.config import ClusterConfig, RunConfig
 from cluster.fleets.actor_options import actor_options
 from cluster.fleets.fleet import Fleet
 from cluster.fleets.learner_fleet import LearnerFleet
+from cluster.fleets.lost_hosts import wait_for_hosts
+from cluster.fleets.model_copies import ModelFolder
 from cluster.fleets.reservation import Reservations
 from cluster.fleets.rollout_fleet import RolloutFleet
 from cluster.fleets.scale import scale_requests
@@ -42,6 +44,7 @@ from cluster.layout import (
     SECTIONS,
     device_of,
     executor,
+    fleet_layout,
     groups,
     own_group,
     shares_learners,
@@ -100,7 +103,7 @@ class FleetManager:
         self._reservations = Reservations(cluster.patience_s, is_own)
         if not is_own:
             self._session = begin_session(self.paths.root)
-            check_run_directory(self.paths.root, self._session)
+            check_run_directory(self.paths.root, self._session, fleet_layout(self.config, "learner").hosts)
 
     def learners(self) -> LearnerFleet:
         """DeepSpeed ranks, joined into one process group."""
@@ -153,8 +156,8 @@ class FleetManager:
             self._stop("scoring")
         settings = self.config.scoring
         argument = {
-            "policy": models[0],
-            "reward_model": models[1],
+            "policy": self._folder(models[0]),
+            "reward_model": models[1] and self._folder(models[1]),
             "model": self.config.model,
             "config": settings,
             "rewards": self.config.rewards,
@@ -210,13 +213,16 @@ class FleetManager:
         so all of them are stopped, and start again when a stage asks for them."""
         names = []
         lost: dict[str, list[int]] = {}
+        silent: set[str] = set()
         for kind, fleet in list(self._fleets.items()):
             indexes = fleet.dead_or_hung()
             names += [fleet.names[index] for index in indexes]
+            silent |= fleet.nodes_of_hung()
             if indexes and kind == "learner":
                 self._stop(kind)
             elif indexes:
                 lost[kind] = indexes
+        wait_for_hosts(silent, self.config.cluster.patience_s, self._reservations.report)
         if not lost:
             return names
         self._reservations.restore()
@@ -301,7 +307,7 @@ class FleetManager:
     def _rollout_arguments(self, model: Path, settings: RolloutConfig, index: int) -> dict[str, Any]:
         return {
             "name": f"rollout-{index}",
-            "model_path": str(model),
+            "model_path": self._folder(str(model)),
             "config": settings,
             "seed": derived_seed(self.config.seed, Stream.ENGINES, index),
             "devices": EngineDevices(
@@ -310,6 +316,12 @@ class FleetManager:
                 shares_learners(self.config, "rollout"),
             ),
         }
+
+    def _folder(self, model: str) -> str | ModelFolder:
+        """A model for an actor that may be on a host without the run directory."""
+        if not self._session or not Path(model).is_dir():
+            return model
+        return ModelFolder(model, ray.get_runtime_context().get_node_id())
 
     def _how_to_start(self, kind: str) -> tuple[Callable[[int], dict[str, Any]], Path, ClusterConfig]:
         """The arguments `options`, `logs` and `limits` of a fleet, once its groups are reserved, together

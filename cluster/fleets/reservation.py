@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private.state import available_resources_per_node
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -29,8 +28,9 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from cluster.fleets.cluster_hosts import choose_host, free_resources, hosts, node_addresses
 from cluster.layout import ActorPlace, Group
-from cluster.layout_fit import Host, NoRoomError, describe, fit, largest_first, no_room
+from cluster.layout_fit import NoRoomError, describe, fit, largest_first, no_room
 from common.errors import FleetError, UserError
 
 FIRST_TRY_S = 2.0
@@ -61,6 +61,8 @@ class Reservations:
         self.patience_s, self.is_own, self.report = patience_s, is_own, report
         self._groups: dict[str, Group] = {}
         self._placed: dict[str, PlacementGroup] = {}
+        self._chosen: dict[str, list[str | None]] = {}
+        """Host of each bundle of a group, of those that the layout gives it; None: any."""
         self._order: dict[str, list[int]] = {}
         """Ray's numbers of the bundles of each group, by this project's."""
 
@@ -149,20 +151,38 @@ class Reservations:
         addresses = node_addresses()
         for group in groups:
             bundles = []
-            for bundle in group.bundles:
+            chosen = [choose_host(bundle, addresses) for bundle in group.bundles]
+            for bundle, host in zip(group.bundles, chosen, strict=True):
                 resources = dict(bundle.resources)
                 if bundle.host:
-                    if bundle.host not in addresses:
-                        known = ", ".join(sorted(addresses))
+                    if host is None:
+                        named, known = ", ".join((bundle.host, *bundle.others)), ", ".join(sorted(addresses))
                         raise UserError(
-                            f"cluster.layout: no host {bundle.host} in the cluster (for {group.name}); it "
+                            f"cluster.layout: no host {named} in the cluster (for {group.name}); it "
                             f"has {known}"
                         )
+                    if host != bundle.host:
+                        self.report(f"{group.name}: host {bundle.host} is not in the cluster, so on {host}")
                     # Every Ray node has one of a resource of its address.
-                    resources[f"node:{addresses[bundle.host]}"] = 0.001
+                    resources[f"node:{addresses[host]}"] = 0.001
                 bundles.append(resources)
+            self._chosen[group.name] = chosen
             self._placed[group.name] = placement_group(bundles, strategy=group.strategy)
             self._groups[group.name] = group
+
+    def _move(self, names: Iterable[str]) -> None:
+        """Asks anew for those of the groups that have a bundle on a host which has left the cluster, if the
+        layout names others that are there."""
+        addresses = node_addresses()
+        for name in names:
+            group = self._groups[name]
+            is_lost, has_others = False, True
+            for bundle, host in zip(group.bundles, self._chosen[name], strict=True):
+                is_lost = is_lost or (host is not None and host not in addresses)
+                has_others = has_others and (not bundle.host or choose_host(bundle, addresses) is not None)
+            if is_lost and has_others:
+                self._remove([group])
+                self._create([group])
 
     def _remove(self, groups: Sequence[Group]) -> None:
         for group in groups:
@@ -170,6 +190,7 @@ class Reservations:
             if placed is not None and ray.is_initialized():
                 remove_placement_group(placed)
             self._groups.pop(group.name, None)
+            self._chosen.pop(group.name, None)
             self._order.pop(group.name, None)
 
     def _are_placed(self, groups: Sequence[Group], seconds: float) -> bool:
@@ -199,6 +220,7 @@ class Reservations:
         UserError in an own Ray."""
         started, next_line = time.monotonic(), FIRST_LINE_S
         while pending := self._pending(groups):
+            self._move(pending)
             waited_s = time.monotonic() - started
             if waited_s >= next_line or waited_s >= patience_s:
                 next_line = waited_s + LINE_S
@@ -213,7 +235,7 @@ class Reservations:
     def _explain(self, pending: dict[str, str]) -> str:
         """What is missing: the first group in full, the others by name."""
         name, state = next(iter(pending.items()))
-        text = f"{no_room(self._groups[name], hosts())}, free are: {_free()} ({state})"
+        text = f"{no_room(self._groups[name], hosts())}, free are: {free_resources()} ({state})"
         others = [f"{other} ({describe(self._groups[other])})" for other in list(pending)[1:]]
         return f"{text}; also {', '.join(others)}" if others else text
 
@@ -246,28 +268,3 @@ class Reservations:
 REMEDY = (
     "lower the numbers in sections learners, rollout and scoring, share GPUs by cluster.layout, or add nodes"
 )
-
-
-def hosts() -> list[Host]:
-    """The live hosts of the cluster."""
-    found = []
-    for node in ray.nodes():
-        if node["Alive"]:
-            resources = node["Resources"]
-            names = (node["NodeManagerHostname"], node["NodeName"])
-            gpus = int(resources.get("GPU", 0))
-            found.append(Host(node["NodeManagerAddress"], resources.get("CPU", 0), gpus, names))
-    return found
-
-
-def node_addresses() -> dict[str, str]:
-    """Address of each live host, by every name that the layout may give it."""
-    return {name: host.name for host in hosts() for name in (host.name, *host.aliases) if name}
-
-
-def _free() -> str:
-    """What each host has left."""
-    parts = []
-    for resources in available_resources_per_node().values():
-        parts.append("{" + f"GPU: {resources.get('GPU', 0):g}, CPU: {resources.get('CPU', 0):g}" + "}")
-    return ", ".join(parts)

@@ -6,6 +6,7 @@ a model that is missing, after its first models have been trained.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import ray
@@ -20,11 +21,16 @@ ANSWER_S = 120.0
 """How long a node may take to start a worker process and answer."""
 
 
-def check_run_directory(root: Path, session: str) -> None:
-    """Raises UserError if a node of the cluster has another folder at the path of the run directory."""
+def check_run_directory(root: Path, session: str, learner_hosts: Sequence[str] = ()) -> None:
+    """Raises UserError if a node of the cluster has another folder at the path of the run directory. If the
+    layout names the hosts of the learners, only theirs count: other actors copy what they read
+    (`cluster.fleets.model_copies`)."""
     here = ray.get_runtime_context().get_node_id()
     asked = {}
     for node in ray.nodes():
+        names = (node["NodeManagerAddress"], node["NodeManagerHostname"], node["NodeName"])
+        if learner_hosts and not set(names) & set(learner_hosts):
+            continue
         if node["Alive"] and node["NodeID"] != here:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
             environment = {"env_vars": child_environment()}

@@ -10,9 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayTaskError
 
 from cluster.config import ClusterConfig, RunConfig
 from cluster.context import Context
+from cluster.fleets import heartbeat
+from cluster.fleets.failures import LostObjectError
 from cluster.fleets.fleet import Fleet
 from cluster.fleets.manager import FleetManager
 from cluster.layout import SECTIONS
@@ -56,6 +59,19 @@ class Worker:
 
     def sleep(self):
         time.sleep(60)
+
+    def break_the_store(self, times):
+        """The next `times` reports to Ray's store fail, as while the network does."""
+        put = heartbeat._internal_kv_put
+
+        def failing(key, value):
+            nonlocal times
+            times -= 1
+            if times >= 0:
+                raise ConnectionError("failed to connect to GCS")
+            put(key, value)
+
+        heartbeat._internal_kv_put = failing
 
     def exit(self):
         raise SystemExit("half of the weights are new")
@@ -165,6 +181,51 @@ def test_stopped_process_is_hung_and_restarted_and_a_busy_one_is_not(make_fleet)
     while psutil.pid_exists(victim) and psutil.Process(victim).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the stopped process is still there"
         time.sleep(0.1)
+
+
+def test_heartbeats_go_on_after_a_failure_of_the_network(make_fleet):
+    fleet = make_fleet([0], heartbeat_timeout_s=5)
+    fleet.all("break_the_store", 2)
+    time.sleep(8)
+    fleet.watch([0], "double")
+    assert fleet.dead_or_hung() == []
+
+
+def test_actor_whose_connection_broke_is_replaced_and_lost_objects_are_no_death(fleet, monkeypatch):
+    errors = [
+        ActorUnavailableError("keepalive watchdog timeout", None),
+        ObjectLostError("00", None, "call"),
+        RayTaskError("double", "Traceback", ObjectLostError("00", None, "call")),
+    ]
+    refs = {fleet.submit(0, "double", 1): 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "get", lambda ref: raise_(errors[0]))
+        with pytest.raises(FleetError, match="worker-0 cannot be reached in double"):
+            fleet.wait(refs, "double")
+    assert fleet.dead_or_hung() == [0]
+    fleet.restart(0)
+    for error, message in zip(errors[1:], ("what worker-1 returned", "worker-1 lacks what it"), strict=True):
+        ref = fleet.submit(1, "double", 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(ray, "get", lambda ref, error=error: raise_(error))
+            with pytest.raises(LostObjectError, match=message):
+                fleet.wait({ref: 1}, "double")
+    assert fleet.dead_or_hung() == []
+
+
+def raise_(error):
+    raise error
+
+
+def test_actor_that_finds_no_place_is_not_waited_for_for_ever(session, tmp_path):
+    limits = ClusterConfig(patience_s=4, heartbeat_timeout_s=4)
+    target = "tests.cluster.test_fleet:Worker"
+    fleet = Fleet("worker", target, [{}], {"num_cpus": 99}, tmp_path, limits)
+    with pytest.raises(
+        FleetError, match=r"worker-0 hangs in double \(not started after . s, over cluster.pati"
+    ):
+        fleet.all("double", 1)
+    fleet.stop()
 
 
 def test_actor_that_exits_is_dead_and_one_that_failed_a_call_is_not(fleet):

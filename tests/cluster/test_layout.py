@@ -177,6 +177,8 @@ def test_hosts_of_a_fleet_are_taken_in_order():
     assert [bundle.host for bundle in learners.bundles] == ["a", "a", "b", "b"]
     assert [group.bundles[0].host for group in engines] == ["c", "c", "d"]
     assert own_group(spread, "rollout", 3).bundles[0].host == "d"  # one that is added
+    # While the first of them is not in the cluster.
+    assert [group.bundles[0].others for group in engines] == [("d",), ("d",), ("c",)]
     assert [seat.name for seat in learners.bundles[0].seats] == ["learner-0", "scoring-0"]
     # Also where nothing but the host is asked for.
     on_cpu = config("cluster.device=cpu", "cluster.layout={rollout: {hosts: [c]}}")

@@ -11,6 +11,7 @@ import cluster.pipeline
 import cluster.stages.pretrain
 from cluster.cli import main
 from cluster.config_loader import load_config
+from cluster.fleets.failures import LostObjectError
 from cluster.pipeline import run_stages
 from cluster.supervisor import is_retried
 from common.errors import DiskFullError, FleetError, RunStoppedError, UserError, WeightSyncError
@@ -116,6 +117,21 @@ def test_lost_actors_are_replaced_and_the_stage_continues(hero, tmp_path):
     ]
     done = json.loads((tmp_path / "run" / "pretrain" / "done.json").read_text())
     assert done["results"]["loss/validation"] == 1.0
+
+
+def test_lost_objects_are_made_again_although_every_actor_is_alive(hero, tmp_path):
+    attempts = iter([LostObjectError("what rollout-0 returned in run_groups is lost"), None])
+
+    def stage():
+        error = next(attempts)
+        if error:
+            raise error
+        return {}
+
+    Fleets.lost = [[]]
+    code, message = hero(stage)
+    assert code == 0, message
+    assert "is lost pretrain: replaced no actor; continues from the last checkpoint" in message
 
 
 def test_more_failures_than_max_restarts_end_the_run(hero):

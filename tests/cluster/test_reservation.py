@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.config_loader import load_config
 from cluster.fleets import reservation
 from cluster.fleets.fleet import Fleet
+from cluster.fleets.lost_hosts import wait_for_hosts
 from cluster.fleets.manager import FleetManager
 from cluster.fleets.reservation import Reservations
 from cluster.layout import Bundle, Group, Seat, device_of, groups
@@ -155,6 +156,12 @@ def test_what_no_host_has_is_explained(cluster):
     assert time.monotonic() - started < 30
     with pytest.raises(UserError, match=r"no host nowhere in the cluster \(for a\); it has "):
         waiting.reserve([Group("a", "PACK", (Bundle((), gpus=1, host="nowhere"),))])
+    # Another of the hosts that the layout gives takes its place.
+    here, lines = ray.util.get_node_ip_address(), []
+    other = Reservations(patience_s=60.0, report=lines.append)
+    other.reserve([Group("a", "PACK", (Bundle((), gpus=1, host="nowhere", others=(here,)),))])
+    assert lines == [f"a: host nowhere is not in the cluster, so on {here}"]
+    other.release_all()
     assert ray.available_resources()["GPU"] == 16
 
 
@@ -195,7 +202,11 @@ def test_groups_of_a_lost_host_move_to_one_that_joins(cluster, make_manager):
     lines = []
     held = Reservations(2.0, report=lines.append)
     held.reserve(groups(config, ("learner",)))
+    told = []
+    wait_for_hosts([extra.node_id], 60, told.append)  # it answers
     cluster.remove_node(extra)
+    wait_for_hosts([extra.node_id], 60, told.append)  # Ray has given it up
+    assert not told
     with pytest.raises(FleetError, match=r"learners needs 20 x \{GPU: 1, CPU: 1\}; the hosts have"):
         held.restore()
     held.patience_s = 300.0
