@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from learners.config import LearnerConfig
+from learners.config import LearnerConfig, LoRAConfig
 from learners.data.datasets import TokenData
 from learners.data.samples import offsets_of
 from tests.learners import fixtures
@@ -140,6 +140,14 @@ def test_every_task_packed_checkpointed_and_under_zero_does_the_same(inputs):
     # Two groups of two ranks: each group has other sequences.
     four = fixtures.run_ranks(learn, inputs, FOUR, [(2, True, False)], ALL)
     assert_equal(four[2, True, False], whole[ZERO_1])
+
+
+@pytest.mark.slow
+def test_adapters_learn_the_same(inputs):
+    model = fixtures.MODEL.model_copy(update={"lora": LoRAConfig(rank=4)})
+    whole = fixtures.run_ranks(learn, inputs, CONFIG, [ZERO_1], ("sft",), model=model)
+    sliced = fixtures.run_ranks(learn, inputs, TWO, [ZERO_1], ("sft",), model=model)
+    assert_equal(sliced[ZERO_1], whole[ZERO_1])
 
 
 def refusals(actor, folder):
