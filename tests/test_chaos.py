@@ -132,7 +132,7 @@ def kill_inside_sync(driver: subprocess.Popen, root: Path, name: str) -> None:
 
     # Responses are sampled first: only when the learners compute, the engine has done its part.
     idle, deadline = seconds(), time.monotonic() + 120
-    while seconds() < idle + 0.2:
+    while seconds() < idle + 0.05:
         assert time.monotonic() < deadline, "no learner began to learn"
         time.sleep(0.005)
     engine.suspend()
