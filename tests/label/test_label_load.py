@@ -129,7 +129,7 @@ def test_abandoned_leases_come_back_and_quotas_are_exact(start_server, size):
 
 
 @pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
-@pytest.mark.parametrize("kills", [2, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_no_acknowledged_label_is_lost_when_the_server_is_killed(start_server, kills):
     workplace, server = start_server(lease_min=0.05)
     items = 25 * kills
@@ -143,7 +143,7 @@ def test_no_acknowledged_label_is_lost_when_the_server_is_killed(start_server, k
         time.sleep(0.1 + rng.random() * 0.5)
         server.kill()
         restarts.append(server.start())
-    workers.join(timeout=600)
+    workers.join(timeout=1200)
     acknowledged = [one for person in people for one in person.acknowledged]
     with workplace.database.read() as connection:
         stored = {row.id for row in connection.execute(sa.select(label.c.id))}
