@@ -1,7 +1,7 @@
 """Errors that the command line prints as one message, each with the exit code of the process.
 
 code  error            when                                                retried by `hero run --retries`
-1     FleetError       an actor failed, died or hangs                      yes
+1     FleetError       an actor failed, died or hangs; Ray did not start   yes
 2     UserError        wrong config key, file, row or command              no: the same input fails again
 3     RunStoppedError  a rule of the config stopped the run (alarms.stop,  no: the rule asked for it
                        rewards.quarantine_share)
@@ -46,7 +46,7 @@ class WeightSyncError(HeroError):
 
 
 class FleetError(HeroError, RuntimeError):
-    """An actor failed, died or hangs; names it, the call and its log."""
+    """An actor failed, died or hangs; names it, the call and its log. Or Ray did not start."""
 
     exit_code = 1
 

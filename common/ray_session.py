@@ -21,7 +21,7 @@ from ray._private.authentication.authentication_token_setup import (
 )
 from ray.job_config import JobConfig
 
-from common.errors import UserError
+from common.errors import FleetError, UserError, one_line
 from common.logs import keep_output
 from common.plugins import PROJECT_ROOT
 
@@ -41,7 +41,8 @@ def start_ray(
     logs: Path | None = None,
 ) -> bool:
     """Connects to `address` or RAY_ADDRESS; without either starts a local Ray. Returns whether it is
-    our own. `logs` is the folder for what other processes print; without it Ray prints it here."""
+    our own. `logs` is the folder for what other processes print; without it Ray prints it here. Raises
+    UserError for an address where no cluster can be joined, FleetError if Ray does not start here."""
     if logs is not None:
         _keep_worker_output(logs / LOG_NAME)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
@@ -55,15 +56,21 @@ def start_ray(
     # Ray protects a new local cluster with a token and would keep it in ~/.ray, where it changes how
     # every later cluster of this user starts. Ours lives as long as this process.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with _keep_sigterm_handler():
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            object_store_memory=int(object_store_gib * 2**30),
-            logging_level="ERROR",
-            job_config=_job_config(),
-        )
+    try:
+        with _keep_sigterm_handler():
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=int(object_store_gib * 2**30),
+                logging_level="ERROR",
+                job_config=_job_config(),
+            )
+    except Exception as error:  # Ray has no class for it: on a busy machine it gives up after 30 s
+        reason = one_line(error, 200)
+        raise FleetError(
+            f"Ray did not start on this machine ({reason}); the same command tries again"
+        ) from None
     return True
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import UserError
 from common.ray_session import start_ray
-from tests.runs import environment
+from tests.runs import HERO, environment
 
 
 @pytest.fixture
@@ -46,3 +46,14 @@ assert ray.get(ray.remote(lambda: 3).remote()) == 3
     command = [sys.executable, "-c", code]
     subprocess.run(command, env={**environment(), "HOME": str(tmp_path)}, check=True, timeout=120)
     assert not list(tmp_path.rglob("auth_token"))
+
+
+def test_ray_that_does_not_start_is_one_sentence(tmp_path):
+    """And exit code 1, after which a run is started again."""
+    command = [*HERO, "run", "configs/tiny.yaml", f"run_dir={tmp_path}", "stages=[pretrain]"]
+    env = {**environment(), "RAY_TMPDIR": "/proc/nowhere"}
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "Ray did not start on this machine (" in ended.stderr
+    assert "/proc/nowhere" in ended.stderr
+    assert "Traceback" not in ended.stderr
