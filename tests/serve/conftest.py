@@ -182,7 +182,20 @@ def files(tmp_path_factory) -> RunDirectory:
     return make_run(tmp_path_factory.mktemp("files") / "run")
 
 
-@pytest.fixture(scope="package")
+_shared: list[Endpoint] = []
+"""The endpoint of the fixture below while it runs."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem):
+    """Stops the shared endpoint after the last test of this folder: no scope of a fixture is that of a
+    folder that is no package, and four engines would stay beside all other tests."""
+    is_last = nextitem is None or nextitem.path.parent != Path(__file__).parent
+    if is_last and _shared:
+        stop(_shared.pop())
+
+
+@pytest.fixture(scope="session")
 def endpoint(tmp_path_factory):
     """Two replicas, each with the current policy and the SFT model."""
     root = tmp_path_factory.mktemp("serve") / "run"
@@ -190,13 +203,16 @@ def endpoint(tmp_path_factory):
         shutil.copytree(trained, root, ignore=shutil.ignore_patterns("wandb", "feedback"))
     else:
         make_run(root)
-    running = start(
-        root,
-        "--replicas=2",
-        "serve.models.sft.path=sft",
-        "serve.max_body_kib=64",
-        "serve.max_choices=4",
-        "serve.vllm={enable_auto_tool_choice: true, tool_call_parser: hermes}",
+    _shared.append(
+        start(
+            root,
+            "--replicas=2",
+            "serve.models.sft.path=sft",
+            "serve.max_body_kib=64",
+            "serve.max_choices=4",
+            "serve.vllm={enable_auto_tool_choice: true, tool_call_parser: hermes}",
+        )
     )
-    yield running
-    stop(running)
+    yield _shared[0]
+    if _shared:  # the tests ended early
+        stop(_shared.pop())
