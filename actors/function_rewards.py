@@ -8,25 +8,18 @@ submit ─► chunks of calls ─► one thread for each process ─► process 
 from __future__ import annotations
 
 import math
-import os
 import queue
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any
 
-from actors.config import FunctionReward
+from actors.child_process import LOAD_TIMEOUT_S, ChildProcess
+from actors.reward_config import FunctionReward
 from actors.text_rewards import RewardRequest, RewardResult, TextReward
 from common.errors import UserError
-from common.plugins import child_environment
 
 CHUNK = 64
 """Calls that one process gets at once: one message each would be most of the time of a cheap call."""
-LOAD_TIMEOUT_S = 600.0
-"""For the import of the user's module, which may import torch and load a model."""
 MAX_LOST_SHARE, MIN_LOST = 0.02, 3
 """Calls of one batch that may hang or crash; the others are then not made. Each costs `timeout_s`, and
 above rewards.quarantine_share, 0.02 by default, the run stops in any case."""
@@ -100,26 +93,19 @@ class _Process:
 
     def __init__(self, config: FunctionReward) -> None:
         self._config = config
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection
+        self._process: ChildProcess | None = None
 
     def start(self) -> None:
         """Raises UserError if the function cannot be loaded."""
-        self._connection, theirs = Pipe()
-        arguments = [str(theirs.fileno()), self._config.path, str(self._config.retries)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "actors.reward_worker", *arguments],
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, **child_environment()},
-        )
-        theirs.close()
-        if not self._connection.poll(LOAD_TIMEOUT_S):
+        process = ChildProcess("actors.reward_worker", self._config.path, str(self._config.retries))
+        self._process = process
+        if not process.connection.poll(LOAD_TIMEOUT_S):
             self.stop()
             raise UserError(f"reward={self._config.path}: not loaded within {LOAD_TIMEOUT_S:g} s")
         try:
-            kind, reason = self._connection.recv()
+            kind, reason = process.connection.recv()
         except (EOFError, ConnectionResetError):
-            raise UserError(f"reward={self._config.path}: {self._death()} while it was loaded") from None
+            raise UserError(f"reward={self._config.path}: {self._end()} while it was loaded") from None
         if kind == "unusable":
             self.stop()
             raise UserError(reason)
@@ -130,14 +116,16 @@ class _Process:
         try:
             if self._process is None:
                 self.start()
-            self._connection.send([(call.row, call.response, call.ended) for call in requests])
+            assert self._process is not None
+            connection = self._process.connection
+            connection.send([(call.row, call.response, call.ended) for call in requests])
             while len(results) < len(requests):
-                results.append(self._receive())
+                results.append(self._receive(connection))
         except TimeoutError as error:
             self.stop()
             reason = str(error)
         except (EOFError, OSError):
-            reason = self._death()
+            reason = self._end()
         except UserError as error:  # it could be loaded before, so something else has changed
             reason = str(error)
         else:
@@ -145,12 +133,12 @@ class _Process:
         lost.add(reason)
         return [*results, RewardResult(math.nan, reason)]
 
-    def _receive(self) -> RewardResult:
+    def _receive(self, connection: Connection) -> RewardResult:
         """The result of one call, after all its attempts."""
         while True:
-            if not self._connection.poll(self._config.timeout_s):
+            if not connection.poll(self._config.timeout_s):
                 raise TimeoutError(f"no answer within timeout_s={self._config.timeout_s:g}")
-            kind, value = self._connection.recv()
+            kind, value = connection.recv()
             if kind == "score":
                 return RewardResult(value)
             if kind == "failed":
@@ -159,16 +147,10 @@ class _Process:
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
-            self._connection.close()
             self._process = None
 
-    def _death(self) -> str:
+    def _end(self) -> str:
         """How the process has ended."""
         assert self._process is not None
-        try:
-            code: Any = self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:  # it has closed the connection and goes on
-            code = "unknown"
-        self.stop()
-        return f"its process ended (exit code {code})"
+        how, self._process = self._process.end(), None
+        return how

@@ -26,6 +26,7 @@ from common.network import host_address
 from common.run_paths import TrainingInputPaths
 from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
 from learners.data.datasets import RankingData, TokenData
+from learners.data.reward_tokenizer import reward_tokenizer
 from learners.data.tokenizer_loading import load_tokenizer
 from learners.distributed import join_process_group
 from learners.memory import What
@@ -47,8 +48,10 @@ from learners.rl.ppo import PPOTask
 from learners.rl.scored_parts import unflatten_parts
 from learners.sharded_loading import load
 from learners.supervised.agreement import PairAgreement
+from learners.supervised.config import DPOConfig
+from learners.supervised.dpo import DPOTask
 from learners.supervised.language import LanguageModelTask
-from learners.supervised.ranking import RewardModelTask
+from learners.supervised.ranking import RankingTask, RewardModelTask
 from learners.supervised.task import Schedule, SupervisedTask
 from learners.task import Task, TaskContext
 
@@ -126,10 +129,19 @@ class LearnerActor:
     def start_reward_model(self, policy: Path, config: RewardModelConfig, folder: Path, seed: int) -> int:
         """Training of a reward model on the rankings in `folder`, from `reward_model.path` or
         from `policy`."""
-        context = self._new_context(config.path or policy, seed)
+        tokenizer = reward_tokenizer(config.path, policy, self.model, config.chat_template)
+        context = self._new_context(tokenizer, seed)
         data = RankingData.load(TrainingInputPaths(folder).ranking_tokens)
         module = self._load_scalar(config.path, policy, self.config.dtype, seed)
         return self._start(RewardModelTask(module, data, config, context))
+
+    def start_dpo(self, policy: Path, config: DPOConfig, folder: Path, seed: int) -> int:
+        """Direct preference optimization of `policy` on the rankings in `folder`; then the reference is
+        measured or loaded."""
+        context = self._new_context(policy, seed)
+        data = RankingData.load(TrainingInputPaths(folder).ranking_tokens)
+        module = self._load_policy(policy, self.config.dtype, seed)
+        return self._start(DPOTask(module, data, config, context))
 
     def start_ppo(
         self, policy: Path, reward_model: Path | None, config: PPOConfig, corpus: Path | None, seed: int
@@ -157,7 +169,14 @@ class LearnerActor:
         return self._supervised().validate()
 
     def pair_agreement(self) -> PairAgreement:
-        return self._task(RewardModelTask).pair_agreement()
+        return self._task(RankingTask).pair_agreement()  # type: ignore[type-abstract]
+
+    def measure_reference(self, file: Path) -> None:
+        """Writes the log-probabilities of all ranked responses under the policy as it is now."""
+        self._task(DPOTask).measure_reference(file)
+
+    def load_reference(self, file: Path) -> None:
+        self._task(DPOTask).load_reference(file)
 
     def center_rewards(self, demonstrations: Path) -> float:
         """Shifts the reward model so that the demonstrations of a file score 0 on average;
@@ -179,6 +198,8 @@ class LearnerActor:
             digest.update(part.samples.tokens_N.tobytes())
             digest.update(part.samples.logprobs_N.tobytes())
             digest.update(part.scores_B.tobytes())
+            if part.samples.episodes is not None:
+                digest.update(part.samples.episodes.rewards_N.tobytes())
         metrics = self._task(PPOTask).ppo_update(version, kl_coef, parts)
         return metrics, time.perf_counter() - started, digest.hexdigest()
 
@@ -278,11 +299,13 @@ class LearnerActor:
     def _supervised(self) -> SupervisedTask:
         return self._task(SupervisedTask)  # type: ignore[type-abstract]
 
-    def _new_context(self, tokenizer: Path | str, seed: int) -> TaskContext:
+    def _new_context(self, tokenizer: Path | str | PreTrainedTokenizerBase, seed: int) -> TaskContext:
         """Closes the current task and prepares for the next."""
         self.close()
         part = self.rank // self.config.sequence_parallel
-        return TaskContext(part, self.config, load_tokenizer(tokenizer, self.model), seed)
+        if isinstance(tokenizer, (Path, str)):
+            tokenizer = load_tokenizer(tokenizer, self.model)
+        return TaskContext(part, self.config, tokenizer, seed)
 
     def _start(self, task: SupervisedTask) -> int:
         self.task = task

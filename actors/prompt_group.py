@@ -28,6 +28,10 @@ class PromptGroup:
     tokens: list[int]
     seeds: list[int]
     """One for each response. A seed belongs to its response, whichever engine samples it."""
+    row: dict[str, Any] | None = None
+    """The prompt's row, for the environment; None without one."""
+    environment_seed: int = 0
+    """Of the environments of all its episodes: they face the same task."""
 
 
 @dataclass(frozen=True)

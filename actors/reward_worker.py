@@ -14,33 +14,23 @@ Imports neither torch nor Ray, so that another one starts in a tenth of a second
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import inspect
 import math
-import os
-import signal
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from actors.child_process import MAX_REASON_CHARACTERS, begin_child
 from common.errors import UserError
 from common.plugins import describe_error, load_function
 
 LARGEST = 3.4028234663852886e38
 """Scores travel as float32, where a larger number becomes infinite."""
-MAX_REASON_CHARACTERS = 300
-PR_SET_PDEATHSIG = 1
-"""See prctl(2)."""
 
 
 def main() -> None:
-    connection, path, retries = Connection(int(sys.argv[1])), sys.argv[2], int(sys.argv[3])
-    _end_with_parent()
-    # A function that starts `python program.py` wants the folder of the program on its import path.
-    os.environ.pop("PYTHONSAFEPATH", None)
-    # Ctrl-C goes to every process of a terminal; the driver decides what follows.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection, path, retries = begin_child(), sys.argv[2], int(sys.argv[3])
     try:
         function = load_function(path, "reward", "row", "response", "ended")
     except UserError as error:
@@ -55,12 +45,6 @@ def main() -> None:
                 return
             for call in calls:
                 _attempt_all(connection, function, call, retries, runner)
-
-
-def _end_with_parent() -> None:
-    """Has the kernel kill this process when its parent dies: a function that hangs would not notice."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _attempt_all(

@@ -131,15 +131,14 @@ class RolloutActor(RolloutEngine):
         if new:
             self._check_lengths([group.tokens for group in new], decoding)
         for group in new:
-            request_ids = self.engine.add_responses(group.tokens, group.seeds, decoding, end_token)
-            self._groups[group.index] = InFlightGroup(group.prompt_id, self.version, request_ids)
+            self._groups[group.index] = self._begin(group, decoding, end_token)
         # None: a synchronous run, which has nothing to do until all groups are finished.
         deadline = float("inf")
         if seconds is not None:
             deadline = time.monotonic() + seconds
         finished = self._finished_groups()
         while len(finished) < min(max_groups, len(self._groups)) and time.monotonic() < deadline:
-            self.engine.step()
+            self._step()
             finished = self._finished_groups()
         self._drop([index for index in finished if self._groups[index].version < min_version])
         # Ascending, so that what is returned does not depend on which group happened to finish
@@ -230,13 +229,24 @@ class RolloutActor(RolloutEngine):
                 f"the engine's {limit}; shorten the prompt, lower max_tokens or raise model.context"
             )
 
+    # What `actors.episode_rollout` does differently.
+
+    def _begin(self, group: PromptGroup, decoding: Decoding, end_token: int) -> InFlightGroup:
+        request_ids = self.engine.add_responses(group.tokens, group.seeds, decoding, end_token)
+        return InFlightGroup(group.prompt_id, self.version, request_ids)
+
+    def _step(self) -> None:
+        self.engine.step()
+
+    def _is_finished(self, group: InFlightGroup) -> bool:
+        return self.engine.are_finished(group.request_ids)
+
+    def _remove(self, group: InFlightGroup) -> None:
+        self.engine.remove(group.request_ids)
+
     def _finished_groups(self) -> list[int]:
         """Groups whose responses are all complete."""
-        finished = []
-        for index, group in self._groups.items():
-            if self.engine.are_finished(group.request_ids):
-                finished.append(index)
-        return finished
+        return [index for index, group in self._groups.items() if self._is_finished(group)]
 
     def _take_samples(self, indices: Sequence[int], end_token: int) -> Samples:
         """Takes finished groups out of the engine; returns their samples, group by group."""
@@ -252,5 +262,5 @@ class RolloutActor(RolloutEngine):
     def _drop(self, indices: Sequence[int]) -> None:
         """Removes groups with their requests, to be reported as dropped."""
         for index in indices:
-            self.engine.remove(self._groups.pop(index).request_ids)
+            self._remove(self._groups.pop(index))
             self._dropped.append(index)

@@ -15,17 +15,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from actors.config import RewardsConfig, ScoringConfig
+from actors.config import ScoringConfig
 from actors.function_rewards import FunctionTextReward
+from actors.judge_rewards import JudgeTextReward
+from actors.reward_config import RewardsConfig
+from actors.reward_features import Features, response_features
+from actors.reward_models import RewardModel, as_reward_model
 from actors.scoring_models import ModelSources, load_models
 from actors.text_rewards import HTTPTextReward, RewardRequest, RewardResult, TextReward
 from common.hardware import require_device, require_free_memory
 from learners.config import ModelConfig
 from learners.data.batching import plan_responses
+from learners.data.episodes import EpisodeStatus
 from learners.data.packing import pack
 from learners.data.samples import Samples, concat_ranges
 from learners.data.tokenizer_loading import load_tokenizer
-from learners.data.turn_tokens import response_texts
+from learners.data.transcripts import TRANSCRIPT, answer_texts, transcript
 
 
 @dataclass(frozen=True)
@@ -55,25 +60,28 @@ class ScoringActor:
         uses_reference: bool = True,
         device: Literal["cpu", "cuda"] = "cpu",
     ) -> None:
-        """`policy` and `reward_model` are model folders; `policy` is the reference, and its tokenizer
-        that of all models. Raises UserError if their vocabularies differ, or for a model that does not
-        pass `check_forward`, or if `device` is cuda and this process sees no GPU."""
+        """`policy` is the folder of the reference, whose tokens the samples are, and `reward_model` that of
+        the trained reward model; other reward models are in `rewards`. Raises UserError for a reward model
+        that reads other tokens and has no tokenizer, for a model that does not pass `check_forward`, or if
+        `device` is cuda and this process sees no GPU."""
         require_device(device)
         torch.set_num_threads(config.threads)
         self.config, self.rewards = config, rewards
         self.device = torch.device(device)
         self._is_away = False
-        sources = ModelSources(
-            policy if uses_reference else None,
-            reward_model if rewards.uses_reward_model else None,
-            policy,
-            config,
-            model,
-        )
-        models = load_models(sources, self.device)
-        self.reference, self.reward_model = models.reference, models.reward_model
-        self.packing, self.shares_prompts = models.packing, models.shares_prompts
         self.tokenizer = load_tokenizer(policy, model)
+        paths = dict(rewards.model_paths)
+        if reward_model and rewards.uses_reward_model:
+            paths |= {c: reward_model for c in rewards.model_indices if c not in paths}
+        reference = policy if uses_reference else None
+        models = load_models(ModelSources(reference, tuple(paths.values()), config, model), self.device)
+        self.reference, self.packing = models.reference, models.packing
+        self.shares_prompts = models.shares_prompts
+        self.reward_models: dict[int, RewardModel] = {}
+        """By their position in `rewards.sources`."""
+        for (c, path), module in zip(paths.items(), models.reward_models, strict=True):
+            template = rewards.template_of(c)
+            self.reward_models[c] = as_reward_model(module, path, policy, self.tokenizer, template)
         self.pad_token: int = self.tokenizer.pad_token_id
         self.text_rewards: dict[int, TextReward] = {}
         """Those of the sources that read the text, by their position in `rewards.sources`."""
@@ -82,6 +90,8 @@ class ScoringActor:
                 self.text_rewards[c] = FunctionTextReward(source)
             elif source.kind == "http":
                 self.text_rewards[c] = HTTPTextReward(source)
+            elif source.kind == "judge":
+                self.text_rewards[c] = JudgeTextReward(source)
 
     def offload(self) -> None:
         """Moves the models to the host, for those who share the GPU. Nothing if they are there."""
@@ -98,7 +108,7 @@ class ScoringActor:
     @property
     def _modules(self) -> list[torch.nn.Module]:
         """Those of this process alone: a layout does not share GPUs with models that are cut."""
-        models = (self.reference, self.reward_model)
+        models = (self.reference, *[model.module for model in self.reward_models.values()])
         return [module for module in models if isinstance(module, torch.nn.Module)]
 
     def _move(self, device: torch.device) -> None:
@@ -122,12 +132,24 @@ class ScoringActor:
         # Submitted before the forward passes and collected after, so that both run at the same
         # time.
         pending = {c: reward.submit(requests) for c, reward in self.text_rewards.items()}
-        model_scores_B, ref_logprobs_N = self._forward(samples, temperature)
+        model_scores, ref_logprobs_N = self._forward(samples, temperature)
         if ref_logprobs_N is not None and not np.isfinite(ref_logprobs_N).all():
             raise FloatingPointError(
                 "a reference log-probability is not finite; the reference policy is broken"
             )
-        return self._collect(requests, pending, model_scores_B), ref_logprobs_N
+        results = self._model_results(requests, model_scores)
+        for c, source in enumerate(self.rewards.sources):
+            if source.kind == "environment":
+                results[c] = environment_results(samples)
+        return self._collect(samples, requests, pending, results), ref_logprobs_N
+
+    @torch.inference_mode()
+    def features(self, rows: list[dict[str, Any]]) -> Features:
+        """What the first reward model's head reads of each response. A row has prompt, response, ended."""
+        requests = [RewardRequest(row, row["response"], row["ended"]) for row in rows]
+        model = next(iter(self.reward_models.values()))
+        budget = self.config.batch_tokens
+        return response_features(model, self.tokenizer, requests, budget, self.packing, self.device)
 
     def select(
         self, samples: Samples, ref_logprobs_N: np.ndarray | None, kept: list[int]
@@ -138,27 +160,44 @@ class ScoringActor:
         return samples.select(kept), ref_logprobs_N
 
     def _requests(self, samples: Samples, rows: dict[int, dict[str, Any]]) -> list[RewardRequest]:
-        responses = [samples.response(b) for b in range(samples.size)]
-        texts = response_texts(self.tokenizer, responses)
         requests = []
-        for b, text in enumerate(texts):
+        for b, text in enumerate(answer_texts(self.tokenizer, samples)):
             row = rows.get(int(samples.prompt_ids_B[b]), {})
+            if samples.episodes is not None:
+                row = {**row, TRANSCRIPT: transcript(self.tokenizer, samples, b)}
             requests.append(RewardRequest(row, text, bool(samples.ended_B[b])))
         return requests
 
+    def _model_results(
+        self, requests: list[RewardRequest], scores: dict[int, np.ndarray]
+    ) -> dict[int, list[RewardResult]]:
+        """By source: `scores` of the reward models that read the policy's tokens, and those of the models
+        that read texts."""
+        results = {}
+        for c, model in self.reward_models.items():
+            if model.tokenizer is not None:
+                budget = self.config.batch_tokens
+                results[c] = model.score_texts(requests, budget, self.packing, self.device)
+            else:
+                results[c] = [RewardResult(float(score), "not finite") for score in scores[c]]
+        return results
+
     def _collect(
         self,
+        samples: Samples,
         requests: list[RewardRequest],
         pending: dict[int, list[Future[list[RewardResult]]]],
-        model_scores_B: np.ndarray,
+        of_models: dict[int, list[RewardResult]],
     ) -> Scores:
         """Waits for the text rewards and puts all scores together."""
         shape = (len(self.rewards.sources), len(requests))
         scores = Scores(np.zeros(shape, dtype=np.float32), np.ones(shape, dtype=bool), [])
         for c, name in enumerate(self.rewards.names):
-            results = [RewardResult(float(score), "not finite") for score in model_scores_B]
             if c in pending:
                 results = [result for future in pending[c] for result in future.result()]
+            else:
+                # Without a reward model its scores are 0.
+                results = of_models.get(c) or [RewardResult(0.0)] * len(requests)
             for b, (request, result) in enumerate(zip(requests, results, strict=True)):
                 if result.score is None:
                     scores.applies_CB[c, b] = False
@@ -169,6 +208,9 @@ class ScoringActor:
                     # score.
                     scores.raw_CB[c, b] = np.nan
                     scores.failures.append(_failure(name, result.failure, request))
+        for b, reason in _failed_episodes(samples):
+            scores.raw_CB[:, b] = np.nan
+            scores.failures.append(_failure("environment", reason, requests[b]))
         # Most often a function that forgets to return its number.
         for b in np.flatnonzero(~scores.applies_CB.any(axis=0)):
             scores.raw_CB[:, b] = np.nan
@@ -176,18 +218,22 @@ class ScoringActor:
             scores.failures.append(_failure(", ".join(self.rewards.names), reason, requests[b]))
         return scores
 
-    def _forward(self, samples: Samples, temperature: float) -> tuple[np.ndarray, np.ndarray | None]:
-        """(scores_B of the reward model at each response's last token, ref_logprobs_N)."""
-        scores_B = np.zeros(samples.size, dtype=np.float32)
+    def _forward(
+        self, samples: Samples, temperature: float
+    ) -> tuple[dict[int, np.ndarray], np.ndarray | None]:
+        """(scores_B of each reward model that reads the policy's tokens, at each response's last token, by
+        source; ref_logprobs_N)."""
+        reading = {c: model.module for c, model in self.reward_models.items() if model.tokenizer is None}
+        scores = {c: np.zeros(samples.size, dtype=np.float32) for c in reading}
         ref_logprobs_N = None
         if self.reference:
             ref_logprobs_N = np.zeros(samples.offsets[-1], dtype=np.float32)
-        if not self.reference and not self.reward_model:
-            return scores_B, ref_logprobs_N
+        if not self.reference and not reading:
+            return scores, ref_logprobs_N
         response_mask_N = samples.response_mask_N
-        lengths_B, prompts_B = samples.lengths_B, samples.prompt_lengths_B
+        prompts_B = samples.prompt_lengths_B
         sequences = [samples.sequence(b) for b in range(samples.size)]
-        targets = [np.arange(lengths_B[b]) >= prompts_B[b] for b in range(samples.size)]
+        targets = [samples.targets(b) for b in range(samples.size)]
         plan = plan_responses(
             sequences,
             prompts_B,
@@ -212,10 +258,26 @@ class ScoringActor:
                 # In the order in which the rows have the response tokens.
                 positions = concat_ranges(samples.offsets, in_order)
                 ref_logprobs_N[positions[response_mask_N[positions]]] = logprobs_N.cpu().numpy()
-            if self.reward_model:
-                scalars_RT = self.reward_model(packed.tokens_RT, packed.positions_RT, packed.attention_RTT)
-                scores_B[in_order] = scalars_RT.flatten()[packed.last_S].cpu().numpy()
-        return scores_B, ref_logprobs_N
+            for c, module in reading.items():
+                scalars_RT = module(packed.tokens_RT, packed.positions_RT, packed.attention_RTT)
+                scores[c][in_order] = scalars_RT.flatten()[packed.last_S].cpu().numpy()
+        return scores, ref_logprobs_N
+
+
+def environment_results(samples: Samples) -> list[RewardResult]:
+    """The sum of the rewards of each episode."""
+    if samples.episodes is None:
+        raise ValueError("rewards.sources has kind environment, and these samples are of none")
+    return [RewardResult(float(value)) for value in samples.episodes.returns_B(samples.offsets)]
+
+
+def _failed_episodes(samples: Samples) -> list[tuple[int, str]]:
+    """(position, reason) of the episodes that nobody may learn from."""
+    episodes = samples.episodes
+    if episodes is None:
+        return []
+    failed = np.flatnonzero(episodes.status_B == EpisodeStatus.FAILED).tolist()
+    return [(b, episodes.reasons_B[b]) for b in failed]
 
 
 def _bytes(module: torch.nn.Module) -> int:

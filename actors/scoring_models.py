@@ -16,13 +16,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedConfig
 
 from actors.config import ScoringConfig
-from common.errors import UserError
 from learners.config import ModelConfig
 from learners.forward_checks import can_share_prompts, check_forward, separates_packed
-from learners.models import PolicyModule, ScalarModule, load_policy, load_scalar, read_config
+from learners.models import PolicyModule, ScalarModule, load_policy, load_scalar
 
 ModuleT = TypeVar("ModuleT", PolicyModule, ScalarModule)
 
@@ -36,9 +34,8 @@ class ModelSources:
 
     policy: str | None
     """Folder of the reference; None: no reference."""
-    reward_model: str | None
-    tokenizer_policy: str
-    """Folder of the policy whose vocabulary all models have."""
+    reward_models: tuple[str, ...]
+    """Folders of the reward models."""
     config: ScoringConfig
     model: ModelConfig
 
@@ -49,16 +46,20 @@ class ScoringModels:
 
     reference: Any
     """A PolicyModule, or a `_LedModule` of one; None without the reference."""
-    reward_model: Any
-    """The same of a ScalarModule."""
+    reward_models: tuple[Any, ...]
+    """The same of ScalarModules."""
     packing: bool
     """Not all architectures keep sequences of one row apart; theirs have rows of their own."""
     shares_prompts: bool
 
+    def numbered(self) -> list[Any]:
+        """All of them in one order, by which the leader of cut models names one to its workers."""
+        return [self.reference, *self.reward_models]
+
 
 def load_models(sources: ModelSources, device: torch.device) -> ScoringModels:
-    """The models, with the workers that they need. Raises UserError if vocabularies differ, or for a model
-    that does not pass `check_forward` or cannot be cut."""
+    """The models, with the workers that they need. Raises UserError for a model that does not pass
+    `check_forward` or cannot be cut."""
     size = sources.config.tensor_parallel
     if size == 1:
         return _load(sources, device)
@@ -71,24 +72,23 @@ def load_models(sources: ModelSources, device: torch.device) -> ScoringModels:
         workers.append(worker)
     device = _join(0, size, store, sources.config.threads, device.type)
     models = _load(sources, device)
-    led = {
-        name: _LedModule(name, module, workers) if module else None
-        for name, module in (("reference", models.reference), ("reward_model", models.reward_model))
-    }
-    return ScoringModels(led["reference"], led["reward_model"], models.packing, models.shares_prompts)
+    led = []
+    for number, module in enumerate(models.numbered()):
+        led.append(_LedModule(number, module, workers) if module else None)
+    return ScoringModels(led[0], tuple(led[1:]), models.packing, models.shares_prompts)
 
 
 class _LedModule:
     """The leader's part of a cut model."""
 
-    def __init__(self, name: str, module: torch.nn.Module, workers: list[Any]) -> None:
-        self.name, self.module, self.workers = name, module, workers
+    def __init__(self, number: int, module: torch.nn.Module, workers: list[Any]) -> None:
+        self.number, self.module, self.workers = number, module, workers
 
     def __call__(self, *arguments: Any) -> Any:
         """The module's own output. A failure ends the process, so that the fleet replaces actor and
         workers: they may be at different places of a forward pass."""
         try:
-            dist.broadcast_object_list([(self.name, arguments)], device=torch.device("cpu"))
+            dist.broadcast_object_list([(self.number, arguments)], device=torch.device("cpu"))
             return self.module(*arguments)
         except Exception as error:
             for worker in self.workers:
@@ -105,9 +105,9 @@ def _work(rank: int, port: int, sources: ModelSources, device_type: str) -> None
         while True:
             message: list[Any] = [None]
             dist.broadcast_object_list(message, device=torch.device("cpu"))
-            name, arguments = message[0]
+            number, arguments = message[0]
             on_device = [_to(argument, device) for argument in arguments]
-            getattr(models, name)(*on_device)
+            models.numbered()[number](*on_device)
 
 
 def _to(argument: Any, device: torch.device) -> Any:
@@ -133,16 +133,14 @@ def _load(sources: ModelSources, device: torch.device) -> ScoringModels:
     if sources.policy:
         policy = load_policy(sources.policy, config.dtype, attention, is_cut)
         reference = _ready(PolicyModule(policy), device)
-    reward_model: ScalarModule | None = None
-    if sources.reward_model:
-        scalar = load_scalar(sources.reward_model, config.dtype, attention, is_cut)
-        vocabulary = read_config(sources.tokenizer_policy)
-        _check_same_vocabulary(sources.reward_model, scalar.config, sources.tokenizer_policy, vocabulary)
-        reward_model = _ready(ScalarModule(scalar), device)
-    models = [module.model for module in (reference, reward_model) if module]
+    reward_models = []
+    for path in sources.reward_models:
+        scalar = load_scalar(path, config.dtype, attention, is_cut)
+        reward_models.append(_ready(ScalarModule(scalar), device))
+    models = [module.model for module in (reference, *reward_models) if module]
     packing = all(separates_packed(model) for model in models)
     shares_prompts = packing and all(can_share_prompts(model) for model in models)
-    return ScoringModels(reference, reward_model, packing, shares_prompts)
+    return ScoringModels(reference, tuple(reward_models), packing, shares_prompts)
 
 
 def _ready(module: ModuleT, device: torch.device) -> ModuleT:
@@ -150,14 +148,3 @@ def _ready(module: ModuleT, device: torch.device) -> ModuleT:
     module.to(device).eval()
     check_forward(module, packing=False)
     return module
-
-
-def _check_same_vocabulary(
-    reward_path: str, reward: PreTrainedConfig, policy_path: str, policy: PreTrainedConfig
-) -> None:
-    reward_size, policy_size = reward.get_text_config().vocab_size, policy.get_text_config().vocab_size
-    if reward_size != policy_size:
-        raise UserError(
-            f"{reward_path}: the reward model's vocabulary has {reward_size} entries, the policy's "
-            f"({policy_path}) {policy_size}; both must come from one tokenizer"
-        )

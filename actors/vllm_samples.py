@@ -35,7 +35,7 @@ def samples_from_outputs(
         tokens += [prompt, response]
         logprobs += [np.zeros(len(prompt)), completion.logprobs.logprobs]
         versions.append(np.full(len(prompt), -1))
-        versions += _response_versions(completion, loaded_version)
+        versions += response_versions(completion, loaded_version)
         prompt_lengths.append(len(prompt))
         lengths.append(len(prompt) + len(response))
         ended.append(len(response) > 0 and response[-1] == end_token)
@@ -50,7 +50,7 @@ def samples_from_outputs(
     )
 
 
-def _response_versions(completion: Any, loaded_version: int | None) -> list[np.ndarray]:
+def response_versions(completion: Any, loaded_version: int | None) -> list[np.ndarray]:
     """The weight version of each response token, one array for each span of tokens of one
     version."""
     if loaded_version is None:

@@ -19,6 +19,12 @@ def spread(values: Sequence[float], form: str = ".3f") -> str:
     return f"{statistics.median(values):{form}} ({lowest:{form}} to {highest:{form}})"
 
 
+def mean_interval(values: Sequence[float], form: str) -> str:
+    """Mean and half the width of its 95% interval (normal), each in the format `form`."""
+    margin = 1.96 * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):{form}} ± {margin:{form}}"
+
+
 def print_header(columns: Sequence[str]) -> None:
     """Starts a Markdown table."""
     print_row(columns)

@@ -21,8 +21,9 @@ import psutil
 import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-from actors.config import Decoding, RewardsConfig
+from actors.config import Decoding
 from actors.prompt_group import PromptGroup
+from actors.reward_config import RewardsConfig
 from bench.common import print_header, print_row, spread, start_parser
 from cluster.fleets.fleet import Fleet
 from cluster.fleets.learner_fleet import LearnerFleet

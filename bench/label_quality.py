@@ -7,8 +7,8 @@ Needs a run of the quickstart whose collect stage is done. For each seed five ho
 of 0.22, one who clicks at random, one who keeps the order shown and one who prefers the longest response
 label the collected responses over HTTP, each item twice. Three reward models start from the run's SFT model:
 from the labels that are left (held back), from as many labels of all eight (as many), and from all labels of
-all eight (all). Printed is how often each orders held-out pairs as the oracle does. What is done is not done
-again.
+all eight (all). Printed is how often each orders pairs as the oracle does: the same pairs for all three, of
+collected responses to prompts that nobody has labelled. What is done is not done again.
 """
 
 from __future__ import annotations
@@ -16,23 +16,21 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import uvicorn
+import numpy as np
 
+from actors.scoring import ScoringActor
 from bench.common import print_header, print_row, start_parser
+from cluster.config_loader import load_config
 from cluster.quickstart.oracle import BEST_UTILITY, judge, utility
 from common.files import read_json, read_jsonl, write_json, write_jsonl
 from common.run_paths import RunPaths
-from label.api.app import create_app
 from label.config import LabelConfig
 from label.export import write_export
 from label.monitoring import look
+from label.server import serving
 from label.simulate import make_people, work_together
 from label.simulated_team import join_all
 from label.store.items import BatchSpec, add_items
@@ -42,19 +40,9 @@ from label.workplace import Workplace
 
 HONEST, CARELESS = 5, ("random", "first", "longest")
 GOLD_ITEMS = 200
+MEASURED = 500
+"""Prompts that nobody has labelled, on whose responses reward models are measured."""
 ARMS = ("equal", "held", "mixed")
-
-
-@contextmanager
-def serving(workplace: Workplace) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(create_app(workplace), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
 
 
 def worths(rows: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
@@ -97,7 +85,7 @@ def label(root: Path, rows: list[dict[str, Any]], prompts: int, seed: int) -> di
     with workplace.database.read() as connection:
         people = list_people(connection)
     for person in people:
-        look(workplace.database, LabelConfig(), person["id"], is_due=True)
+        look(workplace.database, LabelConfig(), person["id"])
     exports["held"] = write_export(workplace.database, root, "held")
     with workplace.database.read() as connection:
         paused = [row["name"] for row in list_people(connection) if row["state"] == "paused"]
@@ -106,15 +94,40 @@ def label(root: Path, rows: list[dict[str, Any]], prompts: int, seed: int) -> di
     return {**exports, "paused": len(careless & set(paused)), "wrongly": len(set(paused) - careless)}
 
 
-def train(source: Path, root: Path, rankings: Path, seed: int) -> float:
-    """How often a reward model from these rankings orders held-out pairs as the oracle does."""
+def train(source: Path, root: Path, rankings: Path, seed: int) -> None:
     own = [f"seed={seed}", f"run_dir={root}", f"name={root.name}", "stages=[reward]"]
     own += [f"model.path={source / 'sft' / 'model'}", f"data.rankings=[{rankings}]"]
     own += [f"model.{key}=" for key in ("layers", "width", "heads", "kv_heads", "vocab_size")]
     command = [sys.executable, "-m", "cluster.cli", "run", "configs/quickstart.yaml", *own]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    accuracy: float = read_json(RunPaths(root).stage("reward").done)["results"]["accuracy/truth"]
-    return accuracy
+
+
+def accuracy(source: Path, root: Path, rows: list[dict[str, Any]]) -> tuple[float, int]:
+    """How often the reward model in `root` orders responses to the same prompt as the oracle does, and of how
+    many pairs that the oracle does not hold equal."""
+    config = load_config(RunPaths(root).config)
+    models = [
+        str(path) for path in (RunPaths(source).stage("sft").model, RunPaths(root).stage("reward").model)
+    ]
+    actor = ScoringActor(*models, config.scoring, config.rewards, config.model, uses_reference=False)
+    worth, asked = worths(rows), []
+    for row in rows:
+        for text, ended in zip(row["responses"], row["ended"], strict=True):
+            asked.append({"prompt": row["prompt"], "response": text, "ended": ended})
+    scores, right, start = actor.features(asked).scores_B, [], 0
+    for row in rows:
+        true_K = np.array([worth[str(row["prompt"]), text] for text in row["responses"]])
+        score_K = scores[start : start + len(true_K)]
+        start += len(true_K)
+        better, worse = np.nonzero(true_K[:, None] > true_K[None, :])
+        right += (score_K[better] > score_K[worse]).tolist()
+    return float(np.mean(right)), len(right)
+
+
+def unseen(rows: list[dict[str, Any]], root: Path) -> list[dict[str, Any]]:
+    """`MEASURED` rows whose prompt nobody has labelled."""
+    labelled = {str(row["prompt"]) for row in read_jsonl(root / "mixed.jsonl")}
+    return [row for row in rows if str(row["prompt"]) not in labelled][:MEASURED]
 
 
 def main() -> None:
@@ -131,17 +144,18 @@ def main() -> None:
         if not (root / "exports.json").exists():
             write_json(root / "exports.json", label(root, rows, arguments.prompts, seed))
         draw_as_many(root, seed)
-    accuracy = {}
     for name in ARMS:
         for seed, root in roots.items():
-            accuracy[seed, name] = train(source, root / name, root / f"{name}.jsonl", seed)
-    print_header(["seed", "paused", "labels", "left", "held back", "as many", "all"])
+            if not RunPaths(root / name).stage("reward").done.exists():
+                train(source, root / name, root / f"{name}.jsonl", seed)
+    print_header(["seed", "paused", "labels", "left", "held back", "as many", "all", "pairs"])
     for seed, root in roots.items():
         exports = read_json(root / "exports.json")
         labels = [exports[name]["files"][f"{name}.jsonl"]["rows"] for name in ("mixed", "held")]
         paused = f"{exports['paused']} of 3, {exports['wrongly']} of {HONEST} honest"
-        shares = [f"{accuracy[seed, name]:.1%}" for name in ("held", "equal", "mixed")]
-        print_row([seed, paused, *labels, *shares])
+        found = {name: accuracy(source, root / name, unseen(rows, root)) for name in ARMS}
+        shares = [f"{found[name][0]:.1%}" for name in ("held", "equal", "mixed")]
+        print_row([seed, paused, *labels, *shares, found["held"][1]])
 
 
 def draw_as_many(root: Path, seed: int) -> None:

@@ -15,7 +15,8 @@ from statistics import median
 
 import numpy as np
 
-from actors.config import RewardsConfig, ScoringConfig
+from actors.config import ScoringConfig
+from actors.reward_config import RewardsConfig
 from actors.scoring import ScoringActor
 from bench.common import print_header, print_row, spread, start_parser
 from learners.config import ModelConfig

@@ -3,12 +3,14 @@ copy of the same bytes.
 
     python -m bench.weight_sync [3M 30M 300M] [--transports file object_store broadcast] [--engines 1 2]
                                 [--zero 2 3] [--bucket-mib 64]
+                                [--address HEAD:PORT --learner-host IP --engine-host IP]
 
 Models of random weights in float32, two learner ranks with one thread each, engines that are rollout actors
 of one thread each. "Sync" is the time from the call until every engine could take its next step: gathering,
 transfer, digests on both sides, and loading into the engines. "Copy" is a plain copy of a file of the same
 size in shared memory right after. Medians of five rounds and their range, after one round that is not
-counted.
+counted. With two hosts of a Ray cluster the learners are on one and the engines on the other, which both see
+the folder for temporary files (TMPDIR), or at least the models in it.
 """
 
 from __future__ import annotations
@@ -52,22 +54,26 @@ class Timings:
     copy: list[float] = field(default_factory=list)
 
 
-def actor_options(**env: str) -> dict[str, Any]:
-    return {"num_cpus": 0, "runtime_env": {"env_vars": {**QUIET, "OMP_NUM_THREADS": "1", **env}}}
+def actor_options(host: str | None, **env: str) -> dict[str, Any]:
+    """Of an actor on the host with this address, or anywhere."""
+    options = {"num_cpus": 0, "runtime_env": {"env_vars": {**QUIET, "OMP_NUM_THREADS": "1", **env}}}
+    if host:
+        options["resources"] = {f"node:{host}": 0.001}
+    return options
 
 
-def start_engines(model: Path, count: int, folder: Path) -> RolloutFleet:
+def start_engines(model: Path, count: int, folder: Path, host: str | None) -> RolloutFleet:
     settings = RolloutConfig(
         dtype="float32", threads=1, kv_cache_gib=0.05, max_sequences=16, max_model_len=64
     )
     arguments = []
     for i in range(count):
         arguments.append({"name": f"rollout-{i}", "model_path": str(model), "config": settings})
-    options = actor_options(VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    options = actor_options(host, VLLM_ENABLE_V1_MULTIPROCESSING="0")
     return RolloutFleet("rollout", "actors.rollout:RolloutActor", arguments, options, folder / "logs")
 
 
-def start_learners(model: Path, zero: int, folder: Path) -> LearnerFleet:
+def start_learners(model: Path, zero: int, folder: Path, host: str | None) -> LearnerFleet:
     """Two learner ranks."""
     settings, model_config = (
         LearnerConfig.model_validate({"ranks": 2, "zero_stage": zero, "dtype": "float32"}),
@@ -75,7 +81,7 @@ def start_learners(model: Path, zero: int, folder: Path) -> LearnerFleet:
     )
     arguments = [{"rank": rank, "config": settings, "model": model_config} for rank in range(2)]
     target = "actors.learner:LearnerActor"
-    fleet = LearnerFleet("learner", target, arguments, actor_options(), folder / "logs")
+    fleet = LearnerFleet("learner", target, arguments, actor_options(host), folder / "logs")
     fleet.join()
     fleet.wait(
         fleet.submit_start_ppo(model, None, PPOConfig(advantage="grpo", dtype="float32"), None, 0),
@@ -129,13 +135,13 @@ def compare(name: str, zero: int, engines: int, arguments: argparse.Namespace, f
     """Rows of one model, ZeRO stage and number of engines."""
     path = folder / name
     size = save_random_model(name, path)
-    rollouts, learners = start_engines(path, engines, folder), None
+    rollouts, learners = start_engines(path, engines, folder, arguments.engine_host), None
     copied = weights_directory(folder, None) / "copied"
     copied.parent.mkdir(exist_ok=True)
     copied.write_bytes(os.urandom(1 << 20) * (size >> 20) + bytes(size & 0xFFFFF))
     versions = itertools.count(1)
     try:
-        learners = start_learners(path, zero, folder)
+        learners = start_learners(path, zero, folder, arguments.learner_host)
         rollouts.ready()
         for kind in arguments.transports:
             route = make_route(kind, learners, rollouts, arguments.bucket_mib, folder)
@@ -158,8 +164,11 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--zero", nargs="*", type=int, default=[2, 3], choices=[0, 1, 2, 3])
     parser.add_argument("--bucket-mib", type=int, default=64)
+    parser.add_argument("--address")
+    parser.add_argument("--learner-host")
+    parser.add_argument("--engine-host")
     arguments = parser.parse_args()
-    start_ray(object_store_gib=1.0)
+    start_ray(arguments.address, object_store_gib=1.0)
     print_header(COLUMNS)
     with tempfile.TemporaryDirectory() as scratch:
         cases = itertools.product(arguments.sizes, arguments.zero, arguments.engines)

@@ -17,6 +17,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from cluster.cli_common import Config, Overrides, RunDir, console, current_layout
+from cluster.cli_jobs import add_commands as add_job_commands
+from cluster.cli_models import add_commands as add_model_commands
+from cluster.cli_rounds import add_commands as add_rounds_commands
 from common.errors import INTERRUPTED, DiskFullError, HeroError, UserError, is_disk_full
 
 app = typer.Typer(
@@ -25,7 +29,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
 
 # Errors of files whose permissions or place the user can correct.
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
@@ -38,20 +41,7 @@ EXIT_CODES = (
 )
 
 
-def _current_layout(folder: Path) -> Path:
-    """Refuses a run directory of an older version, for every command that reads one."""
-    from common.run_paths import RunPaths
-
-    RunPaths(folder).check_layout()
-    return folder
-
-
-Config = Annotated[Path, typer.Argument(help="YAML file of the run, for example configs/quickstart.yaml")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="dotted.key=value, for example ppo.kl_coef=0.1")]
-RunDir = Annotated[Path, typer.Argument(help="Directory of a run", callback=_current_layout)]
 Why = Annotated[str, typer.Option(help="Reason, for the log of promotions.")]
-Address = Annotated[str | None, typer.Option(help="URL of the cluster's dashboard, http://HOST:8265")]
-Job = Annotated[str | None, typer.Argument(help="Job id; the newest if left out")]
 
 
 @app.command(epilog=EXIT_CODES)
@@ -132,7 +122,7 @@ def report(run: RunDir) -> None:
 def serve(
     run: Annotated[
         Path,
-        typer.Argument(help="Directory of a run, or a Hugging Face model folder", callback=_current_layout),
+        typer.Argument(help="Directory of a run, or a Hugging Face model folder", callback=current_layout),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="serve.key=value, for example serve.models.sft.path=sft")
@@ -240,70 +230,9 @@ def chat(
     talk(url, model, system, temperature, console)
 
 
-@app.command()
-def submit(
-    config: Config,
-    overrides: Overrides = None,
-    address: Address = None,
-    retries: Annotated[
-        int, typer.Option(min=0, help="How often to start the driver again when it fails or is killed.")
-    ] = 3,
-) -> None:
-    """Submit a run as a Ray job; submitting it again continues it."""
-    from cluster import jobs
-    from cluster.config_loader import load_config
-
-    identity = jobs.submit(load_config(config, overrides), address, retries)
-    console.print(f"submitted [bold]{identity}[/]; watch it with `hero logs -f {identity}`", highlight=False)
-
-
-@app.command()
-def status(address: Address = None) -> None:
-    """List the runs submitted to a cluster."""
-    from rich.table import Table
-
-    from cluster import jobs
-
-    table = Table()
-    for name in ("job", "status", "run directory", "message"):
-        table.add_column(name)
-    for row in jobs.status(address):
-        table.add_row(*row)
-    console.print(table)
-
-
-@app.command()
-def logs(
-    target: Annotated[
-        str | None, typer.Argument(help="Directory of a run, or job id; the newest job if left out")
-    ] = None,
-    actor: Annotated[
-        str | None,
-        typer.Argument(help="With a directory: whose log, for example rollout-0; a list if left out"),
-    ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue while it runs.")] = False,
-    address: Address = None,
-) -> None:
-    """Print the output of a submitted run, or what the actors of a run print on any host."""
-    if target and Path(target).is_dir():
-        from cluster.run.logs import list_logs, print_log
-
-        if actor is None:
-            list_logs(_current_layout(Path(target)), console)
-        else:
-            print_log(_current_layout(Path(target)), actor, follow, console)
-        return
-    from cluster import jobs
-
-    jobs.logs(target, address, follow, console)
-
-
-@app.command()
-def stop(job: Job = None, address: Address = None) -> None:
-    """Stop a submitted run; submitting it again continues it."""
-    from cluster import jobs
-
-    console.print(f"stopping {jobs.stop(job, address)}")
+add_job_commands(app)
+add_model_commands(app)
+add_rounds_commands(app)
 
 
 def _add_label_commands() -> None:

@@ -7,17 +7,29 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from actors.config import RewardsConfig, RolloutConfig, ScoringConfig, SyncConfig
+from actors.config import RolloutConfig, ScoringConfig, SyncConfig
+from actors.environments.config import EnvironmentConfig
+from actors.reward_config import RewardsConfig
 from actors.vllm_arguments import CHUNKED_PREFILL
+from cluster.environment_checks import check_environment, with_environment
 from cluster.layout_config import Layout
 from cluster.quickstart.config import QuickstartConfig
-from cluster.stage_registry import STAGES
+from cluster.rounds.config import RoundsConfig
+from cluster.sampling_config import CollectConfig, EvaluateConfig, SampleConfig
+from cluster.stage_registry import DEFAULT_STAGES, STAGES
 from common.config import LocalPath, Section
 from common.environment import refused_reason
 from label.config import LabelConfig
-from learners.config import LearnerConfig, ModelConfig, PretrainConfig, RewardModelConfig, SFTConfig
+from learners.config import (
+    LearnerConfig,
+    ModelConfig,
+    PretrainConfig,
+    RewardModelConfig,
+    SFTConfig,
+)
 from learners.data.config import DataConfig
 from learners.rl.config import PPOConfig
+from learners.supervised.config import BestOfNConfig, DPOConfig
 from serve.config import ServeConfig
 
 
@@ -40,8 +52,8 @@ class ClusterConfig(Section):
     DEEPSPEED_* and proxies are passed on."""
     mirror: str | None = None
     """URL of a folder in an object store (s3://BUCKET/RUN) or on another disk (file:///FOLDER), one for each
-    run. What the run directory holds is copied there after every checkpoint, stage and stored version; a
-    run that starts in an empty directory continues from it."""
+    run. What the run directory holds is copied there after every checkpoint, stage and stored version, and
+    after every state of a round; a run that starts in an empty directory continues from it."""
     cpus: int | None = Field(None, ge=1)
     """CPU cores that a Ray started by this run may use. Empty: all of this machine."""
     object_store_gib: float = Field(0.5, gt=0.08)
@@ -68,44 +80,7 @@ class ClusterConfig(Section):
         return env
 
 
-class CollectConfig(Section):
-    prompts: int = Field(6000, ge=1)
-    """Prompts to collect responses for (at most as many as there are)."""
-    responses: int = Field(6, ge=4, le=9)
-    """Responses per prompt (K)."""
-    max_response_tokens: int = Field(32, ge=1)
-    """Longest response, the end token included."""
-    labelers: int = Field(8, ge=1)
-    """Number of simulated labelers."""
-    error_rate: float = Field(0.22, ge=0, le=0.8)
-    """Share of the responses that a simulated labeler misjudges; 0.22 gives a pairwise agreement
-    near 73%."""
-    overlap: float = Field(0.1, ge=0, le=1)
-    """Share of the prompts that a second labeler ranks too, to measure agreement."""
-
-
-class EvaluateConfig(Section):
-    prompts: int | None = Field(None, ge=1)
-    """Held-out prompts to use. Empty: all."""
-    max_response_tokens: int = Field(32, ge=1)
-    """Longest response, the end token included."""
-    judge: str | None = "cluster.quickstart.oracle:judge"
-    """module:function (row, response, ended) -> the score (a number), or a mapping of measures that
-    has "score". Empty: reward and KL only. The default knows the quickstart's prompts; with
-    data.heldout of your own it is empty."""
-    samples: int = Field(1, ge=1)
-    """Responses sampled for each prompt. With more than one, pass@k and mean@k (the mean over all)
-    are measured."""
-    pass_metric: str = "factual"
-    """The judge's measure that pass@k counts: a response is right if the measure is at least 1 (or
-    true)."""
-
-    def inactive_keys(self) -> dict[str, str]:
-        counted = self.samples > 1 and self.judge is not None
-        return {} if counted else {"pass_metric": "evaluate.judge and evaluate.samples over 1"}
-
-
-AlarmName = Literal["kl", "entropy", "ended", "length", "overoptimization"]
+AlarmName = Literal["kl", "entropy", "ended", "length", "overoptimization", "disagreement"]
 
 
 class AlarmsConfig(Section):
@@ -122,6 +97,9 @@ class AlarmsConfig(Section):
     overoptimization: float = Field(2.0, gt=0)
     """Fires when the judge's score is this many standard errors below its best while the reward
     model's has risen."""
+    disagreement: float = Field(2.0, gt=1)
+    """Fires when the reward models that rewards.combine combines disagree about a response by more than this
+    many times as much as in the first iteration (mean standard deviation of their scores)."""
     stop: list[AlarmName] = Field(default_factory=list)
     """Alarms that stop the run (exit code 3). The others only warn."""
 
@@ -133,8 +111,8 @@ class RunConfig(Section):
     """Directory of the run. Empty: runs/NAME."""
     seed: int = Field(0, ge=0)
     """Seed of all random draws."""
-    stages: list[str] = Field(list(STAGES), min_length=1)
-    """Stages to run, in order."""
+    stages: list[str] = Field(list(DEFAULT_STAGES), min_length=1)
+    """Stages to run, in order. Beside the default ones there are best_of_n and dpo."""
     cluster: ClusterConfig = ClusterConfig()
     """The Ray cluster, and how failures are handled."""
     data: DataConfig = DataConfig()
@@ -158,10 +136,19 @@ class RunConfig(Section):
     """Supervised fine-tuning on demonstrations."""
     collect: CollectConfig = CollectConfig()
     """Sampling responses and ranking them."""
+    sample: SampleConfig = SampleConfig()
+    """Sampling responses of several policies, for people to rank."""
     reward_model: RewardModelConfig = RewardModelConfig()
     """Training the reward model."""
+    best_of_n: BestOfNConfig = BestOfNConfig()
+    """Fine-tuning on the best of n responses by the reward."""
+    dpo: DPOConfig = DPOConfig()
+    """Training the policy on the rankings directly."""
+    environment: EnvironmentConfig | None = None
+    """What the policy converses with in PPO and evaluation. Empty: every prompt has one response."""
     rewards: RewardsConfig = RewardsConfig()
-    """Reward sources of PPO and their weights."""
+    """Reward sources of PPO and of best_of_n, and their weights. With an environment and without sources:
+    the environment."""
     ppo: PPOConfig = PPOConfig()
     """Reinforcement learning against the reward model."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -172,12 +159,21 @@ class RunConfig(Section):
     """The chat endpoint."""
     label: LabelConfig = LabelConfig()
     """The workplace of people who label."""
+    rounds: RoundsConfig = RoundsConfig()
+    """New labels, new reward model, new policy, again: `hero rounds`."""
 
     @property
     def uses_reference(self) -> bool:
         """Whether the reference policy is loaded and run: for the KL penalty, or for an alarm on the
         KL."""
         return self.ppo.uses_reference or self.alarms.kl is not None
+
+    @property
+    def scoring_reads_rows(self) -> bool:
+        """Whether scoring actors need the rows of the prompt file: sources that read texts do, and reward
+        models that may have tokens of their own."""
+        has_path = self.reward_model.path is not None or bool(self.rewards.model_paths)
+        return has_path or self.rewards.reads_texts
 
     @property
     def directory(self) -> Path:
@@ -194,10 +190,17 @@ class RunConfig(Section):
         return stages
 
     @model_validator(mode="after")
+    def _environment_fits(self) -> RunConfig:
+        self.rewards, self.serve = with_environment(self.environment, self.rewards, self.serve)
+        check_environment(self.environment, self.rewards, self.ppo, self.rollout, self.model.context)
+        return self
+
+    @model_validator(mode="after")
     def _judge_knows_the_prompts(self) -> RunConfig:
         """The default judge is the quickstart's oracle, which would measure nonsense on other
-        prompts."""
-        if self.data.heldout and "judge" not in self.evaluate.model_fields_set:
+        prompts, and on the end of a conversation."""
+        is_own = bool(self.data.heldout) or self.environment is not None
+        if is_own and "judge" not in self.evaluate.model_fields_set:
             self.evaluate = self.evaluate.model_copy(update={"judge": None})
         return self
 
@@ -214,6 +217,17 @@ class RunConfig(Section):
             raise ValueError(
                 "alarms.stop has kl, but with ppo.kl_coef=0 the KL is measured only if alarms.kl is set; "
                 "set it or leave kl out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _disagreement_is_measured(self) -> RunConfig:
+        # The default is written to config.yaml, which must load again.
+        is_changed = self.alarms.disagreement != AlarmsConfig.model_fields["disagreement"].default
+        if self.rewards.combine == "sum" and (is_changed or "disagreement" in self.alarms.stop):
+            raise ValueError(
+                "alarms: disagreement is measured between the reward models that rewards.combine combines, "
+                "and combine is sum; leave it out, or give several sources of kind model and combine them"
             )
         return self
 
@@ -236,7 +250,13 @@ class RunConfig(Section):
         if "pretrain" in self.stages:
             self._pretraining_fits()
         # The PPO stage evaluates with the settings of the evaluate stage.
-        limits = {"collect": {"collect"}, "ppo": {"ppo"}, "evaluate": {"ppo", "evaluate"}}
+        limits = {
+            "collect": {"collect"},
+            "sample": {"sample"},
+            "best_of_n": {"best_of_n"},
+            "ppo": {"ppo"},
+            "evaluate": {"ppo", "evaluate"},
+        }
         for section, stages in limits.items():
             limit = getattr(self, section).max_response_tokens
             if limit >= context and stages & set(self.stages):

@@ -8,10 +8,32 @@ from typing import Any
 
 from cluster.config import RunConfig
 
-FILES = ("data.root", "model.chat_template", "learners.weights_dir", "serve.api_keys", "serve.canary.file")
+FILES = (
+    "data.root",
+    "model.chat_template",
+    "reward_model.chat_template",
+    "rewards.sources.*.chat_template",
+    "rewards.sources.*.template",
+    "rewards.sources.*.cache",
+    "rounds.judge.template",
+    "rounds.judge.cache",
+    "learners.weights_dir",
+    "serve.api_keys",
+    "serve.canary.file",
+    "sample.prompts",
+)
 """Keys that always name a file or folder. Paths inside section data start from data.root."""
 
-MODELS = ("model.path", "reward_model.path", "serve.models.*.path")
+MODELS = (
+    "sample.reward_model",
+    "model.path",
+    "reward_model.path",
+    "rewards.sources.*.path",
+    "sample.policies.*.path",
+    "evaluate.policies.*.path",
+    "reward_model.compare.*.path",
+    "serve.models.*.path",
+)
 """Keys that name a model folder, but may also name a model of the hub or a version of the run."""
 
 
@@ -39,8 +61,10 @@ def _holders(section: Any, parts: list[str]) -> list[tuple[Any, str]]:
     """The sections that hold the key, each with the name it has there; none where it has no value."""
     name, rest = parts[0], parts[1:]
     if name == "*":
-        return [holder for one in section.values() for holder in _holders(one, rest)]
-    value = getattr(section, name)
+        members = section.values() if isinstance(section, dict) else section
+        return [holder for one in members for holder in _holders(one, rest)]
+    # Sources of reward of one kind have keys that others do not have.
+    value = getattr(section, name, None)
     if rest:
         return _holders(value, rest)
     return [(section, name)] if value else []

@@ -24,7 +24,7 @@ from cluster.memory_estimate import (
     activation_bytes,
     chunk_logits,
 )
-from cluster.model_shape import ModelShape, policy_shape, scalar_parameters
+from cluster.model_shape import ModelShape, policy_shape, reward_model_parameters
 from common.config import Precision
 from common.hardware import precise
 
@@ -154,8 +154,7 @@ def scoring_gpu_memory(config: RunConfig, parts: int | None = None) -> GPUMemory
     models = []
     if config.uses_reference:
         models.append(shape.parameters)
-    if config.rewards.uses_reward_model:
-        models.append(scalar_parameters(config))
+    models += reward_model_parameters(config)
     weights = sum(shape.embedding + (count - shape.embedding) / parts for count in models) * size
     tokens = config.scoring.batch_tokens
     activations = tokens * _layer_entries(shape) * size + chunk_logits(tokens, shape) * LOGITS_BYTES

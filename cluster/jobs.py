@@ -61,8 +61,9 @@ def job_id(config: RunConfig) -> str:
     return f"hero-{config.name}-{hashlib.sha256(str(config.directory).encode()).hexdigest()[:8]}"
 
 
-def submit(config: RunConfig, address: str | None, retries: int = 3) -> str:
-    """Submits the run and returns the job's id; a job that has ended continues under the same id.
+def submit(config: RunConfig, address: str | None, retries: int = 3, command: str = "run") -> str:
+    """Submits the run, or with command "rounds run" its rounds, and returns the job's id; a job that has
+    ended continues under the same id.
 
     Raises UserError if the job is still running, or for a config that could not work.
     """
@@ -90,7 +91,7 @@ def submit(config: RunConfig, address: str | None, retries: int = 3) -> str:
         _write_working_dir(Path(folder), config)
         _submit_when_ready(
             jobs,
-            entrypoint=f"exec {python} -m cluster.cli run config.yaml --retries {retries}",
+            entrypoint=f"exec {python} -m cluster.cli {command} config.yaml --retries {retries}",
             submission_id=identity,
             runtime_env={"working_dir": folder, "env_vars": _environment()},
             metadata={"name": config.name, "run_dir": str(config.directory)},

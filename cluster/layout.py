@@ -120,7 +120,7 @@ def turn_takers(config: RunConfig) -> frozenset[str]:
 
 def has_models(config: RunConfig, kind: str) -> bool:
     """Whether the fleet's actors hold a model. Scoring actors that only call functions need no GPU."""
-    return kind != "scoring" or config.uses_reference or config.rewards.uses_reward_model
+    return kind != "scoring" or config.uses_reference or bool(config.rewards.model_indices)
 
 
 def gpus_each(config: RunConfig, kind: str) -> float:

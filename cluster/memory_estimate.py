@@ -10,7 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.config import RunConfig
-from cluster.model_shape import ModelShape, policy_shape, scalar_parameters
+from cluster.model_shape import (
+    ModelShape,
+    critic_parameters,
+    policy_shape,
+    reward_model_parameters,
+    scalar_parameters,
+)
 from common.config import Precision
 from common.hardware import precise
 
@@ -73,14 +79,14 @@ class Task:
 def training_task(config: RunConfig, stage: str) -> Task | None:
     """The learners' task in a stage; None if they have none."""
     policy = policy_shape(config)
-    if stage in ("pretrain", "sft"):
+    if stage in ("pretrain", "sft", "best_of_n", "dpo"):
         return Task("policy", (policy.parameters,), precise(config.learners.dtype), has_logits=True)
     if stage == "reward":
         return Task(
             "reward model", (scalar_parameters(config),), precise(config.learners.dtype), has_logits=False
         )
     if stage == "ppo" and config.ppo.advantage_spec.critic:
-        models = (policy.parameters, scalar_parameters(config))
+        models = (policy.parameters, critic_parameters(config))
         return Task("policy and critic", models, precise(config.ppo.dtype), has_logits=True)
     if stage == "ppo":
         return Task("policy", (policy.parameters,), precise(config.ppo.dtype), has_logits=True)
@@ -202,8 +208,7 @@ def scoring_memory(config: RunConfig) -> Memory:
     weights = 0
     if config.uses_reference:
         weights += shape.parameters
-    if config.rewards.uses_reward_model:
-        weights += scalar_parameters(config)
+    weights += sum(reward_model_parameters(config))
     layer = ENTRIES_PER_WIDTH * shape.width + ENTRIES_PER_MLP_WIDTH * shape.mlp_width
     tokens = config.scoring.batch_tokens
     return Memory(

@@ -29,11 +29,12 @@ from actors.weights.files import weight_files
 from cluster.config import RunConfig
 from cluster.model_shape import ModelShape
 from common.errors import UserError
+from learners.data.reward_tokenizer import has_tokenizer, own_tokenizer
 from learners.data.tokenizer_loading import load_tokenizer
 from learners.model_paths import cached_folder, resolve_model_path
 from learners.models import scalar_head
 
-SAMPLING_STAGES = {"collect", "ppo", "evaluate"}
+SAMPLING_STAGES = {"collect", "sample", "best_of_n", "ppo", "evaluate"}
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,18 @@ def open_policy(path: str) -> OpenedModel:
 
 
 @cache
-def open_reward_model(path: str) -> OpenedModel:
-    """The scalar model of a folder or hub name. Raises UserError if it cannot be opened."""
-    return _open("reward_model.path", path, AutoModelForSequenceClassification)
+def open_reward_model(path: str, key: str = "reward_model.path") -> OpenedModel:
+    """The scalar model of a folder or hub name, which a key of the config names. Raises UserError if it
+    cannot be opened."""
+    return _open(key, path, AutoModelForSequenceClassification)
+
+
+def has_own_tokenizer(config: RunConfig) -> bool:
+    """Whether the model of `reward_model.path` reads other tokens than that of `model.path`."""
+    if not config.reward_model.path or not config.model.path:
+        return False
+    policy = load_tokenizer(config.model.path, config.model)
+    return own_tokenizer(config.reward_model.path, policy, config.reward_model.chat_template) is not None
 
 
 def check_models(config: RunConfig) -> None:
@@ -68,12 +78,17 @@ def check_models(config: RunConfig) -> None:
         _check_engine(opened, config)
         _check_scalar_class(opened, config)
         _check_weights("model.path", opened)
-    if config.reward_model.path:
-        opened = open_reward_model(config.reward_model.path)
-        _check_one_output(opened)
-        _check_weights("reward_model.path", opened)
-        if config.model.path:
-            _check_one_tokenizer(config)
+    templates = {"reward_model.path": config.reward_model.chat_template}
+    paths = {"reward_model.path": config.reward_model.path}
+    for c, path in config.rewards.model_paths.items():
+        paths[f"rewards.sources.{c}.path"] = path
+        templates[f"rewards.sources.{c}.path"] = config.rewards.template_of(c)
+    for key, given in paths.items():
+        if given:
+            opened = open_reward_model(given, key)
+            _check_one_output(opened, key)
+            _check_weights(key, opened)
+            _check_tokens(config, key, opened, templates[key])
 
 
 def _open(key: str, path: str, auto_class: Any) -> OpenedModel:
@@ -225,31 +240,32 @@ def _scalar_user(config: RunConfig) -> str | None:
     """What makes a scalar model from the policy, if anything does."""
     if "reward" in config.stages and not config.reward_model.path:
         return "the reward stage"
-    has_reward_model = config.rewards.uses_reward_model
+    has_reward_model = config.rewards.uses_reward_model and not has_own_tokenizer(config)
     if "ppo" in config.stages and config.ppo.advantage_spec.critic and not has_reward_model:
         return f"the critic of ppo.advantage={config.ppo.advantage}"
     return None
 
 
-def _check_one_output(opened: OpenedModel) -> None:
+def _check_one_output(opened: OpenedModel, key: str) -> None:
     scalar_head(opened.model)
     if opened.model.config.num_labels != 1:
         raise UserError(
-            f"reward_model.path={opened.path}: a reward model has one output, this one has "
+            f"{key}={opened.path}: a reward model has one output, this one has "
             f"{opened.model.config.num_labels}"
         )
 
 
-def _check_one_tokenizer(config: RunConfig) -> None:
-    assert config.model.path
-    assert config.reward_model.path
-    policy = open_policy(config.model.path).shape.vocabulary
-    reward = open_reward_model(config.reward_model.path).shape.vocabulary
-    if policy != reward:
+def _check_tokens(config: RunConfig, key: str, opened: OpenedModel, template: str | None) -> None:
+    """A reward model reads the policy's tokens, or has a tokenizer and a chat template of its own."""
+    if not config.model.path:
+        return
+    policy, vocabulary = open_policy(config.model.path).shape.vocabulary, opened.shape.vocabulary
+    own = own_tokenizer(opened.path, load_tokenizer(config.model.path, config.model), template)
+    if own is None and policy != vocabulary and not has_tokenizer(opened.path):
         raise UserError(
-            f"model.path={config.model.path} has a vocabulary of {policy} and "
-            f"reward_model.path={config.reward_model.path} one of {reward}; policy and reward model must use "
-            "one tokenizer"
+            f"model.path={config.model.path} has a vocabulary of {policy} and {key}={opened.path} one of "
+            f"{vocabulary}; without a tokenizer of its own, the reward model must use the policy's, so both "
+            "need one tokenizer"
         )
 
 

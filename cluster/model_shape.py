@@ -61,12 +61,34 @@ def policy_shape(config: RunConfig) -> ModelShape:
 
 
 def scalar_parameters(config: RunConfig) -> int:
-    """Parameters of the reward model, and of the critic, which starts as its copy."""
+    """Parameters of the reward model, and of the critic, which mostly starts as its copy."""
     if config.reward_model.path and config.rewards.uses_reward_model:
         from cluster.model_checks import open_reward_model
 
         return open_reward_model(config.reward_model.path).shape.parameters
     return policy_shape(config).scalar_parameters
+
+
+def critic_parameters(config: RunConfig) -> int:
+    """Parameters of the critic: of the reward model, or of the policy where they have other tokens."""
+    if config.reward_model.path and config.rewards.uses_reward_model and config.model.path:
+        from cluster.model_checks import has_own_tokenizer
+
+        if has_own_tokenizer(config):
+            return policy_shape(config).scalar_parameters
+    return scalar_parameters(config)
+
+
+def reward_model_parameters(config: RunConfig) -> list[int]:
+    """Parameters of each reward model of the scoring actors."""
+    counts = []
+    if config.rewards.uses_reward_model:
+        counts.append(scalar_parameters(config))
+    for path in config.rewards.model_paths.values():
+        from cluster.model_checks import open_reward_model
+
+        counts.append(open_reward_model(path).shape.parameters)
+    return counts
 
 
 def new_model_shape(model: ModelConfig) -> ModelShape:

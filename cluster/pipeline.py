@@ -130,8 +130,9 @@ def _progress(run: RunDirectory) -> tuple[bytes, int]:
     last_row, responses = b"", 0
     if run.paths.metrics.exists():
         last_row = run.paths.metrics.read_bytes().rstrip().rpartition(b"\n")[2]
-    if run.paths.responses.exists():
-        responses = run.paths.responses.stat().st_size
+    for path in (run.paths.responses, run.paths.chosen):
+        if path.exists():
+            responses += path.stat().st_size
     return last_row, responses
 
 

@@ -108,8 +108,9 @@ def _whose(config: RunConfig, kind: str) -> str:
 
 def _scored_by(config: RunConfig) -> str:
     models = []
-    if config.rewards.uses_reward_model:
-        models.append("reward model")
+    count = len(config.rewards.model_indices)
+    if count:
+        models.append("reward model" if count == 1 else f"{count} reward models")
     if config.uses_reference:
         models.append("reference policy")
     return " and ".join(models) or "no model"

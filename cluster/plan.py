@@ -17,6 +17,7 @@ from rich.table import Table
 
 from actors import vllm_arguments
 from cluster.config import RunConfig
+from cluster.function_checks import check_judge, check_reward_functions
 from cluster.layout_checks import check_gpus, check_room, check_sharing, joins_a_cluster
 from cluster.layout_fit import NoRoomError
 from cluster.layout_memory import check_gpu_memory, memory_table
@@ -25,12 +26,14 @@ from cluster.memory_estimate import GIB
 from cluster.model_shape import policy_shape
 from cluster.placement import memory_by_process, placement, total_memory_gib
 from cluster.precision import resolve
+from cluster.rounds.effort import round_effort
+from cluster.rounds.judge import check_round_judge
 from cluster.run.directory import RunDirectory
 from cluster.sequence_slices import check_sequence_parallel, slice_figures
 from common.errors import UserError
-from common.plugins import load_function
 from learners import deepspeed_arguments
 from learners.data.config import KINDS
+from learners.data.forms.registry import load_converter
 
 
 def print_plan(config: RunConfig, console: Console) -> None:
@@ -44,6 +47,8 @@ def print_plan(config: RunConfig, console: Console) -> None:
     console.print(_figures("Model", model_figures(config)))
     if figures := batch_arithmetic(config):
         console.print(_figures("Batch arithmetic", figures))
+    if "rounds" in config.model_fields_set:
+        console.print(_figures("Rounds", round_effort(config)))
     fleets = Table(title="Placement", title_justify="left")
     for name in ("fleet", "actors", "threads each", "GPUs each", "GiB each, about", "holds"):
         fleets.add_column(name)
@@ -102,6 +107,14 @@ def batch_arithmetic(config: RunConfig) -> list[tuple[str, str]]:
         figures.append(
             ("collected responses", f"{collect.prompts} prompts x {collect.responses} = {responses:,}")
         )
+    if "best_of_n" in config.stages:
+        best = config.best_of_n
+        total = f"{best.prompts} prompts x {best.responses} = {best.prompts * best.responses:,}"
+        figures.append(("best of n: responses", total))
+        figures.append(("  demonstrations at most", f"{best.prompts:,}, one for each prompt"))
+    if "dpo" in config.stages:
+        figures.append(("DPO batch", f"{config.dpo.batch_size} prompts, each with all its pairs"))
+        figures.append(("  passes", f"{config.dpo.epochs}, after one forward pass for the reference"))
     if "ppo" in config.stages:
         figures += _ppo_arithmetic(config)
     return figures + slice_figures(config)
@@ -155,38 +168,27 @@ def check_data(config: RunConfig) -> None:
         RunDirectory(config).data(kind)
         for source in sources:
             if source.convert:
-                load_function(source.convert, f"data.{kind}.convert", "row")
-
-
-def check_reward_functions(config: RunConfig) -> None:
-    if not {"ppo", "evaluate"}.intersection(config.stages):
-        return
-    for source in config.rewards.sources:
-        if source.kind == "function":
-            load_function(source.path, "rewards.sources.path", "row", "response", "ended")
+                load_converter(source.convert, f"data.{kind}.convert", kind)
 
 
 def check_reward_model(config: RunConfig) -> None:
-    """PPO without the reward stage takes a reward model that is there already."""
-    if "ppo" in config.stages and "reward" not in config.stages and config.rewards.uses_reward_model:
+    """PPO and best of n without the reward stage take a reward model that is there already."""
+    scores = {"best_of_n", "ppo"}.intersection(config.stages)
+    if scores and "reward" not in config.stages and config.rewards.uses_reward_model:
         RunDirectory(config).model("reward")
 
 
 def check_rankings(config: RunConfig) -> None:
-    """The reward stage without the collect stage learns from the user's rankings, or from those of
-    an earlier run."""
-    if "reward" not in config.stages or "collect" in config.stages or config.data.rankings:
+    """The stages reward and dpo without the collect stage learn from the user's rankings, or from those
+    of an earlier run."""
+    learning = [stage for stage in ("reward", "dpo") if stage in config.stages]
+    if not learning or "collect" in config.stages or config.data.rankings:
         return
     if not RunDirectory(config).paths.rankings.exists():
         raise UserError(
-            "stages has reward but not collect, and data.rankings is empty: there is nothing to learn from"
+            f"stages has {learning[0]} but not collect, and data.rankings is empty: there is nothing to "
+            "learn from"
         )
-
-
-def check_judge(config: RunConfig) -> None:
-    """The function exists, where a stage calls it."""
-    if config.evaluate.judge and {"reward", "ppo", "evaluate"}.intersection(config.stages):
-        load_function(config.evaluate.judge, "evaluate.judge", "row", "response", "ended")
 
 
 def check_whole_data(config: RunConfig) -> None:
@@ -202,7 +204,7 @@ def check_whole_data(config: RunConfig) -> None:
         raise UserError(
             "the simulated labelers of stage collect know the quickstart's prompts only, and data.prompts is "
             "set; leave collect out and give data.rankings, or leave reward out too and score with "
-            "rewards.sources of kind function or http"
+            "rewards.sources of kind function, http or judge"
         )
 
 
@@ -211,7 +213,7 @@ def check_starting_models(config: RunConfig) -> None:
     template = config.model.chat_template
     if template and not Path(template).is_file():
         raise UserError(f"model.chat_template={template}: no such file; it should hold a Jinja template")
-    if config.model.path or config.reward_model.path:
+    if config.model.path or config.reward_model.path or config.rewards.model_paths:
         # Imports torch and transformers: seconds that a model with random weights does not need.
         from cluster.model_checks import check_models
 
@@ -268,6 +270,7 @@ CHECKS = (
     check_data,
     check_reward_functions,
     check_judge,
+    check_round_judge,
     check_reward_model,
     check_rankings,
     check_starting_models,

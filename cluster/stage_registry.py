@@ -39,6 +39,10 @@ class StageSpec:
     """File or folder in the stage's own that later stages read."""
     exports_policy: bool = False
     """Whether STAGE/model is a policy, which the evaluate stage can sample from."""
+    from_sft: bool = False
+    """Whether that policy is made from the SFT policy, and so is an alternative to the others that are."""
+    is_default: bool = True
+    """Whether it is among the stages of a config that names none."""
 
     def load(self) -> Callable[[Any], dict[str, Any]]:
         """Imports the stage's module and returns its `run`."""
@@ -73,26 +77,62 @@ STAGE_SPECS = (
         result="rankings.jsonl",
     ),
     StageSpec(
+        name="sample",
+        title="responses of several policies",
+        run="cluster.stages.sample:run",
+        depends_on=("sample", "rollout.dtype"),
+        fleets=("rollout", "scoring"),
+        result="responses.jsonl",
+        is_default=False,
+    ),
+    StageSpec(
         name="reward",
         title="reward model",
         run="cluster.stages.reward:run",
         depends_on=("reward_model", "learners.dtype", "data.split_key", "data.rankings"),
     ),
     StageSpec(
+        name="best_of_n",
+        title="policy fine-tuned on the best of n responses",
+        run="cluster.stages.best_of_n:run",
+        reads=("prompts",),
+        depends_on=(
+            *("best_of_n", "rewards", "rollout.dtype", "scoring.dtype", "learners.dtype"),
+            *("reward_model.path", "reward_model.chat_template", "data.split_key"),
+        ),
+        fleets=("learner", "rollout", "scoring"),
+        exports_policy=True,
+        from_sft=True,
+        is_default=False,
+    ),
+    StageSpec(
+        name="dpo",
+        title="policy trained by DPO",
+        run="cluster.stages.dpo:run",
+        depends_on=("dpo", "learners.dtype", "data.split_key", "data.rankings"),
+        exports_policy=True,
+        from_sft=True,
+        is_default=False,
+    ),
+    StageSpec(
         name="ppo",
         title="policy trained by PPO",
         run="cluster.stages.ppo:run",
         reads=("prompts", "heldout"),
-        depends_on=("rewards", "ppo", "rollout.dtype", "scoring.dtype", "reward_model.path"),
+        depends_on=(
+            *("rewards", "environment", "ppo", "rollout.dtype", "scoring.dtype"),
+            *("reward_model.path", "reward_model.chat_template"),
+        ),
         fleets=("learner", "rollout", "scoring"),
         exports_policy=True,
+        from_sft=True,
     ),
     StageSpec(
         name="evaluate",
         title="every policy on held-out prompts",
         run="cluster.stages.evaluate:run",
         reads=("heldout",),
-        depends_on=("evaluate", "rewards"),
+        depends_on=("evaluate", "environment", "rewards"),
         fleets=("rollout", "scoring"),
         result="results.json",
     ),
@@ -106,11 +146,19 @@ WITHOUT_EFFECT = (
     "pretrain.checkpoint_every",
     "sft.checkpoint_every",
     "reward_model.checkpoint_every",
+    "best_of_n.checkpoint_every",
+    "dpo.checkpoint_every",
+    "environment.step_timeout_s",
+    "environment.workers",
+    "environment.threads",
     "rewards.quarantine_share",
     "rewards.sources.retries",
     "rewards.sources.timeout_s",
     "rewards.sources.workers",
     "rewards.sources.concurrency",
+    "rewards.sources.batch_size",
+    "rewards.sources.cache",
+    "rewards.sources.api_key_env",
     "ppo.evaluate_every",
     "ppo.checkpoint_every",
     "ppo.checkpoint_minutes",
@@ -124,6 +172,7 @@ not its result: somebody changes them to get past a failure, and the work until 
 
 # Names of the stages in their order.
 STAGES = tuple(spec.name for spec in STAGE_SPECS)
+DEFAULT_STAGES = tuple(spec.name for spec in STAGE_SPECS if spec.is_default)
 
 
 def stage_spec(name: str) -> StageSpec:

@@ -9,9 +9,11 @@ of the run: what ends a driver (memory, a library) does not reach it.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -21,6 +23,8 @@ from common.plugins import child_environment
 
 # A process that signal N ended has exit code 128 + N, as in shells.
 SIGNAL_BASE = 128
+PR_SET_PDEATHSIG = 1
+"""See prctl(2)."""
 # Signals that follow the first one this soon are the same request to stop.
 REPEAT_SECONDS = 2.0
 
@@ -50,7 +54,8 @@ class Supervisor:
     def _run_driver(self) -> int:
         # In the same process group as this process: Ray kills a job by its group.
         # By this environment, a file cluster.py in the working directory does not run in place of ours.
-        self._driver = subprocess.Popen(self._command, env={**os.environ, **child_environment()})
+        environment = {**os.environ, **child_environment()}
+        self._driver = subprocess.Popen(self._command, env=environment, preexec_fn=_end_with_parent)
         if self._stopping:  # the signal came before there was a driver to forward it to
             self._driver.terminate()
         code = self._driver.wait()
@@ -62,6 +67,13 @@ class Supervisor:
         self._stopping = True
         if self._driver is not None and self._driver.poll() is None:
             self._driver.send_signal(number)
+
+
+def _end_with_parent() -> None:
+    """Has the kernel send SIGTERM to this process when its parent is gone: a driver that is left alone
+    holds the run's lock, and whoever starts the same command again would be refused."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def is_retried(code: int) -> bool:

@@ -41,18 +41,38 @@ def load_function(path: str, key: str, *arguments: str) -> Callable[..., Any]:
     Raises UserError if it does not exist, if its module cannot be imported, or if it does not take
     these arguments.
     """
+    function = load_user_object(path, key)
+    _check_call(function, f"{key}={path}", arguments)
+    return function  # type: ignore[no-any-return]
+
+
+def load_user_object(path: str, key: str) -> Any:
+    """What "module:name" names, of a module of the user's. Raises UserError if there is no such thing."""
     module, _, name = path.partition(":")
-    for folder in (str(USER_MODULES), os.environ.get(WORKING_DIRECTORY), os.getcwd()):
-        if folder and folder not in sys.path and os.path.isdir(folder):
-            sys.path.append(folder)
+    _add_user_folders()
     try:
-        function = getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the user's module may raise anything, SystemExit too
         raise UserError(f"{key}={path}: cannot be loaded: {_import_failure(module, error)}") from None
-    _check_call(function, f"{key}={path}", arguments)
-    return function  # type: ignore[no-any-return]
+
+
+def import_user_module(module: str, setting: str) -> Any:
+    """The user's module, which `setting` ("key=value") names. Raises UserError if it cannot be imported."""
+    _add_user_folders()
+    try:
+        return importlib.import_module(module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # as in `load_function`
+        raise UserError(f"{setting}: cannot be loaded: {_import_failure(module, error)}") from None
+
+
+def _add_user_folders() -> None:
+    for folder in (str(USER_MODULES), os.environ.get(WORKING_DIRECTORY), os.getcwd()):
+        if folder and folder not in sys.path and os.path.isdir(folder):
+            sys.path.append(folder)
 
 
 def _import_failure(module: str, error: BaseException) -> str:

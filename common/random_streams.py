@@ -10,6 +10,7 @@ zeros, so [seed, 1] and [seed, 1, 0] are one.)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -46,6 +47,25 @@ class Stream(IntEnum):
     """counters: index of the held-out prompt; one seed for each response"""
     ENGINES = 18
     """counters: index of the rollout actor; for requests without a seed of their own"""
+    BEST_OF_N_PROMPTS = 19
+    BEST_OF_N_SEEDS = 20
+    """counters: index of the prompt; one seed for each response"""
+    IMPORT_ROWS = 21
+    """of the embedding of an imported model that gets a token"""
+    ENVIRONMENT_SEEDS = 22
+    """counters: index of the group; one seed for the environments of all its episodes"""
+    EVALUATION_ENVIRONMENTS = 23
+    """counters: index of the held-out prompt"""
+    TURN_SEEDS = 24
+    """of the seed of an episode, counters: turn; the first turn has the seed itself"""
+    RECIPE_DATA = 25
+    """what the generators of data in `cluster.recipes` write"""
+    EPISODE_EVENTS = 26
+    """of the seed that an environment is reset with: what it draws in an episode"""
+    ROUND_SEEDS = 27
+    """counters: index of the policy, index of the prompt; one seed for each response"""
+    ROUND_LABELERS = 28
+    """counters: round, index of the simulated person, labels that he or she has given"""
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:
@@ -56,3 +76,15 @@ def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:
 def derived_seed(seed: int, stream: Stream, *counters: int) -> int:
     """A seed in [0, 2**31) of a stream, for generators other than numpy's (torch, random, vLLM)."""
     return int(generator(seed, stream, *counters).integers(0, 2**31))
+
+
+def response_seeds(
+    seed: int, stream: Stream, counters: Sequence[int], prompt_ids: Sequence[int], responses: int
+) -> list[int]:
+    """One for each response, prompt by prompt. They belong to the prompt (and to the counters), so that an
+    interrupted stage continues with the numbers that it would have had."""
+    seeds: list[int] = []
+    for prompt_id in prompt_ids:
+        rng = generator(seed, stream, *counters, prompt_id)
+        seeds += rng.integers(0, 2**31, size=responses).tolist()
+    return seeds

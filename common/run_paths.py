@@ -69,6 +69,7 @@ class RunPaths:
         self.timings = root / "timings.json"
         self.scale = root / "scale.json"
         self.report = root / "report.html"
+        self.judge_answers = root / "judge_answers.db"
         self.weights = root / "weights"
         self.wandb = root / "wandb"
         self.quickstart_data = root / "data"
@@ -87,16 +88,29 @@ class RunPaths:
         self.label_database = self.label / "label.db"
         self.label_settings = self.label / "settings.yaml"
         self.label_exports = self.label / "exports"
+        # Rounds of labels, reward model and policy.
+        self.rounds = root / "rounds"
+        self.rounds_log = self.rounds / "rounds.jsonl"
+        self.rounds_lock = self.rounds / "lock"
+        self.rounds_base = root / "rounds.yaml"
+        self.stop = root / "stop.json"
         # Stages, in their order.
         self.tokenizer = TrainingInputPaths(root / "pretrain").tokenizer
         self.corpus_tokens = TrainingInputPaths(root / "pretrain").corpus_tokens
         self.demonstration_tokens = TrainingInputPaths(root / "sft").demonstration_tokens
         self.responses = root / "collect" / "responses.jsonl"
         self.rankings = root / "collect" / "rankings.jsonl"
+        self.sampled = root / "sample" / "responses.jsonl"
+        self.sampled_features = root / "sample" / "features.npz"
         self.ranking_tokens = TrainingInputPaths(root / "reward").ranking_tokens
+        self.reward_accuracy = root / "reward" / "accuracy.json"
+        self.reward_accuracy_inputs = root / "reward" / "accuracy"
         self.folds = root / "reward" / "folds"
         self.fold_counts = self.folds / "counts.json"
         self.fold_rankings = TrainingInputPaths(self.folds).ranking_tokens
+        self.chosen = root / "best_of_n" / "chosen.jsonl"
+        self.best_of_n_progress = root / "best_of_n" / "progress.json"
+        self.dpo_reference = root / "dpo" / "reference.npy"
         self.alarms = self.stage("ppo").alarms
         self.batches = self.stage("ppo").batches
         self.samples = self.stage("ppo").samples
@@ -105,6 +119,14 @@ class RunPaths:
         self.ppo_export = root / "ppo" / "export"
         self.evaluation = root / "evaluate" / "results.json"
         self.answers = root / "evaluate" / "answers.jsonl"
+
+    def round(self, number: int) -> RoundPaths:
+        """Paths of one round, counted from 1."""
+        return RoundPaths(self.rounds / f"{number:03d}")
+
+    def started_rounds(self) -> list[RoundPaths]:
+        """The rounds that have a state, the first one first."""
+        return [RoundPaths(state.parent) for state in sorted(self.rounds.glob("*/round.json"))]
 
     def stage(self, name: str) -> StagePaths:
         return StagePaths(self.root / name)
@@ -139,3 +161,33 @@ class RunPaths:
     def started_in(self) -> Path:
         """Where the run was started last."""
         return Path((read_json(self.layout) or {}).get("started_in", "."))
+
+
+def stalled_key(number: int, state: str | None) -> str:
+    """Key of the line of `rounds_log` that says that a round has waited past its deadline in this state."""
+    return f"{number}:{state}:stalled"
+
+
+class RoundPaths(RunPaths):
+    """Paths of one round, which is a run directory of its own, RUN/rounds/001."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.state = root / "round.json"
+        self.plan = root / "plan.yaml"
+        # What people decided while it was at work.
+        self.hold_request = root / "hold.json"
+        # Prompts of the round, by their use.
+        self.candidates = root / "candidates.jsonl"
+        self.training_prompts = root / "training.jsonl"
+        self.comparison_prompts = root / "comparison.jsonl"
+        # What people were asked and what they said.
+        self.items = root / "items.jsonl"
+        self.round_rankings = root / "rankings.jsonl"
+        self.public_rankings = root / "public.jsonl"
+        self.comparison_items = root / "comparison_items.jsonl"
+        self.comparisons = root / "comparisons.jsonl"
+
+    def close_request(self, state: str) -> Path:
+        """An owner's wish to end the waiting for labels in this state."""
+        return self.root / f"close-{state}.json"

@@ -23,10 +23,23 @@ from label.store.items import responses_of
 from label.store.labels import CURRENT, ratings_of
 from label.store.people import set_state
 from label.store.screening_tables import decision, quality
-from label.store.tables import assignment, batch, gold, item, label, person
+from label.store.tables import assignment, gold, item, label, person
 
 CHUNK = 500
 PAUSED = "The check of quality paused you: {}. An owner looks at it and decides; your labels are kept."
+
+
+_columns = [label.c[name] for name in ("id", "item", "person", "ranks", "active_ms", "submitted")]
+JUDGED = (
+    sa.select(*_columns, assignment.c.order, item.c.prompt, item.c.repeat_of, person.c.pseudonym)
+    .add_columns(gold.c.answer)
+    .join(assignment, assignment.c.id == label.c.assignment)
+    .join(item, item.c.id == label.c.item)
+    .join(person, person.c.id == label.c.person)
+    .outerjoin(gold, sa.and_(gold.c.id == item.c.gold, gold.c.retired.is_(None)))
+    .where(CURRENT, label.c.kind.in_(("rank", "pair")), label.c.ranks.is_not(None))
+    .order_by(label.c.submitted.desc(), label.c.id)
+)
 
 
 def judgments(
@@ -34,17 +47,7 @@ def judgments(
 ) -> list[Judgment]:
     """Rankings and comparisons that count, the latest `limit` of them, of one person or of everybody; gold,
     calibration and repeated items too."""
-    query = (
-        sa.select(label, assignment.c.order, item.c.prompt, item.c.repeat_of, person.c.pseudonym)
-        .add_columns(gold.c.answer, batch.c.purpose)
-        .join(assignment, assignment.c.id == label.c.assignment)
-        .join(item, item.c.id == label.c.item)
-        .join(batch, batch.c.id == item.c.batch)
-        .join(person, person.c.id == label.c.person)
-        .outerjoin(gold, sa.and_(gold.c.id == item.c.gold, gold.c.retired.is_(None)))
-        .where(CURRENT, label.c.kind.in_(("rank", "pair")), label.c.ranks.is_not(None))
-        .order_by(label.c.submitted.desc(), label.c.id)
-    )
+    query = JUDGED
     if person_id is not None:
         query = query.where(label.c.person == person_id)
     rows = connection.execute(query.limit(limit) if limit else query).all()
@@ -87,6 +90,8 @@ def _policies(responses: Sequence[AnyRow]) -> list[dict[str, Any]]:
 
 def _earlier(connection: Connection, items: Sequence[str]) -> dict[tuple[str, str], dict[str, int]]:
     """(item, person) -> ranks by response id, of the items that were repeated."""
+    if not items:
+        return {}
     query = sa.select(label.c.item, label.c.person, label.c.ranks).where(label.c.item.in_(items), CURRENT)
     return {(row.item, row.person): row.ranks for row in connection.execute(query)}
 
@@ -106,18 +111,25 @@ def figures_of(connection: Connection, settings: LabelConfig, person_id: str) ->
     return person_quality(recent, config, last_decision(connection, person_id))
 
 
-def look(
-    database: Database, settings: LabelConfig, person_id: str, is_due: bool = False
-) -> PersonQuality | None:
-    """Looks at a person's figures if it is due, and pauses if they are a reason; None if it is not due.
-    With `is_due` it is."""
-    counts = sa.select(sa.func.count()).where(label.c.person == person_id, CURRENT)
+_own_labels = sa.select(sa.func.count()).where(label.c.person == sa.bindparam("who"), CURRENT)
+_seen_labels = sa.select(quality.c.labels).where(quality.c.person == sa.bindparam("who"))
+COUNTS = sa.select(
+    _own_labels.scalar_subquery().label("labels"), _seen_labels.scalar_subquery().label("seen")
+)
+"""How many labels of a person count, now and at the last look."""
+
+
+def is_look_due(database: Database, settings: LabelConfig, person_id: str) -> bool:
     with database.read() as connection:
-        labels = int(connection.execute(counts).scalar_one())
-        stored = connection.execute(sa.select(quality.c.labels).where(quality.c.person == person_id)).scalar()
-        # Rarer for who has given many, as a look reads them all. An undo makes it fewer than before.
-        if not is_due and abs(labels - (stored or 0)) < max(settings.pause.every, labels // 20):
-            return None
+        counts = connection.execute(COUNTS, {"who": person_id}).one()
+    # Rarer for who has given many, as a look reads them all. An undo makes it fewer than before.
+    return abs(counts.labels - (counts.seen or 0)) >= max(settings.pause.every, counts.labels // 20)
+
+
+def look(database: Database, settings: LabelConfig, person_id: str) -> PersonQuality:
+    """Looks at a person's figures, and pauses if they are a reason."""
+    with database.read() as connection:
+        labels = connection.execute(COUNTS, {"who": person_id}).one().labels
         figures = figures_of(connection, settings, person_id)
     reasons = [finding.reason for finding in figures.findings if finding.pauses]
     with database.write() as connection:

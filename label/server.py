@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import socket
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import sqlalchemy as sa
 import uvicorn
@@ -37,6 +40,22 @@ def serve_forever(workplace: Workplace, console: Console) -> None:
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
     workplace.database.close()
+
+
+@contextmanager
+def serving(workplace: Workplace) -> Iterator[str]:
+    """The address of a server for this workplace on this machine, in a thread, while the block lasts: for
+    simulated teams. The workplace stays open."""
+    server = uvicorn.Server(uvicorn.Config(create_app(workplace), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def check_address(host: str, public_url: str | None) -> None:

@@ -75,10 +75,14 @@ class SimulatedPerson:
         consent = self.post_or_get("/api/consent")
         body = {"code": code, "name": self.name, "consent_version": consent["version"]}
         person: str = self.post_or_get("/api/join", body, key=f"join-{self.name}")["person"]
+        self.read_guidelines()
+        return person
+
+    def read_guidelines(self) -> None:
+        """Acknowledges the newest version of each."""
         for kind in ("rank", "pair", "demonstrate"):
             version = self.post_or_get(f"/api/guidelines?kind={kind}")["version"]
             self.post_or_get("/api/guidelines/ack", {"version": version})
-        return person
 
     def answer_questions(self, questionnaire: Questionnaire) -> None:
         """Answers all questions that the API gives; `questionnaire` has what is right."""

@@ -41,6 +41,13 @@ PROMPT_FLAGS = {
 }
 """What a labeler says of a prompt: InstructGPT's Table 7."""
 
+OBJECTIONS = frozenset(
+    {"wrong_task", "inappropriate", "hallucination", "sexual", "violent", "encourages_harm", "denigrates"}
+    | {"harmful_advice", "ambiguous", "sensitive", "unclear_intent"}
+)
+"""Flags of responses and prompts by which people say that something is out of the ordinary. The others
+describe a task as it should be."""
+
 SKIP_REASONS = {
     "unclear": "Unclear",
     "language": "Not my language",

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from common.config import DType, LocalPath, Section
+from learners.data.preference_levels import MarginFrom
 from learners.deepspeed_arguments import refuse_reserved_keys
 
 
@@ -24,6 +25,9 @@ class LoRAConfig(Section):
     targets: list[str] | Literal["all-linear"] = "all-linear"
     """Names of the layers that get an adapter, for example q_proj. all-linear: every linear layer
     except the head."""
+    last_layers: int | None = Field(None, ge=1)
+    """Adapters in this many last layers alone: the backward pass ends there, and those before need no
+    memory for it. Empty: in all layers."""
 
 
 class ModelConfig(Section):
@@ -242,10 +246,19 @@ class SFTConfig(Section):
     """Steps between checkpoints of the learner state."""
 
 
+class NamedModelConfig(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Its name beside the results, for example sft-0."""
+    path: LocalPath
+    """Its model folder."""
+
+
 class RewardModelConfig(Section):
     path: LocalPath | None = None
-    """A sequence-classification folder with one output to start from. Empty: the SFT model with a
-    new scalar head."""
+    """A sequence-classification folder with one output to start from, whose tokenizer and chat template may
+    differ from the policy's. Empty: the SFT model with a new scalar head."""
+    chat_template: LocalPath | None = None
+    """Jinja file of the chat template that the model of `path` was trained with. Empty: its tokenizer's."""
     epochs: int = Field(1, ge=1)
     """Passes over the rankings. More than one overfits (Ouyang 2022, C.2)."""
     folds: int = Field(1, ge=1)
@@ -258,7 +271,27 @@ class RewardModelConfig(Section):
     margin: float = Field(0.0, ge=0)
     """Margin of the ranking loss: by how much the scores of two responses should differ for each
     rank between them. 0: no margin."""
+    margin_from: MarginFrom = "rank"
+    """What the margin of two responses follows: rank, the margin for each rank between them; likert or
+    strength, the whole margin for ratings three steps apart or "much better", two thirds, one third or none
+    of it for less, and none where the labeler did not say."""
+    labeler_weights: Literal["none", "dawid_skene"] = "none"
+    """How much the rankings of a labeler count: all alike, or by how often he or she is right about pairs
+    that others have ranked too (Dawid and Skene 1979)."""
+    accuracy_by: list[str] = Field([])
+    """Keys of rankings (for example round, group) by whose values the accuracy on held-out pairs is reported
+    beside that on all of them: by the first key, and by each other one within it."""
+    compare: list[NamedModelConfig] = Field([])
+    """Other reward models whose accuracy on the same held-out pairs is reported beside this one's."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3)
     """AdamW settings."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between checkpoints of the learner state."""
+
+    def inactive_keys(self) -> dict[str, str]:
+        inactive = {} if self.path else {"chat_template": "reward_model.path"}
+        if not self.margin:
+            inactive["margin_from"] = "reward_model.margin over 0"
+        if not self.accuracy_by:
+            inactive["compare"] = "reward_model.accuracy_by"
+        return inactive

@@ -28,7 +28,13 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, head: nn.Module | N
     targets: list[str] | str = config.targets
     if targets == "all-linear":
         targets = _linear_layers(model, skipped=(head, model.get_output_embeddings()))
-    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets)
+    layers: list[int] | None = None
+    if config.last_layers is not None:
+        count = model.config.get_text_config().num_hidden_layers
+        layers = list(range(max(0, count - config.last_layers), count))
+    lora = LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, target_modules=targets, layers_to_transform=layers
+    )
     try:
         inject_adapter_in_model(lora, model)
     except ValueError as error:

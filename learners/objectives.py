@@ -1,8 +1,8 @@
 """Every objective of the pipeline under one name: the public interface for users and checks.
 
 The functions live where they are used: advantages and the KL controller in
-`learners.rl.advantages`, the PPO losses in `learners.rl.losses`, the ranking loss in
-`learners.supervised.losses`, log-probabilities in `learners.logprobs`.
+`learners.rl.advantages`, the PPO losses in `learners.rl.losses`, the losses on rankings
+in `learners.supervised.losses`, log-probabilities in `learners.logprobs`.
 """
 
 from learners.logprobs import token_logprobs
@@ -21,6 +21,7 @@ from learners.rl.advantages import (
     reinforce_pp_baseline,
     rloo,
     token_rewards,
+    turn_discounts,
 )
 from learners.rl.choices import Aggregation, Correction, KLEstimator
 from learners.rl.losses import (
@@ -32,7 +33,7 @@ from learners.rl.losses import (
     policy_loss,
     value_loss,
 )
-from learners.supervised.losses import ranking_loss, ranking_pairs
+from learners.supervised.losses import implicit_rewards, ranking_loss, ranking_pairs
 
 __all__ = [
     "Aggregation",
@@ -45,6 +46,7 @@ __all__ = [
     "gae",
     "groups_with_signal",
     "grpo",
+    "implicit_rewards",
     "importance_weights",
     "kl_estimate",
     "log_linear_proximal",
@@ -61,5 +63,6 @@ __all__ = [
     "rloo",
     "token_logprobs",
     "token_rewards",
+    "turn_discounts",
     "value_loss",
 ]

@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from actors.config import RewardsConfig, ScoringConfig
+from actors.config import ScoringConfig
+from actors.reward_config import RewardsConfig
 from actors.scoring import ScoringActor
 from actors.vllm_samples import samples_from_outputs
 from actors.weights.tolerance import logprob_tolerance
 from common.hardware import device_of
 from learners.config import ModelConfig
+from learners.data.reward_tokenizer import own_tokenizer
 from learners.data.samples import Samples
 from learners.data.tokenizer_loading import load_tokenizer
 from learners.data.turn_tokens import response_texts
@@ -84,6 +86,9 @@ def _share_matching(pattern: re.Pattern[str], texts: Sequence[str]) -> float:
 
 
 def _score(samples: Samples, model: Path, reward_model: Path | None, config: ServeConfig) -> dict[str, float]:
+    # Prompts are known as tokens here, which a reward model of other tokens cannot read.
+    if own_tokenizer(reward_model, load_tokenizer(model)) is not None:
+        reward_model = None
     scorer = ScoringActor(
         policy=str(model),
         reward_model=str(reward_model) if reward_model else None,

@@ -15,6 +15,9 @@ from common.files import append_row
 from common.run_paths import RunPaths
 from learners.data.records import RankingRecord
 
+GROUP = "public"
+"""Group of the labels of whoever uses the endpoint, as `label.vocabulary.Group` has it."""
+
 
 class Message(BaseModel):
     role: Literal["system", "user", "assistant"]
@@ -81,6 +84,7 @@ class Feedback(BaseModel):
             "ranks": self.ranks,
             "ended": [answer.ended for answer in self.answers],
             "labeler": self.labeler,
+            "group": GROUP,
             "time": time.time(),
             "policy": [{"model": answer.model, "version": answer.version} for answer in self.answers],
             "decoding": [answer.decoding for answer in self.answers],

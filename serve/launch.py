@@ -106,6 +106,11 @@ def _deployment(config: ServeConfig) -> Any:
         # Developer mode has routes by which any client could pause the engine.
         "VLLM_SERVER_DEV_MODE": "0",
     }
+    if config.tensor_parallel == 1:
+        # On a CPU vLLM would start a further process for the one worker, to set OMP_NUM_THREADS there,
+        # which is set here: half a gigabyte and 20 s of CPU for each engine. The engine itself is in a
+        # process of its own either way.
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     scaling: dict[str, Any] = {"num_replicas": config.replicas}
     if config.autoscaling:
         scaling = {"autoscaling_config": AutoscalingConfig(**config.autoscaling.model_dump())}

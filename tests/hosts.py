@@ -15,6 +15,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -176,6 +178,19 @@ class Hosts:
             host.end()
         subprocess.run(["ip", "netns", "delete", self.name], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def two_hosts(name: str) -> Iterator[Hosts]:
+    """Two hosts that are one Ray cluster, with a token; each has room for one learner. `name` is unique
+    among the clusters of a process."""
+    hosts = Hosts(Path(f"/var/tmp/hero-hosts-{os.getpid()}-{name}"))
+    try:
+        for _ in range(2):
+            hosts.add().start_ray(cpus=1)
+        yield hosts
+    finally:
+        hosts.end()
 
 
 def interrupt(process: subprocess.Popen) -> None:

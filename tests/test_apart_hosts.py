@@ -4,7 +4,6 @@ that crosses the network; a network that fails for a time and for good; a host t
 One cluster with Ray's own settings: it gives a host up that has not answered for about 65 s.
 """
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.run_paths import RunPaths
-from tests.hosts import Hosts, interrupt
+from tests.hosts import interrupt, two_hosts
 from tests.runs import HERO, jsonl, metrics, wait_for_step
 from tests.test_chaos import assert_identical
 from tests.test_two_hosts import REASON, SETTINGS, hero, host_of
@@ -36,14 +35,8 @@ APART = [*SETTINGS, "learners.ranks=1", f"ppo.iterations={STEPS}", layout()]
 
 @pytest.fixture(scope="module")
 def hosts():
-    """Two hosts that are one Ray cluster."""
-    cluster = Hosts(Path(f"/var/tmp/hero-hosts-{os.getpid()}-apart"))
-    try:
-        for _ in range(2):
-            cluster.add().start_ray(cpus=1)
+    with two_hosts("apart") as cluster:
         yield cluster
-    finally:
-        cluster.end()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ import pytest
 from safetensors.torch import load_file
 
 from bench.soak import without_times
+from common.errors import RunStoppedError
 from common.run_paths import RunPaths
+from common.stop_request import request_stop, withdraw_stop
 from tests.runs import (
     ITERATIONS,
     OVERRIDES,
@@ -71,26 +73,32 @@ def truncate_weight_files(root: Path) -> None:
         time.sleep(0.0005)
 
 
-def test_killed_and_stopped_processes_change_nothing(run, tmp_path):
+ONE_OF_EACH_KIND = [(1, "learner-1", signal.SIGKILL), (2, "rollout-0", signal.SIGSTOP)]
+EVERY_FAULT = [
+    (1, "rollout-0", signal.SIGKILL),
+    (2, "scoring-0", signal.SIGKILL),
+    (3, "learner-1", signal.SIGKILL),
+    (4, "learner-0", signal.SIGSTOP),
+    (5, "rollout-0", "truncated weights"),
+]
+
+
+@pytest.mark.parametrize("faults", [ONE_OF_EACH_KIND, pytest.param(EVERY_FAULT, marks=pytest.mark.slow)])
+def test_killed_and_stopped_processes_change_nothing(run, tmp_path, faults):
+    """At last the driver, whose latest checkpoint is damaged too."""
     root, rng = copy_up_to_reward(run, tmp_path / "run"), random.Random(0)
     process = start(root, *OVERRIDES, *UNTIL)
-    recoveries = []
-    for step, name, sent in (
-        (1, "rollout-0", signal.SIGKILL),
-        (2, "scoring-0", signal.SIGKILL),
-        (3, "learner-1", signal.SIGKILL),
-        (4, "learner-0", signal.SIGSTOP),
-    ):
+    for step, name, fault in faults:
         wait_for_step(process, root, "ppo", step)
-        time.sleep(rng.uniform(0, 0.3))
-        actor_process(process, name).send_signal(sent)
         failed_at = time.monotonic()
-        recoveries.append(
-            (f"{sent.name} of {name}", wait_for_step(process, root, "ppo", step + 1) - failed_at)
-        )
-    failed_at = time.monotonic()
-    truncate_weight_files(root)
-    recoveries.append(("truncated weights", wait_for_step(process, root, "ppo", 6) - failed_at))
+        if isinstance(fault, signal.Signals):
+            time.sleep(rng.uniform(0, 0.3))
+            actor_process(process, name).send_signal(fault)
+        else:
+            truncate_weight_files(root)
+        seconds = wait_for_step(process, root, "ppo", step + 1) - failed_at
+        print(f"\n{getattr(fault, 'name', fault)} of {name}: the next step was done after {seconds:.1f} s")
+    last = len(faults) + 1
     process.kill()
     process.wait()
     latest = max(path.parent for path in root.glob("ppo/checkpoints/*/manifest.json"))
@@ -98,16 +106,13 @@ def test_killed_and_stopped_processes_change_nothing(run, tmp_path):
     os.truncate(largest, largest.stat().st_size // 2)
     failed_at = time.monotonic()
     process = start(root, *OVERRIDES, *UNTIL)
-    event = "SIGKILL of the driver, its latest checkpoint truncated, `hero run` again"
-    recoveries.append((event, wait_for_step(process, root, "ppo", 7) - failed_at))
+    seconds = wait_for_step(process, root, "ppo", last + 1) - failed_at
+    print(f"\nSIGKILL of the driver, its latest checkpoint truncated: the next step after {seconds:.1f} s")
     wait_until_finished(process, root)
     assert f"{latest} is corrupt" in Path(f"{root}.log").read_text()
-    for event, seconds in recoveries:
-        print(f"\n{event}: the next step was done after {seconds:.1f} s")
     failures = jsonl(RunPaths(root).failures)
-    expected = ["rollout-0", "scoring-0", "learner-1", "learner-0", "rollout-0"]
-    assert len(failures) == len(expected)
-    for name, failure in zip(expected, failures, strict=True):
+    assert len(failures) == len(faults)
+    for (_, name, _), failure in zip(faults, failures, strict=True):
         assert name in failure["replaced"]
     assert_identical(root, run)
 
@@ -243,3 +248,21 @@ def test_stale_rollouts_use_each_prompt_once_when_an_engine_dies(run, tmp_path):
     prompts = [prompt for batch in jsonl(RunPaths(root).batches) for prompt in batch["prompts"]]
     # Fewer than the 60 prompts there are: each at most once.
     assert len(prompts) == len(set(prompts)) == 8 * ITERATIONS
+
+
+@pytest.mark.slow
+def test_the_cord_stops_ppo_within_an_iteration_and_it_continues_from_its_checkpoint(run, tmp_path):
+    root = copy_up_to_reward(run, tmp_path / "run")
+    process = start(root, *OVERRIDES, *UNTIL)
+    wait_for_step(process, root, "ppo", 2)
+    request_stop(RunPaths(root), "labeler-1", "it insults people")
+    asked_at = metrics(root, "ppo")[-1]["step"]
+    assert process.wait(timeout=120) == RunStoppedError.exit_code
+    assert metrics(root, "ppo")[-1]["step"] <= asked_at + 1 < ITERATIONS
+    assert "stopped by labeler-1: it insults people" in output_tail(root)
+    # Whoever starts it again meets the same request, and nothing is learned.
+    assert start(root, *OVERRIDES, *UNTIL).wait(timeout=120) == RunStoppedError.exit_code
+    assert metrics(root, "ppo")[-1]["step"] <= asked_at + 1
+    withdraw_stop(RunPaths(root))
+    wait_until_finished(start(root, *OVERRIDES, *UNTIL), root)
+    assert_identical(run, root)

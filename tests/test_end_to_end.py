@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
-from cluster.stage_registry import STAGES
+from cluster.stage_registry import DEFAULT_STAGES as STAGES
 from common.run_paths import RunPaths
 from learners.rl.advantages import adapted_kl_coef
 from serve.config import ServeConfig

@@ -24,6 +24,10 @@ FORBIDDEN = {
     "cluster.fleets": ("cluster.rl", "cluster.stages", "cluster.pipeline"),
     "cluster.rl": ("cluster.stages", "cluster.pipeline"),
     "cluster.stages": ("cluster.pipeline", "cluster.cli"),
+    "cluster.rounds": (
+        *("cluster.fleets", "cluster.rl", "cluster.stages", "cluster.pipeline", "cluster.cli"),
+        *("ray", "torch", "vllm"),
+    ),
     "cluster.quickstart": ("cluster.fleets", "cluster.rl", "cluster.run", "cluster.stages"),
     "cluster.recipes": ("cluster.fleets", "cluster.rl", "cluster.run", "cluster.stages"),
 }

@@ -93,6 +93,7 @@ def nodes():
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_actors_of_a_lost_node_restart_on_another(run, nodes, tmp_path):
     root = copy_up_to_reward(run, tmp_path / "run")
     nodes.add(cpus=0)  # where the driver is

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cluster.rl.prompt_stream import PromptStream
-from common.random_streams import Stream, derived_seed, generator
+from common.random_streams import Stream, derived_seed, generator, response_seeds
 from learners.rl.config import PPOConfig
 from learners.rl.minibatches import minibatch_indices
 
@@ -93,3 +93,15 @@ def test_the_product_draws_from_named_streams_alone():
                 if is_source and not is_derived(node):
                     bare.append(f"{path}:{node.lineno}")
     assert bare == []
+
+
+def test_seeds_of_responses_belong_to_the_prompt_and_differ():
+    seeds = response_seeds(0, Stream.COLLECT_SEEDS, (), range(50), 4)
+    assert len(set(seeds)) == 200
+    assert response_seeds(0, Stream.COLLECT_SEEDS, (), [7, 3], 4) == seeds[28:32] + seeds[12:16]
+    for other in (
+        response_seeds(1, Stream.COLLECT_SEEDS, (), range(50), 4),
+        response_seeds(0, Stream.BEST_OF_N_SEEDS, (), range(50), 4),
+        response_seeds(0, Stream.COLLECT_SEEDS, (1,), range(50), 4),
+    ):
+        assert not set(seeds) & set(other)

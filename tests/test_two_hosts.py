@@ -1,14 +1,15 @@
 """Runs over hosts that share a network and one folder, and nothing else (`tests.hosts`)."""
 
-import os
 import re
+import time
 from pathlib import Path
 
 import pytest
 
 from common.run_paths import RunPaths
-from tests.hosts import Hosts, interrupt, reason_to_skip
-from tests.runs import HERO, metrics
+from tests.hosts import Hosts, interrupt, reason_to_skip, two_hosts
+from tests.runs import HERO, metrics, wait_for_step
+from tests.test_chaos import assert_identical
 
 REASON = reason_to_skip()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -38,14 +39,8 @@ def short(row, response, ended):
 
 @pytest.fixture(scope="module")
 def hosts():
-    """Two hosts that are one Ray cluster, with a token. Each has room for one learner."""
-    cluster = Hosts(Path(f"/var/tmp/hero-hosts-{os.getpid()}"))
-    try:
-        for _ in range(2):
-            cluster.add().start_ray(cpus=1)
+    with two_hosts("shared") as cluster:
         yield cluster
-    finally:
-        cluster.end()
 
 
 def hero(hosts: Hosts, root: Path, *overrides: str):
@@ -80,6 +75,29 @@ def test_learners_of_two_hosts_train_and_engines_follow(hosts):
     assert rows[-1]["objective/kl"] != 0
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_learner_that_is_cut_off_for_20_s_changes_nothing(hosts):
+    roots = [hosts.shared / name for name in ("undisturbed", "cut")]
+    weights = f"learners.weights_dir={hosts.shared / 'weights'}"
+    for root in roots:
+        process = hero(hosts, root, *SETTINGS, weights, "ppo.iterations=6")
+        try:
+            if root.name == "cut":
+                wait_for_step(process, root, "ppo", 2)
+                hosts.members[1].connect(False)
+                time.sleep(20)
+                hosts.members[1].connect(True)
+                since = time.monotonic()
+                print(f"\nnext step {wait_for_step(process, root, 'ppo', 4) - since:.0f} s after the return")
+            assert process.wait(500) == 0, hosts.members[0].output()
+        finally:
+            interrupt(process)
+    assert [row["step"] for row in metrics(roots[1], "ppo")] == list(range(1, 7))
+    assert_identical(*roots)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1000)
 def test_what_a_second_host_lacks_is_said_before_any_stage(hosts):
     first, second = hosts.members

@@ -122,7 +122,9 @@ def test_every_process_of_the_run_imports_the_right_modules(run):
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("moved", [False, True], ids=["as-trained", "data-gone"])
+@pytest.mark.parametrize(
+    "moved", [pytest.param(False, marks=pytest.mark.slow), True], ids=["as-trained", "data-gone"]
+)
 def test_it_is_served_and_promoted_from_elsewhere(run, home, tmp_path, moved):
     versions = sorted(path.name for path in (run / "versions").iterdir())
     assert "ppo-1" in versions

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
-from actors.weights.payload import Kind, WeightPayload, byte_view, digest, meta_of
+from actors.weights.payload import PIECE, Kind, WeightPayload, byte_view, digest, meta_of
 from common.files import atomic_path
 from common.run_paths import RunPaths
 from learners.named_tensors import NamedTensors
@@ -163,9 +163,10 @@ def write_safetensors(path: Path, bucket: NamedTensors) -> str:
             hasher.update(part)
         for _, tensor in bucket:
             data = byte_view(tensor.detach().cpu()).data
-            hasher.update(data)
-            while data:  # Linux writes at most 2 GiB at a time
-                data = data[file.write(data) :]
+            while data:
+                written = file.write(data[:PIECE])
+                hasher.update(data[:written])
+                data = data[written:]
     return hasher.hexdigest()
 
 

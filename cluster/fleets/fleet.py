@@ -199,7 +199,7 @@ class Fleet:
         watched = sorted({index % len(self) for index in indexes})
         poll([self._members[index].heartbeat for index in watched])
         for index in watched:
-            reason = self._hang_reason(self._members[index].heartbeat)
+            reason = self._members[index].heartbeat.hang_reason(self.limits)
             if reason is None:
                 continue
             self._hung.add(index)
@@ -209,18 +209,6 @@ class Fleet:
     def is_hung(self, index: int) -> bool:
         """Whether `watch` has found that an actor hangs."""
         return index in self._hung
-
-    def _hang_reason(self, heartbeat: HeartbeatMonitor) -> str | None:
-        limits = self.limits
-        if heartbeat.start_s > (start_limit := max(limits.patience_s, limits.heartbeat_timeout_s)):
-            return f"not started after {heartbeat.start_s:.0f} s, over cluster.patience_s={start_limit:g}"
-        if heartbeat.age_s > limits.heartbeat_timeout_s:
-            limit = f"cluster.heartbeat_timeout_s={limits.heartbeat_timeout_s:g}"
-            return f"no heartbeat for {heartbeat.age_s:.0f} s, over {limit}"
-        if heartbeat.call_s > limits.call_timeout_s:
-            limit = f"cluster.call_timeout_s={limits.call_timeout_s:g}"
-            return f"in this call for {heartbeat.call_s:.0f} s, over {limit}; its stack is there"
-        return None
 
     def dead_or_hung(self, patience_s: float = 10.0) -> list[int]:
         """Indexes of the actors that are dead or hung. An actor that is in a call does not answer

@@ -31,6 +31,8 @@ from ray.experimental.internal_kv import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.config import ClusterConfig
+
 INTERVAL_S = 1.0
 DUMP_AFTER_S = 300.0
 """A call that lasts longer has its stack written to the actor's log, once."""
@@ -102,6 +104,18 @@ class HeartbeatMonitor:
         if self.count:
             return 0.0
         return time.monotonic() - self.last_beat
+
+    def hang_reason(self, limits: ClusterConfig) -> str | None:
+        """Why the actor counts as hung; None if it does not."""
+        if self.start_s > (start_limit := max(limits.patience_s, limits.heartbeat_timeout_s)):
+            return f"not started after {self.start_s:.0f} s, over cluster.patience_s={start_limit:g}"
+        if self.age_s > limits.heartbeat_timeout_s:
+            limit = f"cluster.heartbeat_timeout_s={limits.heartbeat_timeout_s:g}"
+            return f"no heartbeat for {self.age_s:.0f} s, over {limit}"
+        if self.call_s > limits.call_timeout_s:
+            limit = f"cluster.call_timeout_s={limits.call_timeout_s:g}"
+            return f"in this call for {self.call_s:.0f} s, over {limit}; its stack is there"
+        return None
 
     def update(self, report: bytes) -> None:
         count, self.call_s, self.pid, self.node_id = json.loads(report)

@@ -21,6 +21,7 @@ from cluster.fleets.fleet import Fleet
 from learners.config import PretrainConfig, RewardModelConfig, SFTConfig
 from learners.rl.config import PPOConfig
 from learners.rl.scored_parts import ScoredPart, flatten_parts
+from learners.supervised.config import DPOConfig
 
 if TYPE_CHECKING:  # modules that import torch or DeepSpeed, which the driver does not need
     from learners.memory import What
@@ -61,6 +62,18 @@ class LearnerFleet(Fleet):
 
     def start_reward_model(self, policy: Path, config: RewardModelConfig, folder: Path, seed: int) -> int:
         return self._rank_0("start_reward_model", policy, config, folder, seed)
+
+    def start_dpo(self, policy: Path, config: DPOConfig, folder: Path, seed: int) -> int:
+        return self._rank_0("start_dpo", policy, config, folder, seed)
+
+    def measure_reference(self, file: Path) -> None:
+        """Has the ranks compute the log-probabilities of all ranked responses under the policy as it is
+        now, and rank 0 write them to a file."""
+        self.all("measure_reference", file)
+
+    def load_reference(self, file: Path) -> None:
+        """Takes the log-probabilities that were written at an earlier start."""
+        self.all("load_reference", file)
 
     def submit_start_ppo(
         self, policy: Path, reward_model: Path | None, config: PPOConfig, corpus: Path | None, seed: int

@@ -31,13 +31,15 @@ from actors.weights.transport import (
 )
 from cluster.config import ClusterConfig, RunConfig
 from cluster.fleets.actor_options import actor_options
+from cluster.fleets.environment_arguments import environment_arguments, rollout_target
 from cluster.fleets.fleet import Fleet
 from cluster.fleets.learner_fleet import LearnerFleet
 from cluster.fleets.lost_hosts import wait_for_hosts
 from cluster.fleets.model_copies import ModelFolder
 from cluster.fleets.reservation import Reservations
+from cluster.fleets.reward_settings import judge_keys, reward_settings
 from cluster.fleets.rollout_fleet import RolloutFleet
-from cluster.fleets.scale import scale_requests
+from cluster.fleets.scaling import ArgumentsOf, Scaling
 from cluster.fleets.scoring_fleet import ScoringFleet
 from cluster.fleets.storage import check_run_directory
 from cluster.layout import (
@@ -46,7 +48,6 @@ from cluster.layout import (
     executor,
     fleet_layout,
     groups,
-    own_group,
     shares_learners,
     turn_takers,
 )
@@ -67,9 +68,6 @@ QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
-ArgumentsOf = Callable[[int], dict[str, Any]]
-"""Constructor arguments of the i-th actor of a fleet."""
-
 
 class FleetManager:
     """The fleets of one run."""
@@ -78,16 +76,11 @@ class FleetManager:
         self.config, self.paths = config, RunPaths(root)
         self._weights_directory = weights_directory(root, config.learners.weights_dir)
         self._fleets: dict[str, Fleet] = {}
-        self._arguments_of: dict[str, ArgumentsOf] = {}
         self._scorer_models: tuple[str, str | None] | None = None
-        # The scale request that was last applied, by kind of fleet.
-        self._applied: dict[str, int] = {}
-        self._refused: set[str] = set()
         self._kinds = fleets_of(config.stages)
         self._reservations = Reservations(config.cluster.patience_s)
         self.turns = Turns(self._fleets, turn_takers(config), config.rollout.sleep_level)
-        # Actors that leave: each with a reference that is ready once it has ended.
-        self._leaving: dict[str, ray.ObjectRef] = {}
+        self.scaling = Scaling(config, self.paths, self._fleets)
         # Of the run directory, on a cluster whose hosts may not share it; empty on a Ray of our own.
         self._session = ""
 
@@ -139,7 +132,7 @@ class FleetManager:
         arguments_of = partial(self._rollout_arguments, model, settings)
         arguments = [arguments_of(index) for index in range(settings.actors)]
         how = self._how_to_start("rollout")
-        fleet = RolloutFleet("rollout", "actors.rollout:RolloutActor", arguments, *how)
+        fleet = RolloutFleet("rollout", rollout_target(self.config), arguments, *how)
         self.adopt(fleet, arguments_of)
         return fleet
 
@@ -160,7 +153,7 @@ class FleetManager:
             "reward_model": models[1] and self._folder(models[1]),
             "model": self.config.model,
             "config": settings,
-            "rewards": self.config.rewards,
+            "rewards": reward_settings(self.config, self.paths),
             "uses_reference": self.config.uses_reference,
             "device": device_of(self.config, "scoring"),
         }
@@ -179,7 +172,7 @@ class FleetManager:
         fleet.before_call = self.turns.before(fleet.kind)
         self.turns.started(fleet.kind)
         if arguments_of is not None:
-            self._arguments_of[fleet.kind] = arguments_of
+            self.scaling.arguments_of[fleet.kind] = arguments_of
 
     def transport_kind(self) -> Kind:
         """How weights go to the engines now: what `sync.transport` means on the hosts that are there."""
@@ -237,43 +230,10 @@ class FleetManager:
                 self.turns.vacate()
         return names
 
-    def target_size(self, kind: str) -> int:
-        """Number of actors that a fleet is to have: what `hero scale` last requested, else what it
-        has."""
-        if shares_learners(self.config, kind):
-            return self._fleets[kind].expected_size
-        return scale_requests(self.paths).get(kind, self._fleets[kind].expected_size)
-
     def apply_scale_requests(self) -> list[str]:
-        """Starts or removes actors as requested, admits those that have started, and returns what
-        was done as messages. Called by the PPO stage before each weight update, because new engines
-        hold old weights."""
-        messages = self._refused_requests()
-        self._release_left()
-        for kind, arguments_of in self._arguments_of.items():
-            fleet, target = self._fleets[kind], self.target_size(kind)
-            if target == self._applied.get(kind, fleet.expected_size):
-                # A request is applied once: actors that cannot start would be tried again in every
-                # iteration.
-                target = fleet.expected_size
-            else:
-                messages.append(f"{kind} fleet: from {fleet.expected_size} to {target}")
-                self._applied[kind] = target
-            if target < fleet.expected_size:
-                self._leaving |= fleet.remove(min(target, len(fleet)))
-            while fleet.expected_size < target:
-                self._request_group(kind, fleet.expected_size)
-                fleet.add(arguments_of(fleet.expected_size))
-            messages += fleet.admit_started()
-        return messages
-
-    def _refused_requests(self) -> list[str]:
-        """A message for each request that a fleet on the learners' GPUs cannot follow, once."""
-        requested = scale_requests(self.paths)
-        kinds = [kind for kind in self._fleets if kind in requested and shares_learners(self.config, kind)]
-        new, self._refused = set(kinds) - self._refused, set(kinds)
-        text = "on the learners' GPUs, whose number does not change (cluster.layout)"
-        return [f"{kind} fleet: stays at {len(self._fleets[kind])}; it is {text}" for kind in sorted(new)]
+        """Starts or removes actors as `hero scale` requested; returns what was done as messages. Called by
+        the PPO stage before each weight update, because new engines hold old weights."""
+        return self.scaling.apply(self._reservations)
 
     def close(self) -> None:
         """Stops all actors and Ray."""
@@ -290,22 +250,9 @@ class FleetManager:
         self._fleets.pop(kind).stop()
         self.turns.ended(kind)
 
-    def _request_group(self, kind: str, index: int) -> None:
-        """Asks for the group of an actor that is added."""
-        group = own_group(self.config, kind, index)
-        if group is not None:
-            self._reservations.release(group.name)  # of an actor of this number that has not quite ended
-            self._reservations.request(group)
-
-    def _release_left(self) -> None:
-        """Gives back the groups of actors that have left, which would end with them."""
-        for name, end in list(self._leaving.items()):
-            if ray.wait([end], timeout=0)[0]:
-                del self._leaving[name]
-                self._reservations.release(name)
-
     def _rollout_arguments(self, model: Path, settings: RolloutConfig, index: int) -> dict[str, Any]:
         return {
+            **environment_arguments(self.config),
             "name": f"rollout-{index}",
             "model_path": self._folder(str(model)),
             "config": settings,
@@ -342,6 +289,8 @@ class FleetManager:
             **child_environment(),
             SESSION: f"{self._session} {self.paths.root}",
         }
+        if kind == "scoring":
+            variables |= judge_keys(self.config.rewards)
         return actor_options(self.config, self._reservations, kind, index, variables)
 
 

@@ -12,6 +12,7 @@ them from the driver's host, through Ray, and remove the copy once they are load
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from common.files import file_sizes
 
 CHUNK = 64 << 20
 """Bytes that one task reads."""
+AHEAD = 4
+"""Chunks that are read while one is written."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,13 @@ def _copy(folder: ModelFolder, target: Path) -> None:
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb") as file:
+            chunks: deque[ray.ObjectRef] = deque()
             for offset in range(0, size, CHUNK):
-                file.write(ray.get(read.remote(Path(folder.path) / name, offset)))
+                chunks.append(read.remote(Path(folder.path) / name, offset))
+                if len(chunks) > AHEAD:
+                    file.write(ray.get(chunks.popleft()))
+            while chunks:
+                file.write(ray.get(chunks.popleft()))
         if path.stat().st_size != size:
             raise OSError(f"{folder.path}/{name}: {path.stat().st_size} of {size} bytes arrived")
 

@@ -50,6 +50,18 @@ class RolloutFleet(Fleet):
             refs.append(self.submit(index, "generate", *arguments))
         return refs
 
+    def run_episodes(
+        self, groups: Sequence[PromptGroup], decoding: Decoding, end_token: int
+    ) -> list[ray.ObjectRef]:
+        """Starts the episodes of all groups over the whole fleet. One Samples reference per engine, in the
+        order of the groups."""
+        share = -(-len(groups) // len(self))
+        refs = []
+        for index, start in enumerate(range(0, len(groups), share)):
+            arguments = (list(groups[start : start + share]), decoding, end_token)
+            refs.append(self.submit(index, "run_episodes", *arguments))
+        return refs
+
     def submit_run_groups(
         self,
         index: int,

@@ -2,7 +2,7 @@
 Ray.
 
 A scale request is a file in the run directory, {fleet: number of actors}. `request_scale` writes it
-for the command line, `FleetManager.apply_scale_requests` reads it before each weight update, and
+for the command line, `cluster.fleets.scaling` reads it before each weight update, and
 the start of a run deletes it.
 """
 

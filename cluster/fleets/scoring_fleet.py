@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import ray
 
+from actors.reward_features import Features
 from cluster.fleets.fleet import Fleet
 
 
@@ -27,6 +29,15 @@ class ScoringFleet(Fleet):
         prompts' rows by prompt id."""
         scores, ref_logprobs_N = self.submit_split(index, 2, "score", samples, temperature, rows)
         return scores, ref_logprobs_N
+
+    def features(self, rows: list[dict[str, Any]]) -> Features:
+        """Of responses, in their order; each actor has a part of them."""
+        parts = np.array_split(np.arange(len(rows)), len(self))
+        refs = []
+        for index, part in enumerate(parts):
+            refs.append(self.submit(index, "features", [rows[place] for place in part]))
+        found = self.wait(refs, "features")
+        return Features(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
 
     def offload(self) -> None:
         """Moves the models to the host."""

@@ -17,6 +17,7 @@ from common.errors import RunStoppedError
 
 Metrics = dict[str, float]
 
+DISAGREEMENT = "rewards/disagreement"
 DEFAULT_KL = 10.0
 """Of `alarms.kl`, nats."""
 
@@ -83,6 +84,14 @@ class Alarms:
             limit = f"over alarms.length={config.length:g} times that"
             evidence = f"responses of {length:.1f} tokens {at}, {then}, {limit}"
             alarms.append(Alarm("length", evidence))
+        now, at_first = metrics.get(DISAGREEMENT), first.get(DISAGREEMENT)
+        if now is not None and at_first is not None and now > config.disagreement * at_first:
+            limit = f"over alarms.disagreement={config.disagreement:g} times that"
+            evidence = (
+                f"the reward models' scores of a response differ by {now:.3f} (standard deviation) {at}, "
+                f"{at_first:.3f} in the first iteration, {limit}"
+            )
+            alarms.append(Alarm("disagreement", evidence))
         return alarms
 
     def _overoptimization(self, metrics: Metrics) -> list[Alarm]:

@@ -14,19 +14,25 @@ from typing import Any
 
 import numpy as np
 
-from actors.config import RewardsConfig
+from actors.prompt_group import PromptGroup
+from actors.reward_config import RewardsConfig
 from cluster.context import Context
+from cluster.rl.reward_ensemble import DISAGREEMENT, combine, combined_models
 from common.errors import UserError
-from common.random_streams import Stream, generator
+from common.random_streams import Stream, derived_seed, generator
+from learners.data.episodes import EpisodeStatus
 from learners.data.samples import Samples
 from learners.data.tokenizer import end_token
 from learners.data.tokenizer_loading import load_tokenizer
-from learners.data.turn_tokens import response_texts
+from learners.data.transcripts import TRANSCRIPT, answer_texts, transcript
+from learners.rl.episode_metrics import episode_metrics
 from learners.rl.estimates import best_of_n, best_of_n_kl, pass_at_k
 
 Answer = dict[str, Any]
 """One response: text, ended, reward (of each source too if there are several), and the judge's
-measures."""
+measures. Of an episode also its status and its turns."""
+
+STATUS = "status"
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,13 @@ def respond(context: Context, prompts: EvaluationPrompts, temperature: float, co
     tokenizer = load_tokenizer(policy, context.config.model)
     rollouts = context.fleets.rollouts(policy)
     scorers = context.fleets.scorers(policy, context.run.reward_model())
-    # The same seeds in every evaluation: differences between policies are then less noisy.
-    seeds: list[int] = []
-    for index in range(len(prompts.rows)):
-        rng = generator(context.config.seed, Stream.EVALUATION_SEEDS, index)
-        seeds += rng.integers(0, 2**31, size=count).tolist()
     decoding, end = context.decoding("evaluate", temperature), end_token(tokenizer)
-    prompt_ids = range(len(prompts.rows))
-    refs = rollouts.generate(prompts.tokens, prompt_ids, decoding, end, count, seeds)
+    groups = evaluation_groups(prompts, count, context.config.seed)
+    if context.config.environment is not None:
+        refs = rollouts.run_episodes(groups, decoding, end)
+    else:
+        seeds = [seed for group in groups for seed in group.seeds]
+        refs = rollouts.generate(prompts.tokens, range(len(prompts.rows)), decoding, end, count, seeds)
     # References are scored as soon as they exist; the driver reads the samples meanwhile.
     # Temperature 1: log-probabilities of the reference policy are compared with those of the
     # policy itself.
@@ -82,8 +87,7 @@ def respond(context: Context, prompts: EvaluationPrompts, temperature: float, co
     raw_CB = np.concatenate([part.raw_CB for part in scores], axis=1)
     applies_CB = np.concatenate([part.applies_CB for part in scores], axis=1)
     rewards = reward_columns(raw_CB, applies_CB, context.config.rewards)
-    responses = [samples.response(b) for b in range(samples.size)]
-    texts = response_texts(tokenizer, responses)
+    texts = answer_texts(tokenizer, samples)
     judge = context.judge()
     answers = []
     for b, text in enumerate(texts):
@@ -91,6 +95,10 @@ def respond(context: Context, prompts: EvaluationPrompts, temperature: float, co
         answer = {"text": text, "ended": ended}
         for name, reward_B in rewards.items():
             answer[name] = finite_or_none(reward_B[b])
+        if samples.episodes is not None:
+            answer |= samples.episodes.infos_B[b]
+            answer[STATUS] = EpisodeStatus(samples.episodes.status_B[b]).name.lower()
+            answer[TRANSCRIPT] = transcript(tokenizer, samples, b)
         if judge:
             answer |= judge(prompts.rows[samples.prompt_ids_B[b]], text, ended)
         answers.append(answer)
@@ -100,14 +108,33 @@ def respond(context: Context, prompts: EvaluationPrompts, temperature: float, co
     return JudgedResponses(samples, ref_logprobs_N, answers)
 
 
+def evaluation_groups(prompts: EvaluationPrompts, count: int, seed: int) -> list[PromptGroup]:
+    """The prompts with `count` seeds each: the same in every evaluation, so that differences between policies
+    are less noisy."""
+    groups = []
+    for index, (row, tokens) in enumerate(zip(prompts.rows, prompts.tokens, strict=True)):
+        rng = generator(seed, Stream.EVALUATION_SEEDS, index)
+        seeds = rng.integers(0, 2**31, size=count).tolist()
+        environment_seed = derived_seed(seed, Stream.EVALUATION_ENVIRONMENTS, index)
+        groups.append(PromptGroup(index, index, tokens, seeds, row, environment_seed))
+    return groups
+
+
 def reward_columns(
     raw_CB: np.ndarray, applies_CB: np.ndarray, config: RewardsConfig
 ) -> dict[str, np.ndarray]:
-    """By name, for each response: the weighted sum of the raw scores and, if there are several
-    sources, each of them (nan where it does not apply). Neither clipped nor normalized, so that
-    evaluations of different iterations compare."""
+    """By name, for each response: the reward, which is the weighted sum of the raw scores (those of reward
+    models combined, as `rewards.combine` says), and, if there are several sources, each of them (nan where
+    it does not apply). Neither clipped nor normalized, so that evaluations of different iterations
+    compare."""
     weights_C = np.array([source.weight for source in config.sources])
+    combined = combined_models(config)
+    weights_C[combined] = 0
     columns = {"reward": weights_C @ raw_CB}
+    if combined:
+        combined_B, disagreement_B = combine(raw_CB[combined], config)
+        columns["reward"] = columns["reward"] + combined_B
+        columns[f"reward/{DISAGREEMENT}"] = disagreement_B
     if len(config.sources) > 1:
         own_CB = np.where(applies_CB, raw_CB, np.nan)
         for name, own_B in zip(config.names, own_CB, strict=True):
@@ -134,6 +161,9 @@ def judge_policy(
     samples = responses.samples
     columns = answer_columns(responses.answers, count)
     rates = {name: float(np.nanmean(values_PJ)) for name, values_PJ in columns.items()}
+    if samples.episodes is not None:
+        of_episodes = episode_metrics(samples)
+        rates |= {name: of_episodes[name] for name in of_episodes if name.startswith("episode/")}
     rates["length"] = float(samples.response_lengths_B.mean())
     rates["count"] = float(samples.size)
     if temperature == 1.0 and responses.ref_logprobs_N is not None:
@@ -157,10 +187,11 @@ def answer_columns(answers: Sequence[Answer], count: int) -> dict[str, np.ndarra
     """By name: rewards and the judge's measures as float64 (P, J) arrays, nan for an answer
     without the measure. Measures that no answer has are left out."""
     columns = {}
-    for name in answers[0]:
-        if name == "text":
+    # An episode may have no measures where another has some.
+    for name in dict.fromkeys(name for answer in answers for name in answer):
+        if name in ("text", STATUS, TRANSCRIPT):
             continue
-        values = [answer[name] for answer in answers]
+        values = [answer.get(name) for answer in answers]
         if any(value is not None for value in values):
             columns[name] = np.array(values, dtype=float).reshape(-1, count)
     return columns

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from actors.prompt_group import PromptGroup
-from common.random_streams import Stream, generator
+from common.random_streams import Stream, derived_seed, generator
 from learners.rl.config import PPOConfig
 
 
@@ -31,13 +31,15 @@ class PromptStream:
         tokens: Sequence[list[int]],
         config: PPOConfig,
         seed: int,
+        has_environment: bool = False,
     ) -> None:
         """`rows` and `tokens` have one entry for each prompt; a group gets `config.responses`
-        seeds."""
+        seeds, and for an environment its row."""
         self.rows = rows
         self._tokens = tokens
         self._responses = config.responses
         self._seed = seed
+        self._has_environment = has_environment
         # All epochs are kept: together they are no larger than the indices that were asked for.
         self._orders: dict[int, np.ndarray] = {}
 
@@ -47,7 +49,11 @@ class PromptStream:
         # A seed belongs to the response, so that the same text is drawn whichever engine draws it.
         rng = generator(self._seed, Stream.SAMPLE_SEEDS, index)
         seeds = rng.integers(0, 2**31, size=self._responses).tolist()
-        return PromptGroup(index, prompt_id, self._tokens[prompt_id], seeds)
+        tokens = self._tokens[prompt_id]
+        if not self._has_environment:
+            return PromptGroup(index, prompt_id, tokens, seeds)
+        environment_seed = derived_seed(self._seed, Stream.ENVIRONMENT_SEEDS, index)
+        return PromptGroup(index, prompt_id, tokens, seeds, self.rows[prompt_id], environment_seed)
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:

@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.config import RewardsConfig, RewardSource
+from actors.reward_config import AnyReward, RewardsConfig
 from actors.scoring import Scores
+from cluster.config import RunConfig
 from cluster.fleets.scoring_fleet import ScoringFleet
+from cluster.rl.reward_ensemble import DISAGREEMENT, combine, combined_models
 from common.errors import RunStoppedError
 from common.files import to_json
 from learners.rl.scored_parts import ScoredPart
@@ -63,6 +65,13 @@ class RunningMoments:
         return (self.squares / self.count) ** 0.5
 
 
+def rewards_of(
+    config: RunConfig, scorers: ScoringFleet, quarantine: Path, state: dict[str, Any] | None
+) -> RewardAggregator:
+    """The aggregator of a run, from its beginning or from the `state` of a checkpoint."""
+    return RewardAggregator(config.rewards, scorers, quarantine, state, config.scoring_reads_rows)
+
+
 class RewardAggregator:
     """Combines scores with running statistics of each source, which `state` continues from a
     checkpoint."""
@@ -73,7 +82,13 @@ class RewardAggregator:
         scorers: ScoringFleet,
         quarantine: Path,
         state: dict[str, Any] | None = None,
+        reads_rows: bool | None = None,
     ) -> None:
+        """`reads_rows` says whether the sources need the rows of the prompt file; None: unless all of them
+        are reward models."""
+        if reads_rows is None:
+            reads_rows = config.reads_texts
+        self.reads_rows = reads_rows
         self.config, self.scorers, self.quarantine = config, scorers, quarantine
         self._moments = [RunningMoments() for _ in config.sources]
         self._num_responses = self._num_quarantined = 0
@@ -103,8 +118,8 @@ class RewardAggregator:
     def submit(self, index: int, samples: ray.ObjectRef, rows: Rows, temperature: float) -> PendingPart:
         """Has a scoring actor score samples as soon as they exist. `rows` are rows of the prompt
         file by prompt id."""
-        if all(source.kind == "model" for source in self.config.sources):
-            rows = {}  # the reward model reads tokens only
+        if not self.reads_rows:
+            rows = {}
         scores, ref_logprobs_N = self.scorers.submit_score(index, samples, temperature, rows)
         return PendingPart(index, samples, scores, ref_logprobs_N)
 
@@ -143,6 +158,7 @@ class RewardAggregator:
         """(reward_B, mean raw score of each source if there are several). A source counts only where it
         applies."""
         reward_B, metrics = np.zeros(raw_CB.shape[1]), {}
+        combined_CB = []
         for c, (source, moments) in enumerate(zip(self.config.sources, self._moments, strict=True)):
             applies_B = applies_CB[c]
             if not applies_B.any():
@@ -151,9 +167,16 @@ class RewardAggregator:
             if source.normalize:
                 moments.add(score_B)
                 score_B = (score_B - moments.mean) / max(1e-6, moments.std)
-            reward_B[applies_B] += source.weight * score_B
+            if c in combined_models(self.config):
+                combined_CB.append(score_B)
+            else:
+                reward_B[applies_B] += source.weight * score_B
             if len(self.config.sources) > 1:
                 metrics[f"rewards/{self.config.names[c]}"] = float(raw_CB[c, applies_B].mean())
+        if combined_CB:
+            combined_B, disagreement_B = combine(np.array(combined_CB), self.config)
+            reward_B += combined_B
+            metrics[f"rewards/{DISAGREEMENT}"] = float(disagreement_B.mean())
         return reward_B, metrics
 
     def _record_quarantine(self, results: Sequence[Scores], kept: Sequence[np.ndarray], step: int) -> None:
@@ -178,7 +201,7 @@ class RewardAggregator:
             )
 
 
-def clip(score_B: np.ndarray, source: RewardSource) -> np.ndarray:
+def clip(score_B: np.ndarray, source: AnyReward) -> np.ndarray:
     if source.clip is None:
         return score_B
     return score_B.clip(-source.clip, source.clip)

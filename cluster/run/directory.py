@@ -296,7 +296,11 @@ class RunDirectory:
 
     def _has_work(self, stage: str) -> bool:
         """Whether an interrupted stage left what takes long to make."""
-        of_stage = {"collect": self.paths.responses, "reward": self.paths.fold_counts}
+        of_stage = {
+            "collect": self.paths.responses,
+            "reward": self.paths.fold_counts,
+            "best_of_n": self.paths.best_of_n_progress,
+        }
         return self._has_checkpoint(stage) or (stage in of_stage and of_stage[stage].exists())
 
 

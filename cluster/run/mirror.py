@@ -1,9 +1,10 @@
 """A copy of the run directory in an object store (`cluster.mirror`), for a driver whose disk does not
 outlive it.
 
-`RunDirectory` calls `snapshot` after each commit: a checkpoint, a finished stage, a stored version.
-It returns at once, and a thread copies; of several moments that wait it takes the newest. A driver
-that starts in an empty run directory calls `restore`.
+`RunDirectory` calls `snapshot` after each commit (a checkpoint, a finished stage, a stored version), and
+`hero rounds` after each transition and now and then while people label. It returns at once, and a thread
+copies; of several moments that wait it takes the newest. A driver that starts in an empty run directory calls
+`restore`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import hashlib
 import io
 import os
 import secrets
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -27,8 +29,12 @@ from common.run_paths import RunPaths
 
 SMALL = 1 << 20
 """Files up to this size are read at the snapshot; larger ones are held open and read by the thread."""
-NOT_COPIED = ("lock", "session.json", "scale.json", "endpoint.json", "promotions.lock", "mirror.json")
-"""Of this host or this moment only; endpoint.json holds a secret."""
+NOT_COPIED = (
+    *("lock", "session.json", "scale.json", "endpoint.json", "promotions.lock", "mirror.json"),
+    *("judge_answers.db", "judge_answers.db-journal", "label.db-wal", "label.db-shm"),
+)
+"""Of this host or this moment only; endpoint.json holds a secret, and scoring actors write to the
+database. That of the labels is copied as SQLite copies it, with what is in its log."""
 FOLDERS_NOT_COPIED = ("logs", "wandb", "weights", "export", "folds")
 
 
@@ -62,6 +68,7 @@ class Mirror:
         self.url, self.root, self._report = url, root, report
         self._store = ObjectStore(url, "cluster.mirror")
         self._record = RunPaths(root).mirror
+        self._database = RunPaths(root).label_database.name
         self._digests: dict[tuple[int, int, int], str] = {}
         self._pending: list[OpenFile] | None = None
         self._condition = threading.Condition()
@@ -109,7 +116,11 @@ class Mirror:
     def snapshot(self) -> None:
         """Has the present content of the run directory copied. Called by the driver between two steps,
         when nobody writes anything but logs."""
-        files = list(self._open_files())
+        try:
+            files = list(self._open_files())
+        except sqlite3.Error as error:  # people label meanwhile, and the run goes on
+            self._report(f"cluster.mirror={self.url}: no copy this time (label.db: {error}); the next may do")
+            return
         with self._condition:
             _close(self._pending)
             self._pending = files
@@ -164,7 +175,8 @@ class Mirror:
                     continue
                 # An actor may remove a file of its own between the listing and here.
                 with suppress(FileNotFoundError):
-                    yield _open(path / name, str((path / name).relative_to(self.root)))
+                    opened = _open_database if name == self._database else _open
+                    yield opened(path / name, str((path / name).relative_to(self.root)))
 
 
 @contextmanager
@@ -200,6 +212,17 @@ def _open(path: Path, name: str) -> OpenFile:
             data = content.read(size)
         content, size = io.BytesIO(data), len(data)
     return OpenFile(name, content, size, (status.st_ino, size, status.st_mtime_ns))
+
+
+def _open_database(path: Path, name: str) -> OpenFile:
+    """A consistent copy of a SQLite file that others write to, which exists only as long as it is open."""
+    copy = path.with_name(path.name + PARTIAL_SUFFIX)
+    copy.unlink(missing_ok=True)
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+    file = _open(copy, name)
+    copy.unlink()
+    return file
 
 
 def _digest(file: OpenFile) -> str:

@@ -22,8 +22,17 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Reward model score", "ppo", ("objective/scores", "eval/reward")),
     ("KL to the SFT policy, nats a response", "ppo", ("objective/kl", "eval/kl")),
     ("Response length, tokens", "ppo", ("response/length", "eval/length")),
+    ("Return of an episode", "ppo", ("episode/return", "eval/episode/return")),
+    ("Turns of an episode", "ppo", ("episode/turns", "eval/episode/turns")),
+    (
+        "Episodes by their end",
+        "ppo",
+        ("episode/done", "episode/truncated", "episode/timed_out", "episode/failed"),
+    ),
+    ("Tool calls of an episode", "ppo", ("environment/tool_calls", "environment/tool_errors")),
     ("Entropy, nats a token", "ppo", ("objective/entropy",)),
     ("Held-out prompts, sampled", "ppo", ("eval/factual", "eval/rude", "eval/coherent", "eval/pass@1")),
+    ("Disagreement of the reward models", "ppo", ("rewards/disagreement",)),
     ("Pre-training loss", "ppo", ("eval/pretrain_loss",)),
     ("Policy loss", "ppo", ("loss/policy_avg",)),
     ("Value loss", "ppo", ("loss/value_avg",)),
@@ -34,6 +43,9 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Pre-training loss", "pretrain", ("loss/train", "loss/validation")),
     ("SFT loss", "sft", ("loss/train", "loss/validation")),
     ("Reward model loss", "reward", ("loss/train",)),
+    ("SFT loss on the best of n", "best_of_n", ("loss/train", "loss/validation")),
+    ("DPO loss", "dpo", ("loss/train", "loss/validation")),
+    ("Implicit reward of the better and the worse response", "dpo", ("rewards/better", "rewards/worse")),
 )
 # Of one curve. A longer one is averaged over equal strides.
 POINTS = 300

@@ -21,7 +21,14 @@ from learners.data.config import KINDS
 
 Values = dict[str, Any]
 
-FILE_KEYS = ("model.path", "model.chat_template", "reward_model.path")
+FILE_KEYS = (
+    "model.path",
+    "model.chat_template",
+    "reward_model.path",
+    "reward_model.chat_template",
+    "sample.prompts",
+    "sample.reward_model",
+)
 """Keys that name a file or a folder, or a model of the hub; section data has the others."""
 
 PIECE = 2**20
@@ -80,11 +87,21 @@ def changes(before: Values, now: Values, prefix: str = "") -> list[str]:
         key, old = prefix + name, before[name]
         if isinstance(value, dict) and isinstance(old, dict):
             found += changes(old, value, f"{key}.")
+        elif key == "rewards.sources" and _are_sections(old, value):
+            for number, (before_one, now_one) in enumerate(zip(old, value, strict=True)):
+                found += changes(before_one, now_one, f"{key}.{number}.")
         elif _is_short(old) and _is_short(value):
             found.append(f"{key} {old} (now {value})")
         else:
             found.append(key)
     return found
+
+
+def _are_sections(old: Any, value: Any) -> bool:
+    """Whether both are lists of as many sections, such as sources of reward."""
+    if not isinstance(old, list) or not isinstance(value, list) or len(old) != len(value):
+        return False
+    return all(isinstance(one, dict) for one in (*old, *value))
 
 
 def _select(values: Values, keys: Sequence[str]) -> Values:
@@ -117,6 +134,13 @@ def _files_as_content(values: Values, root: Path) -> None:
         section, _, name = key.partition(".")
         if values[section].get(name):
             values[section][name] = content(Path(values[section][name]), of_folder="*")
+    for policy in _named_models(values):
+        policy["path"] = content(Path(policy["path"]), of_folder="*")
+    for source in values["rewards"]["sources"]:
+        for name in ("path", "chat_template", "template"):
+            # The path of a function names a module.
+            if source.get(name) and source["kind"] in ("model", "judge"):
+                source[name] = content(Path(source[name]), of_folder="*")
     for kind in KINDS:
         for source in values["data"].get(kind) or []:
             path = root / Path(source["path"]).expanduser()
@@ -124,6 +148,11 @@ def _files_as_content(values: Values, root: Path) -> None:
             # A name of the hub stays as it is written, whatever data.root is.
             if found != str(path):
                 source["path"] = found
+
+
+def _named_models(values: Values) -> list[Values]:
+    compared = values["reward_model"].get("compare", [])
+    return [*values["sample"]["policies"], *values["evaluate"]["policies"], *compared]
 
 
 def content(path: Path, of_folder: str = "**/*") -> str:

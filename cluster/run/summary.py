@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from common.files import read_json, read_jsonl
-from common.run_paths import RunPaths
+from common.run_paths import RoundPaths, RunPaths
 
 # Measures of the evaluation that the table leaves out.
 HIDDEN = ("count", "ended", "score_error")
@@ -29,7 +29,8 @@ def print_summary(root: Path, console: Console) -> None:
     _print_costs(paths, console)
     if paths.report.exists():
         console.print(f"report: {paths.report}", markup=False, soft_wrap=True)
-    if paths.current.exists():
+    # Of a round the gate decides whether its policy is served.
+    if paths.current.exists() and not RoundPaths(root).state.exists():
         shown = root
         if root.is_relative_to(Path.cwd()):
             shown = root.relative_to(Path.cwd())
@@ -119,7 +120,7 @@ def evaluation_table(results: dict[str, Any]) -> Table:
 
 def shown_name(model: str) -> str:
     """Of a stage's policy in a sentence."""
-    return {"sft": "SFT", "ppo": "PPO"}.get(model, model)
+    return {"sft": "SFT", "best_of_n": "best of n", "dpo": "DPO", "ppo": "PPO"}.get(model, model)
 
 
 def is_rate(name: str) -> bool:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from actors.config import Decoding
 from cluster.context import Context
+from cluster.fleets.rollout_fleet import RolloutFleet
 from cluster.quickstart.labelers import make_labelers
 from cluster.rl.weight_sync import load_weights
 from cluster.run.progress import progress
 from common.files import read_jsonl, to_json, truncate_partial_line, write_jsonl
-from common.random_streams import Stream, derived_seed, generator
+from common.random_streams import Stream, derived_seed, generator, response_seeds
 from learners.data.records import RankingRecord, ResponsesRecord
 from learners.data.samples import Samples
 from learners.data.tokenizer import end_token
@@ -39,16 +41,14 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def collect(context: Context) -> None:
-    """Writes the responses, `CHUNK` prompts at a time; continues after what an interrupted run
-    has written."""
+    """Writes the responses."""
     config, seed, path = context.config.collect, context.config.seed, context.run.paths.responses
     policy = context.run.model("sft")
     tokenizer = load_tokenizer(policy, context.config.model)
     rows, tokens = context.prompts("prompts", tokenizer, config.max_response_tokens)
-    order = generator(seed, Stream.COLLECT_PROMPTS).permutation(len(rows))[: config.prompts]
-    # The order is drawn from the seed alone, so the lines that are there say how far it got.
-    truncate_partial_line(path)
-    done = len(read_jsonl(path))
+    order = generator(seed, Stream.COLLECT_PROMPTS).permutation(len(rows))
+    # Drawn from the seed alone, so that the lines that are there say how far an interrupted run got.
+    prompt_ids = order[: config.prompts].tolist()
     rollouts = context.fleets.rollouts(policy)
     load_weights(context, policy)
     decoding = context.decoding("collect", temperature=1.0)
@@ -56,35 +56,42 @@ def collect(context: Context) -> None:
     is_own = policy == context.run.paths.stage("sft").model
     source = {"model": context.config.name, "version": "sft-0" if is_own else policy.name}
     sampled = SampledPrompts(rows, tokenizer, source, decoding, config.responses)
+    seeds = response_seeds(seed, Stream.COLLECT_SEEDS, (), prompt_ids, config.responses)
+    write_responses(rollouts, sampled, [tokens[i] for i in prompt_ids], prompt_ids, seeds, path, "collect")
+
+
+def write_responses(
+    rollouts: RolloutFleet,
+    sampled: SampledPrompts,
+    prompts: Sequence[Sequence[int]],
+    prompt_ids: Sequence[int],
+    seeds: Sequence[int],
+    path: Path,
+    title: str,
+) -> None:
+    """Appends a record for each prompt, `CHUNK` prompts at a time; continues after what an interrupted run
+    has written. `seeds` has one for each response, prompt by prompt."""
+    truncate_partial_line(path)
+    done, n = len(read_jsonl(path)), sampled.responses
     with (
         open(path, "a", encoding="utf-8") as file,
-        progress("collect", total=len(order), done=done) as bar,
+        progress(title, total=len(prompt_ids), done=done) as bar,
     ):
-        for start in range(done, len(order), CHUNK):
-            prompt_ids = order[start : start + CHUNK].tolist()
+        for start in range(done, len(prompt_ids), CHUNK):
+            chunk = slice(start, start + CHUNK)
             refs = rollouts.generate(
-                [tokens[i] for i in prompt_ids],
-                prompt_ids,
-                decoding,
-                end_token(tokenizer),
-                config.responses,
-                sample_seeds(seed, prompt_ids, config.responses),
+                prompts[chunk],
+                prompt_ids[chunk],
+                sampled.decoding,
+                end_token(sampled.tokenizer),
+                n,
+                seeds[start * n : (start + CHUNK) * n],
             )
             for samples in rollouts.wait(refs, "generate"):
                 for record in sampled.records(samples):
                     file.write(to_json(record.stored_row()) + "\n")
             file.flush()  # an interrupted run keeps whole chunks
-            bar.advance(len(prompt_ids), f"{config.responses} responses each")
-
-
-def sample_seeds(seed: int, prompt_ids: Sequence[int], responses: int) -> list[int]:
-    """One for each response, prompt by prompt. They belong to the prompt, so that an interrupted
-    collection continues with the numbers that it would have had."""
-    seeds: list[int] = []
-    for prompt_id in prompt_ids:
-        rng = generator(seed, Stream.COLLECT_SEEDS, prompt_id)
-        seeds += rng.integers(0, 2**31, size=responses).tolist()
-    return seeds
+            bar.advance(len(prompt_ids[chunk]), f"{n} responses each")
 
 
 @dataclass(frozen=True)
@@ -120,35 +127,47 @@ class SampledPrompts:
 def label(context: Context, collected: Sequence[ResponsesRecord]) -> dict[str, Any]:
     """Has the simulated labelers rank the responses, and writes the rankings. Returns counts and
     the labelers' pairwise agreement."""
-    config, seed = context.config.collect, context.config.seed
-    labelers = make_labelers(config.labelers, seed, config.error_rate)
-    assignment_rng = generator(seed, Stream.LABELER_ASSIGNMENT)
-    # Two streams: how often a second labeler is drawn must not change what the first one thinks.
-    error_rng = random.Random(derived_seed(seed, Stream.LABELER_ERRORS))
+    all_rankings: Iterable[list[dict[str, Any]]]
+    if context.config.collect.workplace:
+        from cluster.stages.collect_workplace import rank_in_workplace
+
+        all_rankings = rank_in_workplace(context, collected)
+    else:
+        all_rankings = rank_here(context, collected)
     rows: list[dict[str, Any]] = []
     agreeing = compared = 0
-    for record in collected:
-        order = assignment_rng.permutation(len(labelers))
-        # A second labeler for some of the prompts, to measure agreement.
-        count = 1 + int(assignment_rng.random() < config.overlap)
-        rankings: list[list[int]] = []
-        for i in order[:count]:
-            labeler = labelers[i]
-            ranks = labeler.rank(record.row, record.responses, record.ended, error_rng)
-            rankings.append(ranks)
-            rows.append(_ranked(record, ranks, labeler.name))
+    for rankings in all_rankings:
+        rows += rankings
         if len(rankings) == 2:
-            same, opposite = count_same_and_opposite(*rankings)
+            same, opposite = count_same_and_opposite(*[row["ranks"] for row in rankings])
             agreeing += same
             compared += same + opposite
     write_jsonl(context.run.paths.rankings, rows)
     return {
         "prompts": len(collected),
         "rankings": len(rows),
-        "labelers": config.labelers,
+        "labelers": context.config.collect.labelers,
         "agreement/labelers": agreeing / max(1, compared),
         "agreement/pairs": compared,
     }
+
+
+def rank_here(context: Context, collected: Sequence[ResponsesRecord]) -> Iterator[list[dict[str, Any]]]:
+    """The rankings of each record by simulated labelers in this process."""
+    config, seed = context.config.collect, context.config.seed
+    labelers = make_labelers(config.labelers, seed, config.error_rate)
+    assignment_rng = generator(seed, Stream.LABELER_ASSIGNMENT)
+    # Two streams: how often a second labeler is drawn must not change what the first one thinks.
+    error_rng = random.Random(derived_seed(seed, Stream.LABELER_ERRORS))
+    for record in collected:
+        order = assignment_rng.permutation(len(labelers))
+        # A second labeler for some of the prompts, to measure agreement.
+        count = 1 + int(assignment_rng.random() < config.overlap)
+        rankings = []
+        for i in order[:count]:
+            ranks = labelers[i].rank(record.row, record.responses, record.ended, error_rng)
+            rankings.append(_ranked(record, ranks, labelers[i].name))
+        yield rankings
 
 
 def count_same_and_opposite(first: Sequence[int], second: Sequence[int]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from cluster.context import Context
 from cluster.rl.evaluation import Answer, EvaluationPrompts, judge_policy
 from cluster.rl.weight_sync import load_weights
 from cluster.run.progress import progress
-from cluster.stage_registry import policy_stages
+from cluster.stage_registry import policy_stages, stage_spec
 from common.files import to_json, write_json, write_text
 from learners.data.tokenizer_loading import load_tokenizer
 
@@ -51,7 +51,7 @@ def run(context: Context) -> dict[str, Any]:
                 bar.advance(1, f"{model} {name}")
         results: dict[str, Any] = {"stages": rates}
         if config.judge and len(models) > 1:
-            results["win_rate"] = win_rate(answers, config.judge)
+            results["win_rate"] = win_rate(answers, config.judge, *compared(list(answers)))
         monitor.log(1, flat_rates(rates))
     write_text(paths.answers, answer_lines(prompts.rows, answers))
     write_json(paths.evaluation, results)
@@ -68,6 +68,9 @@ def policies(context: Context) -> dict[str, Path]:
         folder = context.run.paths.stage(stage).model
         if folder.is_dir():
             models[stage] = folder
+    for policy in context.config.evaluate.policies:
+        # In front, as the last one is compared with the one that it was made from.
+        models = {policy.name: Path(policy.path), **models}
     if not models:
         # Says which stage makes one.
         models["pretrain"] = context.run.model("pretrain")
@@ -95,10 +98,23 @@ def answer_lines(rows: Sequence[dict[str, Any]], answers: Mapping[str, Sequence[
     return "".join(lines)
 
 
-def win_rate(answers: Mapping[str, Sequence[Answer]], judge: str) -> dict[str, Any]:
-    """Share of prompts where the judge scores the last model higher than the one before it, ties half,
-    with a 95% normal interval over prompts."""
-    baseline, challenger = list(answers)[-2:]
+def compared(models: Sequence[str]) -> tuple[str, str]:
+    """(the model that the last one was made from, the last one): alternatives to the last one, which were
+    made from the same model, are passed over."""
+    alternatives = {stage for stage in policy_stages() if stage_spec(stage).from_sft}
+    challenger = models[-1]
+    earlier = list(models[:-1])
+    if challenger in alternatives:
+        # A run that continues another may have nothing else.
+        earlier = [model for model in earlier if model not in alternatives] or earlier
+    return earlier[-1], challenger
+
+
+def win_rate(
+    answers: Mapping[str, Sequence[Answer]], judge: str, baseline: str, challenger: str
+) -> dict[str, Any]:
+    """Share of prompts where the judge scores one model higher than another, ties half, with a 95% normal
+    interval over prompts."""
     scores_P = np.array([answer["score"] for answer in answers[challenger]])
     baseline_scores_P = np.array([answer["score"] for answer in answers[baseline]])
     points_P = (scores_P > baseline_scores_P) + 0.5 * (scores_P == baseline_scores_P)

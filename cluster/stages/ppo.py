@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from cluster.context import Context
 from cluster.fleets.learner_fleet import flop_utilization
 from cluster.rl.alarms import Alarms, emit
@@ -33,7 +35,7 @@ from cluster.rl.iteration_metrics import (
 )
 from cluster.rl.promotion import promote_from_training, promotion_is_due
 from cluster.rl.prompt_stream import PromptStream
-from cluster.rl.reward_aggregator import RewardAggregator
+from cluster.rl.reward_aggregator import rewards_of
 from cluster.rl.rollout_scheduler import RolloutBatch, RolloutScheduler
 from cluster.rl.weight_routes import make_route
 from cluster.rl.weight_sync import WeightSync, sync_tolerance
@@ -42,6 +44,8 @@ from cluster.run.monitor import Monitor
 from cluster.run.progress import Bar, progress
 from common.errors import UserError
 from common.files import write_json
+from common.stop_request import check_stop, stop_request
+from learners.data.reward_tokenizer import own_tokenizer
 from learners.data.tokenizer import end_token
 from learners.data.tokenizer_loading import load_tokenizer
 from learners.rl.advantages import adapted_kl_coef
@@ -94,7 +98,8 @@ class PPOStage:
 
         self.learners = fleets.learners()
         # Engines and scorers load their models while the learners load theirs.
-        starting = self.learners.submit_start_ppo(policy, reward_model, config, self.corpus, seed)
+        critic = self._critic_start(reward_model, tokenizer)
+        starting = self.learners.submit_start_ppo(policy, critic, config, self.corpus, seed)
         self.rollouts = fleets.rollouts(policy)
         self.scorers = fleets.scorers(policy, reward_model)
         self.learners.wait(starting, "start_ppo")
@@ -121,13 +126,12 @@ class PPOStage:
         self.kl_coef: float = checkpoint.get("kl_coef", config.kl_coef)
         if checkpoint:
             self.learners.load(self.checkpoints.path(self.first_version))
-        self.rewards = RewardAggregator(
-            context.config.rewards, self.scorers, self.paths.quarantine, checkpoint.get("rewards")
-        )
+        quarantine, state = self.paths.quarantine, checkpoint.get("rewards")
+        self.rewards = rewards_of(context.config, self.scorers, quarantine, state)
         self.scheduler = RolloutScheduler(
             self.rollouts,
             self.rewards,
-            PromptStream(rows, tokens, config, seed),
+            PromptStream(rows, tokens, config, seed, context.config.environment is not None),
             config,
             context.decoding("ppo", config.temperature),
             end_token(tokenizer),
@@ -136,11 +140,19 @@ class PPOStage:
         self.sampler = DynamicSampler(self.scheduler, self.learners, config)
         self.evaluated: dict[str, float] = {}
 
+    def _critic_start(self, reward_model: Path | None, tokenizer: PreTrainedTokenizerBase) -> Path | None:
+        """What the critic starts as a copy of: it reads the policy's tokens, so not a reward model that reads
+        others."""
+        template = self.context.config.reward_model.chat_template
+        reads_others = own_tokenizer(reward_model, tokenizer, template) is not None
+        return None if reads_others else reward_model
+
     def run(self, monitor: Monitor, bar: Bar) -> dict[str, Any]:
         """All iterations from the checkpoint on; returns the metrics of the last evaluation."""
         self.monitor, self.bar = monitor, bar
         earlier = monitor.truncate_after(self.first_version)
         self.alarms = Alarms(self.context.config.alarms, earlier)
+        self.stop_if_asked()
         self.weights.push(self.first_version)
         self.write_best_of_n()
         for step in range(self.first_version + 1, self.config.iterations + 1):
@@ -175,6 +187,7 @@ class PPOStage:
         self.adapt_kl_coef(metrics)
         self.commit_if_due(step)
         self.publish_if_due(step)
+        self.stop_if_asked()
 
     @property
     def fleets(self) -> dict[str, Any]:
@@ -192,7 +205,7 @@ class PPOStage:
         """Applies the requests of `hero scale`. What engines that leave work on is sampled again
         by the others."""
         # Before they leave: engines that are gone would fail the calls still waited for.
-        self.scheduler.requeue_engines(self.context.fleets.target_size("rollout"))
+        self.scheduler.requeue_engines(self.context.fleets.scaling.target_size("rollout"))
         for message in self.context.fleets.apply_scale_requests():
             self.bar.print_line(message)
 
@@ -223,8 +236,8 @@ class PPOStage:
         return self.evaluated
 
     def save_if_due(self, step: int) -> dict[str, float]:
-        """Has the learners write their state."""
-        if not self.schedule.is_due(step):
+        """Has the learners write their state; also if somebody wants to stop here."""
+        if not self.schedule.is_due(step) and stop_request(self.paths) is None:
             return {}
         started = time.perf_counter()
         self.checkpoints.save(step)
@@ -241,6 +254,10 @@ class PPOStage:
             "rewards": self.rewards.state,
         }
         self.checkpoints.commit(step, driver)
+
+    def stop_if_asked(self) -> None:
+        """Raises RunStoppedError if a person has asked to stop training."""
+        check_stop(self.paths, f"remove {self.paths.stop} and start it again to continue from its checkpoint")
 
     def log(self, step: int, batch: RolloutBatch, update: Update, metrics: dict[str, float]) -> None:
         self.monitor.batch(step, batch.prompt_ids, update.digest)

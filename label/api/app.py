@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse, Response
 from sqlalchemy.exc import DatabaseError
 from starlette.exceptions import HTTPException
 
-from label.api import people, quality, screening, tasks, team
+from label.api import people, quality, rounds, screening, tasks, team
 from label.api.access import RequestLimit
 from label.errors import NotHere, Refused
 from label.store.database import is_disk_full
@@ -29,6 +29,7 @@ PAGES = {
     "/people": "people",
     "/batches": "batches",
     "/quality": "quality",
+    "/rounds": "rounds",
     "/guidelines": "guidelines",
 }
 """Path -> page. Each is the same for everybody; what it shows comes from the API."""
@@ -58,7 +59,7 @@ def create_app(workplace: Workplace) -> FastAPI:
     )
     app.state.workplace = workplace
     app.state.limit = RequestLimit(workplace.settings.requests_per_10_s)
-    for module in (people, screening, tasks, quality, team):
+    for module in (people, screening, tasks, quality, rounds, team):
         app.include_router(module.router)
     for path in PAGES:
         app.add_api_route(path, page, methods=["GET"], include_in_schema=False)

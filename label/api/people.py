@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import Field, StrictBool
 
-from label.api.access import COOKIE, EVERYBODY, check_origin, requires, workplace_of
+from label.api.access import COOKIE, EVERYBODY, check_origin, place_of, requires
 from label.errors import BadInput
 from label.store import guidelines, people, screening
 from label.store.database import AnyRow
@@ -18,7 +18,7 @@ from label.workplace import Workplace
 
 router = APIRouter(prefix="/api")
 Person = Annotated[AnyRow, Depends(requires(*EVERYBODY))]
-Place = Annotated[Workplace, Depends(workplace_of)]
+Place = Annotated[Workplace, Depends(place_of)]
 
 
 class JoinRequest(Body):

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import Field, StrictInt
 from sqlalchemy import Connection
 
-from label.api.access import OWNERS, STAFF, requires, workplace_of
+from label.api.access import OWNERS, STAFF, place_of, requires
 from label.monitoring import judgments
 from label.quality.team import team_quality
 from label.store import gold_items, reviews
@@ -23,7 +23,7 @@ from label.workplace import Workplace
 router = APIRouter(prefix="/api")
 Owner = Annotated[AnyRow, Depends(requires(*OWNERS))]
 Staff = Annotated[AnyRow, Depends(requires(*STAFF))]
-Place = Annotated[Workplace, Depends(workplace_of)]
+Place = Annotated[Workplace, Depends(place_of)]
 DRAWS, LATEST = 300, 4000
 """Bootstrap draws, and latest rankings, of the figures on the page of quality."""
 

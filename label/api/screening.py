@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 from pydantic import Field, JsonValue, StrictInt
 
-from label.api.access import EVERYBODY, STAFF, requires, workplace_of
+from label.api.access import EVERYBODY, STAFF, place_of, requires
 from label.store import screening
 from label.store.database import AnyRow
 from label.submission import Body, CleanText
@@ -16,7 +16,7 @@ from label.workplace import Workplace
 router = APIRouter(prefix="/api")
 Person = Annotated[AnyRow, Depends(requires(*EVERYBODY))]
 Staff = Annotated[AnyRow, Depends(requires(*STAFF))]
-Place = Annotated[Workplace, Depends(workplace_of)]
+Place = Annotated[Workplace, Depends(place_of)]
 
 
 class Answer(Body):

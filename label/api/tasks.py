@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Response
 from pydantic import Field, StrictBool, StrictInt
 
-from label.api.access import EVERYBODY, requires, workplace_of
+from label.api.access import EVERYBODY, place_of, requires
 from label.errors import Forbidden
-from label.monitoring import look
+from label.monitoring import is_look_due, look
 from label.store import assignments, labels, reviews, screening
 from label.store.database import AnyRow
 from label.submission import Body, CleanText, Identity, Submission
@@ -18,7 +18,7 @@ from label.workplace import Workplace
 
 router = APIRouter(prefix="/api")
 Person = Annotated[AnyRow, Depends(requires(*EVERYBODY))]
-Place = Annotated[Workplace, Depends(workplace_of)]
+Place = Annotated[Workplace, Depends(place_of)]
 Key = Annotated[str, Header(alias="Idempotency-Key", min_length=8, max_length=100, pattern="^[!-~]+$")]
 Delta = Annotated[StrictInt, Field(ge=0, le=10**9)]
 
@@ -113,7 +113,8 @@ def submit(
             assignments.save_progress(connection, place.settings, person.id, assignment, 0, content)
         raise
     # Once the person has the answer: nobody waits for a look at the figures.
-    after.add_task(look, place.database, place.settings, person.id)
+    if is_look_due(place.database, place.settings, person.id):
+        after.add_task(look, place.database, place.settings, person.id)
     return stored
 
 

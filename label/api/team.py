@@ -11,7 +11,7 @@ from pydantic import Field
 
 import label.export as exports
 from common.files import to_json
-from label.api.access import OWNERS, STAFF, requires, workplace_of
+from label.api.access import OWNERS, STAFF, place_of, requires
 from label.errors import BadInput
 from label.store import batches, guidelines, items, people
 from label.store.database import AnyRow
@@ -23,7 +23,7 @@ from label.workplace import Workplace
 router = APIRouter(prefix="/api")
 Owner = Annotated[AnyRow, Depends(requires(*OWNERS))]
 Staff = Annotated[AnyRow, Depends(requires(*STAFF))]
-Place = Annotated[Workplace, Depends(workplace_of)]
+Place = Annotated[Workplace, Depends(place_of)]
 Name = Annotated[CleanText, Field(min_length=1, max_length=100)]
 
 

@@ -1,4 +1,5 @@
 import { $, call, el, fillHeader, notice } from "./shared.js";
+import { cord } from "./cord.js";
 
 const KINDS = { rank: "Rate and rank responses", pair: "Compare two responses", demonstrate: "Write responses" };
 
@@ -31,7 +32,8 @@ async function show() {
   if (me.state === "admitted") own.append(act("/api/me/pause", "Pause"));
   if (me.state === "paused" && me.why === "you paused yourself") own.append(act("/api/me/resume", "Go on"));
   own.append(el("button", { type: "button", onclick: () => $("withdraw").showModal() }, "Leave or withdraw my data"), act("/api/session/end", "Sign out"));
-  parts.push(el("h2", {}, "You decide"), own, withdrawDialog());
+  parts.push(el("h2", {}, "You decide"), own);
+  if (me.state === "admitted") parts.push(await cord());
   $("content").replaceChildren(...parts);
 }
 
@@ -42,12 +44,13 @@ function withdrawDialog() {
     ["/api/me/forget", { keep_labels: false }, "Remove my name and answers, and make my labels void"],
   ];
   const buttons = choices.map(([path, body, text]) => el("p", {}, el("button", { type: "button", onclick: async () => {
-    await call(path, body);
     $("withdraw").close();
-    await show();
+    try { await call(path, body); await show(); } catch (error) { notice($("notice"), error.message, true); }
   } }, text)));
   return el("dialog", { id: "withdraw", ariaLabel: "Leave or withdraw" }, el("p", {}, "This cannot be undone from here. Models that were trained already stay as they are."),
     ...buttons, el("form", { method: "dialog" }, el("button", { className: "main" }, "Cancel")));
 }
 
+// Outside of what is drawn again, which would close it.
+document.body.append(withdrawDialog());
 show();

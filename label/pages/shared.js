@@ -44,7 +44,7 @@ export async function call(path, body, key) {
 
 const LINKS = [
   ["/", "Start"], ["/task", "Work"], ["/mine", "My labels"], ["/review", "Review", "reviewer"], ["/batches", "Batches", "reviewer"],
-  ["/quality", "Quality", "reviewer"], ["/guidelines", "Guidelines", "reviewer"], ["/people", "People", "owner"],
+  ["/quality", "Quality", "reviewer"], ["/rounds", "Rounds", "reviewer"], ["/guidelines", "Guidelines", "reviewer"], ["/people", "People", "owner"],
 ];
 
 // Links of the pages that a role may open.

@@ -202,8 +202,8 @@ export class PairForm {
   constructor(task, words, content, changed, say) {
     Object.assign(this, { task, content, changed, say });
     const prompt = promptCard(task.prompt), rest = asides(content, words, changed, prompt);
-    const cards = task.responses.map(({ text }, i) => {
-      const node = el("article", { className: "card", tabIndex: -1 }, el("h3", {}, `Response ${letter(i)}`), textBlock(text, `response ${letter(i)}`));
+    const cards = task.responses.map(({ id, text }, i) => {
+      const node = el("article", { className: "card", tabIndex: -1 }, el("h3", {}, `Response ${letter(i)}`), textBlock(text, `response ${letter(i)}`), this.marks(id, i, words));
       node.setAttribute("aria-label", `Response ${letter(i)}`);
       return node;
     });
@@ -215,6 +215,16 @@ export class PairForm {
   }
 
   start() { this.first.focus(); }
+
+  // What applies to a response: the gate of a round asks whether harm has risen.
+  marks(id, i, words) {
+    const rating = (this.content.ratings[id] ??= { likert: null, flags: [] }), count = el("span");
+    const tell = () => (count.textContent = rating.flags.length ? ` (${rating.flags.length})` : "");
+    const flags = checks(`What applies to response ${letter(i)}`, words.response_flags, [], (picked) => { rating.flags = picked; tell(); this.changed(); });
+    flags.pick(rating.flags);
+    tell();
+    return el("details", {}, el("summary", {}, "What applies to it", count), flags);
+  }
 
   choose(value) {
     const [first, second] = this.task.responses.map(({ id }) => id);

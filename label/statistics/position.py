@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from label.statistics.estimate import Estimate
 from label.statistics.pair_agreement import Ranking, pair_indices
@@ -48,7 +48,7 @@ def position_bias(shown_ranks: Iterable[Ranking]) -> PositionBias:
         strict.append(float((ranks_K[first] != ranks_K[second]).sum()))
     p = 1.0
     if variance > 0:
-        p = float(2 * norm.sf(abs(covariance) / math.sqrt(variance)))
+        p = float(2 * ndtr(-abs(covariance) / math.sqrt(variance)))
     slope = 0.0
     if spread > 0:
         slope = covariance / spread

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest, fisher_exact, norm
+from scipy.special import ndtri
 
 from label.statistics.estimate import Estimate, Z, undefined
 
@@ -75,6 +75,8 @@ def difference(after: tuple[int, int], before: tuple[int, int]) -> Estimate:
 
 def difference_p(after: tuple[int, int], before: tuple[int, int]) -> float:
     """Two-sided p of Fisher's exact test that both periods have the same share."""
+    from scipy.stats import fisher_exact  # seconds, which the start of the workplace need not wait for
+
     table = [[after[0], after[1] - after[0]], [before[0], before[1] - before[0]]]
     return float(fisher_exact(table).pvalue)
 
@@ -83,6 +85,8 @@ def binomial_p(successes: int, n: int, share: float = 0.5) -> float:
     """Two-sided p of the exact binomial test; 1 without observations."""
     if n == 0:
         return 1.0
+    from scipy.stats import binomtest
+
     return float(binomtest(successes, n, share).pvalue)
 
 
@@ -93,5 +97,5 @@ def comparisons_needed(win_rate: float, power: float = 0.8, level: float = 0.05)
     if not 0 < win_rate < 1 or win_rate == 0.5:
         raise ValueError(f"win_rate: {win_rate}; expected a share between 0 and 1, and not 0.5")
     spread = math.sqrt(win_rate * (1 - win_rate))
-    root = norm.ppf(1 - level / 2) * 0.5 + norm.ppf(power) * spread
+    root = ndtri(1 - level / 2) * 0.5 + ndtri(power) * spread
     return math.ceil(root**2 / (win_rate - 0.5) ** 2)

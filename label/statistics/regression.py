@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit
-from scipy.stats import norm
+from scipy.special import expit, ndtr
 
 from label.statistics.estimate import Estimate, Floats, Z, undefined
 from label.statistics.newton import maximize
@@ -67,7 +66,7 @@ def logistic(
     for value, error in zip(b, np.sqrt(np.diag(covariance)), strict=True):
         z = float(value / error)
         estimate = Estimate(float(value), float(value - Z * error), float(value + Z * error), len(y))
-        coefficients.append(Coefficient(estimate, float(error), z, float(2 * norm.sf(abs(z)))))
+        coefficients.append(Coefficient(estimate, float(error), z, float(2 * ndtr(-abs(z)))))
     return coefficients
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,14 +23,25 @@ from label.config import LabelConfig
 from label.errors import Conflict, Forbidden, NotHere
 from label.store.database import AnyRow, now_ms, record_event
 from label.store.guidelines import check_acknowledged
-from label.store.items import SHARED, new_id, responses_of
+from label.store.items import new_id
 from label.store.special import choose_special
-from label.store.tables import assignment, batch, item, label, person, review
+from label.store.statements import (
+    ADD_ASSIGNMENT,
+    ADD_LEASES,
+    CHANGE_ASSIGNMENT,
+    EXPIRED,
+    LET_EXPIRE,
+    LOCK_PERSON,
+    OPEN,
+    OPENED,
+    OWN,
+    RESPONSES,
+    WAITING,
+    joined,
+)
+from label.store.tables import assignment, label
 from label.vocabulary import SKIP_REASONS
 
-OPEN = ("leased", "draft")
-_WAITING = sa.text("item.state = 'open' AND item.labels + item.leases < item.quota")
-"""As literals, or SQLite does not use the index on waiting items."""
 DAY_MS = 86_400_000
 ACTIVE_SLACK_MS = 2_000
 """By how much the reported time at work may exceed the server's clock."""
@@ -52,7 +63,7 @@ def check_admitted(row: AnyRow) -> None:
 
 def lock_person(connection: Connection, person_id: str) -> AnyRow:
     """The person's row, locked: one request of a person at a time. Raises NotHere."""
-    row = connection.execute(sa.select(person).where(person.c.id == person_id).with_for_update()).first()
+    row = connection.execute(LOCK_PERSON, {"who": person_id}).first()
     if row is None:
         raise NotHere("person", "there is no such person")
     return row
@@ -67,35 +78,18 @@ def next_assignment(
     check_admitted(row)
     now = now_ms()
     reap_expired(connection, now)
-    opened = _open_assignment(connection, person_id, kinds)
-    if opened is None:
-        _check_limits(connection, settings, person_id, now)
-        opened = _claim(connection, settings, person_id, kinds, rng, now)
-    if opened is None:
-        return None
-    return describe(connection, opened)
-
-
-def _open_assignment(connection: Connection, person_id: str, kinds: Sequence[str]) -> AnyRow | None:
-    query = (
-        joined()
-        .where(assignment.c.person == person_id, assignment.c.state.in_(OPEN), item.c.kind.in_(kinds))
-        .order_by(assignment.c.leased)
-    )
-    return connection.execute(query.limit(1)).first()
-
-
-def joined() -> sa.Select[Any]:
-    """Assignments with what is needed of their items and batches."""
-    columns = (item.c.kind, item.c.prompt, item.c.labels, item.c.leases, item.c.quota, item.c.gold)
-    states = (item.c.state.label("item_state"), batch.c.state.label("batch_state"))
-    tables = assignment.join(item, item.c.id == assignment.c.item).join(batch, batch.c.id == item.c.batch)
-    return sa.select(assignment, *columns, *states).select_from(tables)
+    opened = connection.execute(OPENED, {"who": person_id, "kinds": kinds}).first()
+    if opened is not None:
+        return describe(connection, opened)
+    _check_limits(connection, settings, person_id, now)
+    return _claim(connection, settings, person_id, kinds, rng, now)
 
 
 def _check_limits(connection: Connection, settings: LabelConfig, person_id: str, now: int) -> None:
-    own = sa.select(sa.func.count()).where(label.c.person == person_id, label.c.supersedes.is_(None))
     quota, daily = settings.quota_per_person, settings.daily_max
+    if not quota and not daily:
+        return
+    own = sa.select(sa.func.count()).where(label.c.person == person_id, label.c.supersedes.is_(None))
     if quota and connection.execute(own).scalar_one() >= quota:
         raise Forbidden("person_quota", f"you have given all of your {quota} labels; thank you")
     if daily and connection.execute(own.where(label.c.submitted > now - DAY_MS)).scalar_one() >= daily:
@@ -109,14 +103,15 @@ def _claim(
     kinds: Sequence[str],
     rng: random.Random,
     now: int,
-) -> AnyRow | None:
+) -> dict[str, Any] | None:
     chosen = choose_special(connection, settings, person_id, kinds, rng)
     if chosen is None:
-        chosen = connection.execute(_waiting(person_id, kinds)).first()
+        chosen = connection.execute(WAITING, {"who": person_id, "kinds": kinds}).first()
     if chosen is None:
         return _revive(connection, settings, person_id, kinds, now)
     guideline = check_acknowledged(connection, person_id, chosen.kind)
-    order = [row.id for row in responses_of(connection, [chosen.id]).get(chosen.id, [])]
+    responses = connection.execute(RESPONSES, {"one": chosen.id}).all()
+    order = [row.id for row in responses]
     rng.shuffle(order)
     values = {
         "id": new_id(),
@@ -128,58 +123,29 @@ def _claim(
         "expires": now + _lease_ms(settings),
         "guideline": guideline,
     }
-    connection.execute(assignment.insert().values(values))
-    connection.execute(item.update().where(item.c.id == chosen.id).values(leases=item.c.leases + 1))
-    return connection.execute(joined().where(assignment.c.id == values["id"])).one()
-
-
-def _waiting(person_id: str, kinds: Sequence[str]) -> sa.Select[Any]:
-    """The first item with room that this person never had, did not write and has not reviewed."""
-    had = sa.select(assignment.c.id).where(assignment.c.item == item.c.id, assignment.c.person == person_id)
-    reviewed = (
-        sa.select(review.c.id)
-        .join(label, label.c.id == review.c.label)
-        .where(label.c.item == item.c.id, review.c.reviewer == person_id)
-    )
-    return (
-        sa.select(item.c.id, item.c.kind)
-        .join(batch, batch.c.id == item.c.batch)
-        .where(_WAITING, batch.c.state == "open", batch.c.purpose.not_in(SHARED), item.c.kind.in_(kinds))
-        .where(sa.or_(item.c.reserved_for.is_(None), item.c.reserved_for == person_id))
-        .where(sa.or_(item.c.author.is_(None), item.c.author != person_id), ~had.exists())
-        .where(~reviewed.exists())
-        .order_by(item.c.priority.desc(), item.c.position)
-        .limit(1)
-        .with_for_update(skip_locked=True, of=item)
-    )
+    connection.execute(ADD_ASSIGNMENT, values)
+    connection.execute(ADD_LEASES, {"one": chosen.id, "leases_more": 1})
+    return _shown({**values, "kind": chosen.kind, "prompt": chosen.prompt, "draft": None}, responses)
 
 
 def _revive(
     connection: Connection, settings: LabelConfig, person_id: str, kinds: Sequence[str], now: int
-) -> AnyRow | None:
+) -> dict[str, Any] | None:
     """With nothing new waiting: an item whose lease the person let expire, if nobody has taken it since."""
-    query = (
-        joined()
-        .where(assignment.c.person == person_id, assignment.c.state == "expired", item.c.kind.in_(kinds))
-        .where(_WAITING, batch.c.state == "open")
-        .with_for_update(skip_locked=True, of=[assignment, item])
-    )
-    row = connection.execute(query.limit(1)).first()
+    row = connection.execute(LET_EXPIRE, {"who": person_id, "kinds": kinds}).first()
     if row is None:
         return None
     check_acknowledged(connection, person_id, row.kind)
     renew(connection, settings, row, now)
-    return connection.execute(joined().where(assignment.c.id == row.id)).one()
+    return describe(connection, connection.execute(joined().where(assignment.c.id == row.id)).one())
 
 
 def renew(connection: Connection, settings: LabelConfig, row: AnyRow, now: int) -> None:
     """Leases an item again to somebody who had it. The caller knows that there is room."""
     state = "draft" if row.draft else "leased"
     values = {"state": state, "expires": now + _lease_ms(settings)}
-    connection.execute(assignment.update().where(assignment.c.id == row.id).values(values))
-    connection.execute(
-        item.update().where(item.c.id == row.item).values(leases=item.c.leases + 1, state="open")
-    )
+    connection.execute(CHANGE_ASSIGNMENT, {"one": row.id, **values})
+    connection.execute(ADD_LEASES, {"one": row.item, "leases_more": 1, "state": "open"})
 
 
 def _lease_ms(settings: LabelConfig) -> int:
@@ -188,24 +154,22 @@ def _lease_ms(settings: LabelConfig) -> int:
 
 def describe(connection: Connection, row: AnyRow) -> dict[str, Any]:
     """What the person sees of an item, and nothing else of it: no model, reward, gold or truth."""
-    responses = {response.id: response for response in responses_of(connection, [row.item]).get(row.item, [])}
-    shown = [responses[response_id] for response_id in row.order]
+    return _shown(row._asdict(), connection.execute(RESPONSES, {"one": row.item}).all())
+
+
+def _shown(row: Mapping[str, Any], responses: Sequence[AnyRow]) -> dict[str, Any]:
+    by_id = {one.id: {"id": one.id, "text": one.text, "ended": one.ended} for one in responses}
     return {
-        "assignment": row.id,
-        "kind": row.kind,
-        "prompt": row.prompt,
-        "responses": [{"id": one.id, "text": one.text, "ended": one.ended} for one in shown],
-        "expires": row.expires,
-        "guideline": row.guideline,
-        "draft": row.draft,
+        "assignment": row["id"],
+        "responses": [by_id[response_id] for response_id in row["order"]],
+        **{key: row[key] for key in ("kind", "prompt", "expires", "guideline", "draft")},
     }
 
 
 def own_assignment(connection: Connection, person_id: str, assignment_id: str) -> AnyRow:
     """The assignment with its item, both locked, as the room there is depends on both. Raises NotHere for
     those of others, as for none."""
-    query = joined().where(assignment.c.id == assignment_id, assignment.c.person == person_id)
-    row = connection.execute(query.with_for_update(of=[assignment, item])).first()
+    row = connection.execute(OWN, {"one": assignment_id, "who": person_id}).first()
     if row is None:
         raise NotHere("assignment", "this item is not yours")
     return row
@@ -232,7 +196,7 @@ def save_progress(
     if row.state in OPEN:
         values["expires"] = now + _lease_ms(settings)
         values["state"] = "draft" if draft is not None else row.state
-    connection.execute(assignment.update().where(assignment.c.id == row.id).values(values))
+    connection.execute(CHANGE_ASSIGNMENT, {"one": row.id, **values})
     return int(values.get("expires", row.expires))
 
 
@@ -252,20 +216,13 @@ def skip(connection: Connection, person_id: str, assignment_id: str, reason: str
     if reason not in SKIP_REASONS:
         raise Conflict("reason", f"unknown reason {reason!r}; there are {', '.join(SKIP_REASONS)}")
     _end_lease(connection, [row], "skipped")
-    connection.execute(assignment.update().where(assignment.c.id == row.id).values(skip_reason=reason))
+    connection.execute(CHANGE_ASSIGNMENT, {"one": row.id, "skip_reason": reason})
     record_event(connection, "skip", person_id, row.id, reason=reason)
 
 
 def reap_expired(connection: Connection, now: int, limit: int = 200) -> int:
     """Ends leases that ran out, so that their items are given again. Returns how many."""
-    query = (
-        sa.select(assignment.c.id, assignment.c.item, assignment.c.state)
-        .where(sa.text("assignment.state IN ('leased', 'draft')"), assignment.c.expires < now)
-        .order_by(assignment.c.item)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    rows = connection.execute(query).all()
+    rows = connection.execute(EXPIRED, {"now": now, "most": limit}).all()
     _end_lease(connection, rows, "expired")
     return len(rows)
 
@@ -281,9 +238,9 @@ def revoke(connection: Connection, person_id: str) -> None:
 
 def _end_lease(connection: Connection, rows: Sequence[AnyRow], state: str) -> None:
     for row in rows:
-        connection.execute(assignment.update().where(assignment.c.id == row.id).values(state=state))
+        connection.execute(CHANGE_ASSIGNMENT, {"one": row.id, "state": state})
         if row.state in OPEN:
-            connection.execute(item.update().where(item.c.id == row.item).values(leases=item.c.leases - 1))
+            connection.execute(ADD_LEASES, {"one": row.item, "leases_more": -1})
 
 
 def system_rng() -> random.Random:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from label.errors import BadInput, Forbidden, NotHere
 from label.store.database import AnyRow, now_ms, record_event
+from label.store.statements import IN_FORCE
 from label.store.tables import acknowledgement, guideline
 from label.vocabulary import KINDS
 
@@ -74,11 +75,10 @@ def acknowledge(connection: Connection, person_id: str, version: int) -> None:
 
 def check_acknowledged(connection: Connection, person_id: str, kind: str) -> int | None:
     """The version in force for this kind. Raises Forbidden if the person has not read it."""
-    current = newest(connection, kind)
+    current = connection.execute(IN_FORCE, {"who": person_id, "kind_of_work": kind}).first()
     if current is None:
         return None
-    mine = sa.and_(acknowledgement.c.person == person_id, acknowledgement.c.guideline == current.version)
-    if connection.execute(sa.select(acknowledgement).where(mine)).first() is None:
+    if current.read_at is None:
         raise Forbidden(
             "guideline_unread",
             f"read and acknowledge version {current.version} of the guideline first",

@@ -12,10 +12,8 @@ from sqlalchemy import Connection
 from label.config import LabelConfig
 from label.errors import Conflict, Forbidden, NotHere
 from label.store.assignments import (
-    OPEN,
     check_admitted,
     describe,
-    joined,
     lock_person,
     own_assignment,
     renew,
@@ -24,6 +22,16 @@ from label.store.assignments import (
 from label.store.database import AnyRow, now_ms, record_event
 from label.store.guidelines import check_acknowledged
 from label.store.items import new_id
+from label.store.late import LATE, is_late_for_round
+from label.store.statements import (
+    ADD_LABEL,
+    ADD_RATINGS,
+    CHANGE_ASSIGNMENT,
+    COUNT,
+    OPEN,
+    STORED,
+    joined,
+)
 from label.store.tables import assignment, demonstration, item, label, rating
 from label.submission import Submission, check
 
@@ -61,9 +69,11 @@ def submit(
     if mine.state == "submitted":
         return _answer_again(connection, mine, given)
     check_admitted(row)
-    _check_open(mine)
+    is_late = is_late_for_round(mine)
+    if not is_late:
+        _check_open(mine)
     check_acknowledged(connection, person_id, mine.kind)
-    notes = check(mine.kind, given, mine.order)
+    notes = check(mine.kind, given, mine.order) + [LATE] * is_late
     has_lease = mine.state in OPEN
     has_room = has_lease or mine.labels + mine.leases < mine.quota
     if not has_room and not extra:
@@ -76,21 +86,18 @@ def submit(
     if row.grp == "simulated":  # they say how long they would have read
         values["active_ms"] = mine.active_ms + given.active_ms
     _insert_label(connection, values, given)
-    connection.execute(
-        assignment.update()
-        .where(assignment.c.id == mine.id)
-        .values(state="submitted", active_ms=values["active_ms"])
-    )
+    done = {"one": mine.id, "state": "submitted", "active_ms": values["active_ms"]}
+    connection.execute(CHANGE_ASSIGNMENT, done)
     if has_room:
-        _count(connection, mine, labels=1, leases=-1 if has_lease else 0)
+        counts = {"one": mine.item, "labels_more": 1, "leases_more": -1 if has_lease else 0}
+        connection.execute(COUNT, counts)
     return {"label": values["id"], "extra": values["extra"], "notes": notes}
 
 
 def _stored_answer(
     connection: Connection, person_id: str, assignment_id: str, key: str
 ) -> dict[str, Any] | None:
-    query = sa.select(label).where(label.c.person == person_id, label.c.submit_key == key)
-    stored = connection.execute(query).first()
+    stored = connection.execute(STORED, {"who": person_id, "key": key}).first()
     if stored is None:
         return None
     if stored.assignment != assignment_id:
@@ -141,9 +148,7 @@ def undo(connection: Connection, settings: LabelConfig, person_id: str, label_id
         _check_open(mine)
         _void(connection, [old.id], "undone")
         draft = describe_label(connection, old)
-        connection.execute(
-            assignment.update().where(assignment.c.id == mine.id).values(state="draft", draft=draft)
-        )
+        connection.execute(CHANGE_ASSIGNMENT, {"one": mine.id, "state": "draft", "draft": draft})
         if not old.extra:
             connection.execute(item.update().where(item.c.id == mine.item).values(labels=item.c.labels - 1))
             renew(connection, settings, own_assignment(connection, person_id, mine.id), now_ms())
@@ -189,20 +194,6 @@ def _check_open(mine: AnyRow) -> None:
         raise Forbidden("closed", "this batch is closed; nothing can be added or changed any more")
 
 
-def _count(connection: Connection, mine: AnyRow, labels: int, leases: int) -> None:
-    """Adds to the counts of an item, and closes it when its quota is full."""
-    full = item.c.labels + labels >= item.c.quota
-    connection.execute(
-        item.update()
-        .where(item.c.id == mine.item)
-        .values(
-            labels=item.c.labels + labels,
-            leases=item.c.leases + leases,
-            state=sa.case((full, "closed"), else_=item.c.state),
-        )
-    )
-
-
 def _label_values(
     mine: AnyRow, person_id: str, key: str, given: Submission, is_extra: bool
 ) -> dict[str, Any]:
@@ -233,14 +224,14 @@ def _label_values(
 
 
 def _insert_label(connection: Connection, values: dict[str, Any], given: Submission) -> None:
-    connection.execute(label.insert().values(values))
+    connection.execute(ADD_LABEL, values)
     ratings = []
     for response, one in given.ratings.items():
         ratings.append(
             {"label": values["id"], "response": response, "likert": one.likert, "flags": one.flags}
         )
     if ratings:
-        connection.execute(rating.insert(), ratings)
+        connection.execute(ADD_RATINGS, ratings)
     if values["kind"] == "demonstrate":
         text = {"label": values["id"], "text": given.text, "edited_from": given.edited_from}
         connection.execute(demonstration.insert().values(text))

@@ -24,6 +24,7 @@ from label.store.database import AnyRow, now_ms, record_event
 from label.store.items import new_id
 from label.store.labels import CURRENT, void_all
 from label.store.screening_tables import answer, answer_rating, decision, quality, screening
+from label.store.statements import OF_SESSION
 from label.store.tables import invite, label, person, session
 from label.vocabulary import Group, Role, State
 
@@ -135,10 +136,7 @@ def create_key(connection: Connection, person_id: str) -> str:
 
 def by_session(connection: Connection, token: str) -> AnyRow:
     """The person of a session. Raises Unauthorized."""
-    query = sa.select(person).join(session, session.c.person == person.c.id)
-    row = connection.execute(
-        query.where(session.c.sha256 == digest(token), session.c.expires > now_ms())
-    ).first()
+    row = connection.execute(OF_SESSION, {"sha": digest(token), "now": now_ms()}).first()
     if row is None:
         raise Unauthorized("session", "you are not signed in; open your invite link, or ask for a new one")
     return row

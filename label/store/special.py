@@ -42,7 +42,7 @@ def _gold_share(connection: Connection, settings: LabelConfig, person_id: str) -
 def _shared(connection: Connection, purpose: str, person_id: str, kinds: Sequence[str]) -> AnyRow | None:
     had = sa.select(assignment.c.id).where(assignment.c.item == item.c.id, assignment.c.person == person_id)
     query = (
-        sa.select(item.c.id, item.c.kind)
+        sa.select(item.c.id, item.c.kind, item.c.prompt)
         .join(batch, batch.c.id == item.c.batch)
         .where(item.c.state == "open", batch.c.state == "open", batch.c.purpose == purpose)
         .where(item.c.kind.in_(kinds), ~had.exists())
@@ -87,4 +87,5 @@ def _repeat(connection: Connection, person_id: str, kinds: Sequence[str]) -> Any
     keys = ("ended", "policy", "decoding", "reward")
     content = {key: [row._mapping[key] for row in rows] for key in keys}
     insert_responses(connection, values["id"], {**content, "responses": [row.text for row in rows]})
-    return connection.execute(sa.select(item.c.id, item.c.kind).where(item.c.id == values["id"])).first()
+    query = sa.select(item.c.id, item.c.kind, item.c.prompt).where(item.c.id == values["id"])
+    return connection.execute(query).first()

@@ -52,11 +52,21 @@ class TurnForm:
     one. None if the template writes none."""
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, open_turn: bool = False) -> str:
-    """The conversation as text; with `open_turn` up to where the assistant begins to write. Raises
-    InvalidRow if the template refuses it."""
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    open_turn: bool = False,
+    tools: list[dict[str, Any]] | None = None,
+) -> str:
+    """The conversation as text; with `open_turn` up to where the assistant begins to write. `tools` are
+    JSON schemas of functions that the template offers. Raises InvalidRow if the template refuses it."""
+    options = {"tools": tools} if tools else {}
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn))
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=open_turn, **options
+            )
+        )
     except Exception as error:  # templates raise what they like, and may fail on any value
         raise _refused(error) from None
 

@@ -24,8 +24,9 @@ class SourceConfig(Section):
     """Share of the mix, relative to the other sources' weights; no row is repeated. Empty
     everywhere: all rows of all."""
     convert: str | None = None
-    """module:function (row) -> list of rows (or one row) in the form that the stage reads, for
-    files in another form."""
+    """For files in another form: its name where it is a published one (alpaca, hh, nectar, oasst, openai,
+    openai_summarize, prism, sharegpt, shp, ultrafeedback, webgpt), or module:function (row) -> list of
+    rows (or one row) in the form that the stage reads."""
 
 
 def _as_source_list(value: Any) -> Any:

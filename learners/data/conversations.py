@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 Messages = list[dict[str, Any]]
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 CONVERSATION = '[{"role": "user", "content": …}, {"role": "assistant", "content": …}]'
 
 
@@ -54,7 +54,7 @@ def check_messages(value: Any, key: str, last: Literal["user", "assistant"]) -> 
     # Extra keys of a message (a name, a date) are let through: the chat template may use them.
     for i, message in enumerate(value):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise InvalidRow(f"key '{key}[{i}].role': expected system, user or assistant")
+            raise InvalidRow(f"key '{key}[{i}].role': expected system, user, assistant or tool")
         if not isinstance(message.get("content"), str):
             raise InvalidRow(f"key '{key}[{i}].content': expected a text")
     if value[-1]["role"] != last:

@@ -71,6 +71,9 @@ class RankingData(_Arrays):
     after the other; the same sequence twice where a policy gave the same response twice."""
     ranks_M: np.ndarray
     """int32. The rank of each (1 best, equal for ties)."""
+    levels_M: np.ndarray
+    """float32. What the labeler said of each beside its rank, on a scale on which the difference of two is
+    the strength of the preference (`reward_model.margin_from`); nan where nothing was said."""
     ranking_offsets: np.ndarray
     """int64 (Q + 1). Where each ranking starts in M."""
     ranking_groups_Q: np.ndarray
@@ -78,12 +81,18 @@ class RankingData(_Arrays):
     oracle_ranks: np.ndarray
     """int32 (S,). Ranks within the group by a judge that knows the truth, for measuring only; 0
     where it is not known."""
+    weights_Q: np.ndarray
+    """float32. How much each ranking counts in the loss; 1 without labeler weights."""
+    tags_G: np.ndarray
+    """Text. What accuracies are told apart by; groups of one prompt differ in it. Empty without tags."""
     fold_position_G: np.ndarray
     """float64. What decides in which fold of a cross-validation a group is
     (`learners.data.split.linked_positions`): equal for groups whose prompts share a value of
     `data.split_key`, directly or through other prompts."""
     is_validation_G: np.ndarray
     """bool. Groups that are kept for validation."""
+    prompt_lengths_G: np.ndarray
+    """int32. How many tokens that each sequence of a group begins with are its prompt."""
 
     def group(self, g: int) -> list[np.ndarray]:
         """The sequences of group g."""
@@ -99,6 +108,21 @@ class RankingData(_Arrays):
         for q, g in enumerate(self.ranking_groups_Q):
             part = slice(self.ranking_offsets[q], self.ranking_offsets[q + 1])
             by_group[g].append((self.members_M[part].tolist(), self.ranks_M[part].tolist()))
+        return by_group
+
+    def levels(self) -> list[list[list[float]]]:
+        """levels()[g] is the list of the levels of each ranking of group g, in the order of `rankings`."""
+        by_group: list[list[list[float]]] = [[] for _ in range(len(self.groups) - 1)]
+        for q, g in enumerate(self.ranking_groups_Q):
+            part = slice(self.ranking_offsets[q], self.ranking_offsets[q + 1])
+            by_group[g].append(self.levels_M[part].tolist())
+        return by_group
+
+    def weights(self) -> list[list[float]]:
+        """weights()[g] is the list of the weights of the rankings of group g."""
+        by_group: list[list[float]] = [[] for _ in range(len(self.groups) - 1)]
+        for g, weight in zip(self.ranking_groups_Q, self.weights_Q.tolist(), strict=True):
+            by_group[g].append(weight)
         return by_group
 
     def oracle_ranking(self, g: int) -> tuple[list[int], list[int]]:

@@ -1,7 +1,7 @@
-"""From rankings to the reward model's training data: groups of one prompt, whose different
-responses are encoded once.
+"""From rankings to the training data of the reward model and of DPO: groups of one prompt, whose
+different responses are encoded once.
 
-Called by the reward stage. One group is one element of a batch.
+Called by the stages reward and dpo. One group is one element of a batch.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from learners.data.conversations import InvalidRow, Messages, as_messages
 from learners.data.datasets import RankingData
 from learners.data.encoding import choose_threshold
+from learners.data.preference_levels import MarginFrom, preference_levels
 from learners.data.records import RankingRecord
+from learners.data.response_encoder import Encode, ResponseEncoder
 from learners.data.samples import offsets_of
 from learners.data.sources import DatasetReader, SourceRow
 from learners.data.split import linked_positions, prompt_positions, split_position
-from learners.data.turn_tokens import encode_response
+from learners.data.turn_tokens import encode_prompt, encode_response
 
 # As many responses as Ouyang et al. 2022 (arXiv:2203.02155, section 3.5) had ranked at most.
 MAX_GROUP_SIZE = 9
@@ -32,6 +34,23 @@ not known."""
 TokenIds = tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class RankingDetails:
+    """What else than prompt, responses and ranks is taken from a ranking."""
+
+    margin_from: MarginFrom = "rank"
+    """What its levels are made from."""
+    weight: Callable[[RankingRecord], float] = lambda record: 1.0
+    """How much it counts in the loss."""
+    tag: Callable[[RankingRecord], str] = lambda record: ""
+    """What accuracies are told apart by."""
+    encode: Encode = encode_response
+    """Makes the tokens of a prompt and a response."""
+
+
+PLAIN = RankingDetails()
+
+
 def encode_rankings(
     rows: Sequence[SourceRow],
     tokenizer: PreTrainedTokenizerBase,
@@ -39,6 +58,7 @@ def encode_rankings(
     reader: DatasetReader,
     validation_share: float = 0.1,
     oracle_score: OracleScore | None = None,
+    details: RankingDetails = PLAIN,
 ) -> RankingData:
     """Rankings grouped by prompt: each different response to it is encoded once, whoever ranked
     it and in whatever combination.
@@ -49,7 +69,7 @@ def encode_rankings(
     rankings that would be on both sides are left out and counted as "dropped_by_split". Raises
     UserError if that leaves fewer than two prompts to divide."""
     rankings: list[_Ranking] = []
-    encoder = _Encoder(tokenizer)
+    encoder = ResponseEncoder(tokenizer, details.encode)
     # One object for equal sequences: a response may be in many pairs.
     same: dict[TokenIds, TokenIds] = {}
     for source_row in rows:
@@ -61,15 +81,21 @@ def encode_rankings(
         if not _has_preference(sequences, record.ranks):
             reader.leave_out("no_preference")
             continue
-        rankings.append(_Ranking(record, record.split_text, reader.split_value(record), sequences))
+        try:
+            levels = preference_levels(record, details.margin_from)
+        except InvalidRow as error:
+            reader.leave_out_invalid(source_row.where, error)
+            continue
+        rankings.append(_Ranking(record, record.split_text, reader.split_value(record), sequences, levels))
     rankings, validation_prompts = _split(rankings, validation_share, reader)
-    groups = _group_by_prompt(rankings, oracle_score)
+    groups = _group_by_prompt(rankings, oracle_score, details)
+    prompt_lengths = [len(encode_prompt(tokenizer, group.prompt)) for group in groups]
     prompts = [ranking.split_text for ranking in rankings]
     owners = [ranking.owner for ranking in rankings]
     position_of = linked_positions(prompts, owners)
     fold_position_G = np.array([position_of[group.split_text] for group in groups], dtype=np.float64)
     is_validation_G = np.array([group.split_text in validation_prompts for group in groups], dtype=bool)
-    return _as_arrays(groups, fold_position_G, is_validation_G)
+    return _as_arrays(groups, fold_position_G, is_validation_G, prompt_lengths)
 
 
 def _has_preference(sequences: Sequence[TokenIds], ranks: Sequence[int]) -> bool:
@@ -92,6 +118,8 @@ class _Ranking:
     """Value of `data.split_key`."""
     sequences: list[TokenIds]
     """Prompt and response, for each response."""
+    levels: list[float]
+    """Of each response, by `preference_levels`."""
 
 
 def _split(rankings: list[_Ranking], share: float, reader: DatasetReader) -> tuple[list[_Ranking], set[str]]:
@@ -115,26 +143,35 @@ def _split(rankings: list[_Ranking], share: float, reader: DatasetReader) -> tup
     return kept, validation_prompts
 
 
-def _group_by_prompt(rankings: list[_Ranking], oracle_score: OracleScore | None) -> list[_Group]:
+def _group_by_prompt(
+    rankings: list[_Ranking], oracle_score: OracleScore | None, details: RankingDetails
+) -> list[_Group]:
     groups: list[_Group] = []
-    open_group: dict[str, _Group] = {}
+    open_group: dict[tuple[str, str], _Group] = {}
     for ranking in rankings:
         record, sequences = ranking.record, ranking.sequences
-        prompt = str(as_messages(record.prompt))
-        group = open_group.get(prompt)
+        key = (str(as_messages(record.prompt)), details.tag(record))
+        group = open_group.get(key)
         if group is None or not group.has_room_for(sequences):
-            group = open_group[prompt] = _Group(ranking.split_text)
+            group = open_group[key] = _Group(ranking.split_text, record.prompt, key[1])
             groups.append(group)
         group.add_ranking(sequences, _oracle_scores(record, oracle_score), record.ranks)
+        group.levels.append(ranking.levels)
+        group.weights.append(details.weight(record))
     return groups
 
 
 class _Group:
     """Different sequences (prompt and response) of one prompt, and rankings of them."""
 
-    def __init__(self, split_text: str) -> None:
+    def __init__(self, split_text: str, prompt: str | Messages, tag: str) -> None:
+        self.tag = tag
+        self.levels: list[list[float]] = []
+        """Of each ranking."""
+        self.weights: list[float] = []
         self.split_text = split_text
         """What `learners.data.split` decides by."""
+        self.prompt = prompt
         self.index: dict[TokenIds, int] = {}
         """Sequences, and the index of each in the group."""
         self.oracle_scores: list[float | None] = []
@@ -170,7 +207,7 @@ class _Group:
 
 
 def _encode_responses(
-    source_row: SourceRow, encoder: _Encoder, context: int, reader: DatasetReader
+    source_row: SourceRow, encoder: ResponseEncoder, context: int, reader: DatasetReader
 ) -> list[TokenIds] | None:
     """Prompt and response in tokens, for each response of a ranking; None if `data.overlong`
     leaves the ranking out, or it is skipped since it cannot be encoded."""
@@ -190,28 +227,6 @@ def _encode_responses(
     return sequences
 
 
-REMEMBERED = 1024
-
-
-class _Encoder:
-    """Encodes a response that several rankings have once, where they follow each other: rendering and
-    encoding take most of the time of `encode_rankings`."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        self._encoded: dict[tuple[str, bool, str], list[int]] = {}
-
-    def encode(self, prompt: str | Messages, ended: bool, response: str) -> list[int]:
-        key = (str(as_messages(prompt)), ended, response)
-        if key not in self._encoded:
-            # Rankings of one prompt stand together in most files; all responses would not fit in memory.
-            if len(self._encoded) == REMEMBERED:
-                self._encoded.clear()
-            # A response that was cut has no end, and the reward model is to see that.
-            self._encoded[key] = encode_response(self.tokenizer, prompt, response, ended)
-        return self._encoded[key]
-
-
 def _oracle_scores(record: RankingRecord, oracle_score: OracleScore | None) -> list[float | None]:
     """What each response is truly worth, as far as that is known."""
     if oracle_score is None:
@@ -222,11 +237,18 @@ def _oracle_scores(record: RankingRecord, oracle_score: OracleScore | None) -> l
     return scores
 
 
-def _as_arrays(groups: list[_Group], fold_position_G: np.ndarray, is_validation_G: np.ndarray) -> RankingData:
+def _as_arrays(
+    groups: list[_Group],
+    fold_position_G: np.ndarray,
+    is_validation_G: np.ndarray,
+    prompt_lengths: list[int],
+) -> RankingData:
     sequences: list[np.ndarray] = []
     oracle_ranks: list[int] = []
     members_M: list[int] = []
     ranks_M: list[int] = []
+    levels_M: list[float] = []
+    weights_Q: list[float] = []
     members_per_ranking: list[int] = []
     ranking_groups_Q: list[int] = []
     for g, group in enumerate(groups):
@@ -237,6 +259,9 @@ def _as_arrays(groups: list[_Group], fold_position_G: np.ndarray, is_validation_
             members_M += members
             ranks_M += ranks
             members_per_ranking.append(len(members))
+        levels_M += [level for levels in group.levels for level in levels]
+        weights_Q += group.weights
+        for _ in group.rankings:
             ranking_groups_Q.append(g)
     return RankingData(
         tokens_N=np.concatenate(sequences),
@@ -244,9 +269,13 @@ def _as_arrays(groups: list[_Group], fold_position_G: np.ndarray, is_validation_
         groups=offsets_of([len(group.index) for group in groups]),
         members_M=np.array(members_M, dtype=np.int32),
         ranks_M=np.array(ranks_M, dtype=np.int32),
+        levels_M=np.array(levels_M, dtype=np.float32),
+        weights_Q=np.array(weights_Q, dtype=np.float32),
+        tags_G=np.array([group.tag for group in groups]),
         ranking_offsets=offsets_of(members_per_ranking),
         ranking_groups_Q=np.array(ranking_groups_Q, dtype=np.int32),
         oracle_ranks=np.array(oracle_ranks, dtype=np.int32),
         fold_position_G=fold_position_G,
         is_validation_G=is_validation_G,
+        prompt_lengths_G=np.array(prompt_lengths, dtype=np.int32),
     )

@@ -3,7 +3,14 @@
 Rollout actors make it, scoring actors and learners read it. Nothing is padded: N is the number of
 tokens over all B sequences, and sequence b is `tokens_N[offsets[b]:offsets[b + 1]]`, prompt
 first, response after it. numpy arrays come out of Ray's object store without a copy, so every
-reader on a node shares one memory."""
+reader on a node shares one memory.
+
+The response of an episode has several turns of the policy, and between them the words of the environment:
+
+    tokens            prompt   turn 1   environment   turn 2
+    response mask     0 0 0    1 1 1    0 0 0 0       1 1
+    rewards           0 0 0    0 0 r1   0 0 0 0       0 r2
+"""
 
 from __future__ import annotations
 
@@ -11,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+
+from learners.data.episodes import Episodes
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,8 @@ class Samples:
     ended_B: np.ndarray
     """bool. Whether the response closed with the end-of-turn token (False: cut at the length
     limit)."""
+    episodes: Episodes | None = None
+    """What an environment adds. None: every sequence is one prompt and one response."""
 
     @property
     def size(self) -> int:
@@ -46,19 +57,32 @@ class Samples:
 
     @property
     def response_lengths_B(self) -> np.ndarray:
+        """Tokens that the policy wrote."""
+        if self.episodes is not None:
+            before_N = np.concatenate([[0], np.cumsum(self.episodes.policy_mask_N)])
+            return np.diff(before_N[self.offsets])
         return self.lengths_B - self.prompt_lengths_B
 
     @property
     def response_mask_N(self) -> np.ndarray:
-        """bool (N,): True on response tokens."""
+        """bool (N,): True on tokens that the policy wrote."""
+        if self.episodes is not None:
+            return self.episodes.policy_mask_N
         # Position of each token in its own sequence.
         position_N = np.arange(self.offsets[-1]) - np.repeat(self.offsets[:-1], self.lengths_B)
         return position_N >= np.repeat(self.prompt_lengths_B, self.lengths_B)
+
+    def targets(self, b: int) -> np.ndarray:
+        """bool: which tokens of sequence b the policy wrote."""
+        if self.episodes is not None:
+            return self.episodes.policy_mask_N[self.offsets[b] : self.offsets[b + 1]]
+        return np.arange(self.offsets[b + 1] - self.offsets[b]) >= self.prompt_lengths_B[b]
 
     def sequence(self, b: int) -> np.ndarray:
         return self.tokens_N[self.offsets[b] : self.offsets[b + 1]]
 
     def response(self, b: int) -> np.ndarray:
+        """All that follows the prompt, the words of an environment too."""
         return self.tokens_N[self.offsets[b] + self.prompt_lengths_B[b] : self.offsets[b + 1]]
 
     def select(self, indices: Sequence[int]) -> Samples:
@@ -73,17 +97,21 @@ class Samples:
             versions_N=self.versions_N[token_indices],
             prompt_ids_B=self.prompt_ids_B[chosen],
             ended_B=self.ended_B[chosen],
+            episodes=self.episodes and self.episodes.select(chosen, token_indices),
         )
 
     @staticmethod
     def concat(parts: Sequence[Samples]) -> Samples:
-        """All sequences of the parts, one part after the other."""
+        """All sequences of the parts, one part after the other. Either all or none are of episodes."""
         arrays = {}
         for name in (f.name for f in fields(Samples)):
             # Offsets count from the start of their own part, so they are made again.
-            if name != "offsets":
+            if name not in ("offsets", "episodes"):
                 arrays[name] = np.concatenate([getattr(part, name) for part in parts])
-        return Samples(offsets=offsets_of(np.concatenate([part.lengths_B for part in parts])), **arrays)
+        of_parts = [part.episodes for part in parts if part.episodes is not None]
+        episodes = Episodes.concat(of_parts) if of_parts else None
+        offsets = offsets_of(np.concatenate([part.lengths_B for part in parts]))
+        return Samples(offsets=offsets, episodes=episodes, **arrays)
 
 
 def offsets_of(lengths_B: Sequence[int] | np.ndarray) -> np.ndarray:

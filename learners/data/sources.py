@@ -18,10 +18,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from common.errors import UserError
-from common.plugins import describe_error, load_function
+from common.plugins import describe_error
 from common.random_streams import Stream, generator
 from learners.data.config import DataConfig, SourceConfig
 from learners.data.conversations import InvalidRow
+from learners.data.forms.registry import load_converter
 from learners.data.locations import read_source
 from learners.data.records import SCHEMAS, Record, Row
 
@@ -133,7 +134,7 @@ class DatasetReader:
         return ", ".join(counts) or "0 read"
 
     def _records(self, source: SourceConfig) -> Iterator[SourceRow]:
-        convert = _Convert(source.convert) if source.convert else None
+        convert = _Convert(source.convert, self.kind) if source.convert else None
         for where, row in read_source(source, self.config):
             self.stats["read"] += 1
             # All rows that a function makes of one are kept, or none.
@@ -176,11 +177,11 @@ class DatasetReader:
 
 
 class _Convert:
-    """The user's function of `convert`, whose results are checked."""
+    """What `convert` names: a form, or the user's function, whose results are checked."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, kind: str) -> None:
         self.path = path
-        self.function = load_function(path, "convert", "row")
+        self.function = load_converter(path, "convert", kind)
 
     def __call__(self, row: Any) -> list[Row]:
         """The rows that the function makes of one. Raises InvalidRow."""
@@ -192,6 +193,8 @@ class _Convert:
             # A generator runs here; one row may stand without the list.
             is_one = isinstance(result, (Mapping, str)) or not isinstance(result, Iterable)
             rows = [result] if is_one else list(result)
+        except InvalidRow as error:
+            raise InvalidRow(f"{self.path}: {error}") from None
         except Exception as error:  # whatever the user's code raises is about this row
             reason = describe_error(error)
             raise InvalidRow(f"{self.path}: {reason}; the row has the keys {keys}") from error

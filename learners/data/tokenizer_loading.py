@@ -46,13 +46,31 @@ def load_tokenizer(path: str | Path, config: ModelConfig | None = None) -> PreTr
     return tokenizer
 
 
-def _read_template(path: Path) -> str:
+def load_scoring_tokenizer(path: str | Path, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that only reads: its end token is the one that its template writes, and any
+    other token can be the pad token. The template may be missing."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model_path(path))
+    if chat_template:
+        tokenizer.chat_template = _read_template(Path(chat_template).expanduser(), "chat_template")
+    if tokenizer.chat_template:
+        _check_template(tokenizer, path)
+        _match_end_token(tokenizer, path, None)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer of {path}: it has no end token, and its template writes none")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        # Padding is on the right and never read, but transformers finds the last token by it.
+        others = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
+        tokenizer.pad_token = (others or [tokenizer.convert_ids_to_tokens(0)])[0]
+    return tokenizer
+
+
+def _read_template(path: Path, key: str = "model.chat_template") -> str:
     if not path.is_file():
-        raise UserError(f"model.chat_template={path}: no such file; it should hold a Jinja template")
+        raise UserError(f"{key}={path}: no such file; it should hold a Jinja template")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"model.chat_template={path}: not text in UTF-8 (byte {error.start})") from None
+        raise UserError(f"{key}={path}: not text in UTF-8 (byte {error.start})") from None
 
 
 def _check_template(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:

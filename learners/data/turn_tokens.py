@@ -20,7 +20,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) ->
     """Token ids of a conversation (or of its only message) up to the point where the assistant
     begins to write. Raises InvalidRow, as the other encoders here do, if the template refuses it or
     the tokenizer cannot encode it."""
-    return _encode(tokenizer, render(tokenizer, as_messages(prompt), open_turn=True))
+    return encode_text(tokenizer, render(tokenizer, as_messages(prompt), open_turn=True))
 
 
 def encode_conversation(
@@ -62,6 +62,18 @@ def encode_response(
             text += str(tokenizer.eos_token)
         end = len(text)
     return _encode_spans(tokenizer, text[:end], [(len(opened), end)])[0]
+
+
+def encode_rendered(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, response: str, ended: bool
+) -> list[int]:
+    """Token ids of a prompt and a response to it as the template writes them, encoded as one text: what a
+    reward model with a tokenizer of its own reads, since it was not sampled from. Up to the end token; a
+    response that was cut has none."""
+    answered = [*as_messages(prompt), {"role": "assistant", "content": _without_end(tokenizer, response)}]
+    text, turns = render_turns(tokenizer, answered, last_only=True)
+    end = turns[-1].end if ended else turns[-1].words_end
+    return encode_text(tokenizer, text[:end])
 
 
 def _without_end(tokenizer: PreTrainedTokenizerBase, words: str) -> str:
@@ -109,7 +121,8 @@ def response_texts(
     return texts
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text as it stands. Raises InvalidRow if the tokenizer cannot encode it."""
     try:
         return list(tokenizer.encode(text, add_special_tokens=False))
     except Exception as error:  # for example half of a surrogate pair, on which each tokenizer differs
@@ -129,17 +142,17 @@ def _encode_spans(
     done: list[int] = []
     base = 0
     # Tokens of the text from character `base` on.
-    rest = _encode(tokenizer, text)
+    rest = encode_text(tokenizer, text)
     marked: list[tuple[int, int]] = []
     for start, end in spans:
-        before = _encode(tokenizer, text[base:start])
+        before = encode_text(tokenizer, text[base:start])
         if rest[: len(before)] != before or _takes_space(tokenizer, before, text[start:end]):
             done += before
             base = start
-            rest, before = _encode(tokenizer, text[base:]), []
+            rest, before = encode_text(tokenizer, text[base:]), []
         last = len(rest)
         if end < len(text):
-            last = common_length(rest, _encode(tokenizer, text[base:end]))
+            last = common_length(rest, encode_text(tokenizer, text[base:end]))
         marked.append((len(done) + len(before), len(done) + last))
     ids = done + rest
     mask = [False] * len(ids)

@@ -10,10 +10,15 @@ new one is a function here and a line in `learners.rl.config.ADVANTAGES`.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
 from learners.rl.choices import KLEstimator
+
+Discount: TypeAlias = float | Tensor
+"""For all tokens, or (B, T): from each token to the next."""
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -72,7 +77,7 @@ def gae(
     rewards_BT: Tensor,
     values_BT: Tensor,
     mask_BT: Tensor,
-    gamma: float,
+    gamma: Discount,
     lam: float,
     bootstrap_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -81,8 +86,9 @@ def gae(
 
     delta_t = r_t + gamma * V_{t+1} - V_t, A_t = delta_t + gamma * lam * A_{t+1}, return_t = A_t +
     V_t, where t + 1 is the next token with mask 1: tokens of a tool or environment are skipped,
-    not decayed through. `bootstrap_B` is the value after the last token of a response that was
-    cut; 0 (the default) where it ended.
+    not decayed through. `gamma` may be (B, T), the discount from each token to the next.
+    `bootstrap_B` is the value after the last token of a response that was cut; 0 (the default)
+    where it ended.
     """
     next_value_B = (
         torch.zeros_like(rewards_BT[:, 0]) if bootstrap_B is None else bootstrap_B.to(rewards_BT.dtype)
@@ -92,32 +98,39 @@ def gae(
     # Backwards, since each token needs the value and advantage of the next one that counts.
     for t in reversed(range(rewards_BT.shape[1])):
         counts_B = mask_BT[:, t] > 0
-        delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
-        advantage_B = torch.where(counts_B, delta_B + gamma * lam * advantage_B, advantage_B)
+        discount = gamma[:, t] if isinstance(gamma, Tensor) else gamma
+        delta_B = rewards_BT[:, t] + discount * next_value_B - values_BT[:, t]
+        advantage_B = torch.where(counts_B, delta_B + discount * lam * advantage_B, advantage_B)
         next_value_B = torch.where(counts_B, values_BT[:, t], next_value_B)
         advantages_BT[:, t] = torch.where(counts_B, advantage_B, torch.zeros_like(advantage_B))
     return advantages_BT, (advantages_BT + values_BT) * (mask_BT > 0)
 
 
-def reinforce(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: float) -> Tensor:
+def turn_discounts(turn_ends_BT: Tensor, gamma: float) -> Tensor:
+    """(B, T) discounts that count turns instead of tokens: gamma from the last token of a turn to the next
+    turn, 1 inside a turn, where nothing happens between two tokens but writing."""
+    return torch.where(turn_ends_BT > 0, gamma, 1.0)
+
+
+def reinforce(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: Discount) -> Tensor:
     """Plain REINFORCE (Williams 1992): the discounted sum of the rewards from each token on,
     without a baseline."""
     # GAE with lambda 1 and without values is that sum.
     return gae(rewards_BT, torch.zeros_like(rewards_BT), mask_BT, gamma, 1.0)[0]
 
 
-def reinforce_pp(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: float) -> Tensor:
+def reinforce_pp(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: Discount) -> Tensor:
     """REINFORCE++ (Hu 2025, arXiv:2501.03262): REINFORCE whitened over the whole batch."""
     return masked_whiten(reinforce(rewards_BT, mask_BT, groups_B, gamma), mask_BT) * mask_BT
 
 
-def reinforce_pp_baseline(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: float) -> Tensor:
+def reinforce_pp_baseline(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: Discount) -> Tensor:
     """REINFORCE++ with baseline (Hu 2025): return minus the mean of its group, whitened over the
     whole batch."""
     return masked_whiten(dr_grpo(rewards_BT, mask_BT, groups_B, gamma), mask_BT) * mask_BT
 
 
-def grpo(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: float) -> Tensor:
+def grpo(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: Discount) -> Tensor:
     """GRPO (Shao et al. 2024, arXiv:2402.03300): (return - mean of its group) / standard
     deviation of its group.
 
@@ -130,14 +143,14 @@ def grpo(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: float) ->
     return (centred_B / (deviation_B + 1e-6))[:, None] * mask_BT
 
 
-def dr_grpo(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: float) -> Tensor:
+def dr_grpo(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: Discount) -> Tensor:
     """Dr. GRPO (Liu et al. 2025, arXiv:2503.20783): return minus the mean of its group, not
     scaled; goes with `aggregation: fixed_length`, which the paper has instead of a mean over the
     tokens of each response."""
     return _centred(rewards_BT.sum(1), groups_B)[0][:, None] * mask_BT
 
 
-def rloo(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: float) -> Tensor:
+def rloo(rewards_BT: Tensor, mask_BT: Tensor, groups_B: Tensor, gamma: Discount) -> Tensor:
     """RLOO (Ahmadian et al. 2024, arXiv:2402.14740): return minus the mean of the others of its
     group, which is n / (n - 1) times the distance from the mean of all n. 0 in a group of one."""
     centred_B, sizes_B = _centred(rewards_BT.sum(1), groups_B)

@@ -85,6 +85,9 @@ class PPOConfig(Section):
     all equal (DAPO). 0: never."""
     gamma: float = Field(1.0, gt=0, le=1)
     """Discount factor per token."""
+    gamma_per: Literal["token", "turn"] = "token"
+    """What gamma counts in the episodes of an environment. turn: the discount is between two turns of the
+    policy, and there is none inside a turn."""
     lam: float = Field(0.95, ge=0, le=1)
     """Lambda of generalized advantage estimation."""
     whiten_rewards: bool = False
@@ -204,7 +207,7 @@ class PPOConfig(Section):
                 spec.critic,
                 f"ppo.advantage: {', '.join(with_critic)}",
             ),
-            ("gamma", "whiten_rewards"): (
+            ("gamma", "gamma_per", "whiten_rewards"): (
                 spec.tokens,
                 f"ppo.advantage: {', '.join(with_tokens)}",
             ),

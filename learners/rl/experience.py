@@ -18,16 +18,18 @@ import torch
 from torch import Tensor
 
 from common.errors import RunStoppedError
+from learners.data.episodes import EpisodeStatus, turn_ends
 from learners.data.samples import Samples, concat_ranges
 from learners.rl import advantages, losses
 from learners.rl.config import PPOConfig
+from learners.rl.episode_metrics import episode_metrics
 from learners.rl.scored_parts import ScoredPart
 from learners.rl.token_stats import TokenStats, scatter_tokens
 
 
 class Experience:
-    """B responses; column t of a (B, T) tensor is the t-th token of each response, 0 after its
-    end."""
+    """B responses; column t of a (B, T) tensor is the t-th token that the policy wrote in each, 0 after
+    its end. Tokens of an environment have no column, so nothing here ever sees or counts them."""
 
     def __init__(
         self, samples: Samples, scores_B: np.ndarray, ref_logprobs_N: np.ndarray | None, config: PPOConfig
@@ -123,14 +125,18 @@ class Experience:
         if ref_logprobs_BT is None:
             # Without a penalty, so what stands in its place does not matter.
             ref_logprobs_BT = self.old_logprobs_BT
+        turn_rewards_BT, returns_B = self._turn_rewards()
         rewards_BT = advantages.token_rewards(
-            self.penalized_scores_B,
+            # What the environment gave is on the turns that it was given for.
+            self.penalized_scores_B - returns_B,
             self.old_logprobs_BT,
             ref_logprobs_BT,
             mask_BT,
             kl_coef_in_reward,
             config.kl_estimator,
         )
+        if turn_rewards_BT is not None:
+            rewards_BT = rewards_BT + turn_rewards_BT
 
         # 3. Whitened rewards, which keep their mean (detail 18, over the batch instead of a
         # minibatch).
@@ -143,7 +149,7 @@ class Experience:
         else:
             prompt_ids_B = torch.from_numpy(self.samples.prompt_ids_B)
             advantage = getattr(advantages, config.advantage)
-            self.advantages_BT = advantage(rewards_BT, mask_BT, prompt_ids_B, config.gamma)
+            self.advantages_BT = advantage(rewards_BT, mask_BT, prompt_ids_B, self._gamma())
 
         # 5. What the policy's ratios are taken to, and what corrects for sampling by another
         # policy.
@@ -152,6 +158,23 @@ class Experience:
             self.proximal_logprobs_BT = self.old_logprobs_BT
         if config.passes_before_update:
             self.is_weights_BT = self._importance_weights(self.old_logprobs_BT, slice(None))
+
+    def _turn_rewards(self) -> tuple[Tensor | None, Tensor]:
+        """(rewards of the environment on the last tokens of their turns, their sum for each episode);
+        (None, 0) without an environment."""
+        episodes = self.samples.episodes
+        if episodes is None:
+            return None, torch.zeros(())
+        returns_B = torch.from_numpy(episodes.returns_B(self.samples.offsets))
+        return self._response_tokens(episodes.rewards_N), returns_B
+
+    def _gamma(self) -> float | Tensor:
+        """The discount from each token to the next one."""
+        episodes = self.samples.episodes
+        if self.config.gamma_per == "token" or episodes is None:
+            return self.config.gamma
+        ends_N = turn_ends(episodes.policy_mask_N, self.samples.offsets)
+        return advantages.turn_discounts(self._response_tokens(ends_N), self.config.gamma)
 
     def _penalize_scores(self, truncated_B: Tensor) -> None:
         config = self.config
@@ -167,9 +190,13 @@ class Experience:
         config, mask_BT = self.config, self.loss_mask_BT
         bootstrap_B = None
         if config.bootstrap_truncated:
+            if self.samples.episodes is not None:
+                # Out of turns, though the last of them may have its end token.
+                status_B = torch.from_numpy(self.samples.episodes.status_B)
+                truncated_B = truncated_B | (status_B == EpisodeStatus.TRUNCATED)
             bootstrap_B = self.bootstrap_values_B * truncated_B
         advantages_BT, self.returns_BT = advantages.gae(
-            rewards_BT, self.values_BT, mask_BT, config.gamma, config.lam, bootstrap_B
+            rewards_BT, self.values_BT, mask_BT, self._gamma(), config.lam, bootstrap_B
         )
         self.advantages_BT = advantages.masked_whiten(advantages_BT, mask_BT)
 
@@ -192,6 +219,8 @@ class Experience:
         }
         if self.config.advantage_spec.critic:
             metrics["val/var_explained"] = self._explained_variance()
+        if samples.episodes is not None:
+            metrics |= episode_metrics(samples)
         return metrics | self._kl_metrics() | self.mismatch_metrics()
 
     def _kl_metrics(self) -> dict[str, float]:

@@ -62,7 +62,7 @@ def response_micro_batches(
     plan = plan_responses(sequences, prompt_lengths_B, context.ranks, budget, packing, shares_prompts)
     micro_batches = []
     for micro in plan[context.rank]:
-        targets = [np.arange(len(sequences[i])) >= prompt_lengths_B[i] for i in micro]
+        targets = [samples.targets(indices[i]) for i in micro]
         shared = prompt_lengths_B[micro] if shares_prompts else None
         packed = context.pack([sequences[i] for i in micro], targets, packing, shared)
         micro_batches.append(MicroBatch([indices[micro[i]] for i in packed.order], packed))

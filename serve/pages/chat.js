@@ -7,7 +7,7 @@ let running = null;  // AbortController of the answer that is being written
 let problem = null;  // message of the endpoint, shown after the last turn
 let examples = [];   // prompts for an empty conversation
 
-for (const name of ["temperature", "system"]) {
+for (const name of ["temperature", "system", "tools"]) {
   $(name).value = saved.get(name, $(name).value);
   $(name).onchange = () => saved.set(name, $(name).value);
 }
@@ -36,8 +36,46 @@ function showHistory() {
 // The messages before turn `end`, the system message first.
 const context = (end) => [
   ...($("system").value.trim() ? [{ role: "system", content: $("system").value }] : []),
-  ...current.turns.slice(0, end).map(({ role, content }) => ({ role, content })),
+  ...current.turns.slice(0, end).map(({ role, content, tool_calls, tool_call_id }) => ({
+    role, content, ...(tool_calls && { tool_calls }), ...(tool_call_id && { tool_call_id }) })),
 ];
+
+// The functions that the settings offer to the model, as a part of a request. Throws for what is no JSON list.
+function offered() {
+  const text = $("tools").value.trim();
+  if (!text) return {};
+  let tools = null;
+  try { tools = JSON.parse(text); } catch { /* refused below */ }
+  if (!Array.isArray(tools)) throw new Error('Tools: expected a JSON list like [{"type": "function", "function": {"name": …}}]');
+  return { tools };
+}
+
+// Adds what a chunk says of the calls of an answer; their arguments come piece by piece.
+function addCalls(message, pieces) {
+  for (const { index, id, function: part } of pieces) {
+    message.tool_calls ??= [];
+    const call = (message.tool_calls[index] ??= { id, type: "function", function: { name: "", arguments: "" } });
+    call.id ??= id;
+    call.function.name += part?.name ?? "";
+    call.function.arguments += part?.arguments ?? "";
+  }
+}
+
+// The calls of an answer, and below the last one fields for their results.
+function calls(message, index) {
+  const shown = message.tool_calls.map((call) => el("pre", { className: "call" }, `${call.function.name}(${call.function.arguments})`));
+  if (index < current.turns.length - 1 || running) return el("div", {}, ...shown);
+  const fields = message.tool_calls.map((call) => el("input", { placeholder: `Result of ${call.function.name}`, ariaLabel: `Result of ${call.function.name}`, required: true }));
+  const form = el("form", { className: "row results" }, ...fields, el("button", { className: "small" }, "Give results"));
+  form.onsubmit = (event) => {
+    event.preventDefault();
+    const results = message.tool_calls.map((call, i) => ({ role: "tool", tool_call_id: call.id, content: fields[i].value }));
+    current.turns = [...current.turns, ...results];
+    store();
+    answer(current.turns.length);
+  };
+  return el("div", {}, ...shown, form);
+}
 
 function show() {
   const turns = current.turns.map(turn);
@@ -59,8 +97,10 @@ function turn(message, index) {
   const isRunning = running !== null && index === current.turns.length - 1 && message.role === "assistant";
   const text = el("div", { className: "answer" });
   if (message.role === "user") text.append(el("div", { className: "text" }, message.content));
+  else if (message.role === "tool") text.append(el("pre", { className: "call" }, message.content));
   else if (message.content) text.append(markdown(message.content));
-  else if (!isRunning) text.append(el("p", { className: "soft" }, "(empty answer)"));
+  else if (!isRunning && !message.tool_calls) text.append(el("p", { className: "soft" }, "(empty answer)"));
+  if (message.tool_calls) text.append(calls(message, index));
   const tools = el("div", { className: "row" });
   const tool = (label, action) => tools.append(el("button", { className: "small", type: "button", onclick: (e) => action(e.target) }, label));
   if (message.role === "user") tool("Edit", () => edit(index));
@@ -104,11 +144,12 @@ async function answer(index) {
   show();
   let frame = 0;  // redraws at most once a frame, however fast chunks arrive
   try {
-    const end = await stream({ model, messages: context(index), ...decoding }, (chunk) => {
+    const end = await stream({ model, messages: context(index), ...decoding, ...offered() }, (chunk) => {
       const choice = chunk.choices[0];
       message.content += choice?.delta?.content ?? "";
-      message.ended ||= choice?.finish_reason === "stop";
-      frame ||= requestAnimationFrame(() => { frame = 0; if (current === conversation) redraw(message); });
+      addCalls(message, choice?.delta?.tool_calls ?? []);
+      message.ended ||= ["stop", "tool_calls"].includes(choice?.finish_reason);
+      frame ||= requestAnimationFrame(() => { frame = 0; if (current === conversation && running === control) redraw(message); });
     }, control.signal);
     Object.assign(message, { version: end.version, tokens: end.usage?.completion_tokens });
   } catch (error) {
@@ -117,7 +158,7 @@ async function answer(index) {
       problem = error instanceof TypeError ? "The endpoint cannot be reached. Is `hero serve` still running?" : error.message;
   }
   if (running === control) { running = null; setRunning(false); }
-  if (!message.content && message.version === "stopped")
+  if (!message.content && !message.tool_calls && message.version === "stopped")
     conversation.turns = conversation.turns.filter((turn) => turn !== message);
   store();
   if (current === conversation) show();

@@ -8,8 +8,8 @@ import time
 import psutil
 import pytest
 
-from actors.config import FunctionReward
 from actors.function_rewards import FunctionTextReward
+from actors.reward_config import FunctionReward
 from actors.text_rewards import RewardResult
 from common.errors import UserError
 from common.plugins import child_environment
@@ -116,7 +116,7 @@ def test_processes_end_with_the_one_that_started_them():
     """Also one whose function hangs: nothing but the kernel can tell it."""
     program = """
 import os, time
-from actors.config import FunctionReward
+from actors.reward_config import FunctionReward
 from actors.function_rewards import FunctionTextReward
 from actors.text_rewards import RewardRequest
 reward = FunctionTextReward(FunctionReward(path="tests.actors.reward_functions:as_told"))

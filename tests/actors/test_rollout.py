@@ -6,7 +6,6 @@ look at into one dict: a start takes several seconds, and a refused payload must
 process.
 """
 
-import multiprocessing
 import shutil
 from dataclasses import replace
 
@@ -21,6 +20,7 @@ from actors.weights.transport import FileTransport
 from common.errors import UserError
 from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy
+from tests.actors.own_process import in_own_process
 from tests.actors.updates import perturb, update
 from tests.learners.fixtures import MODEL, TEXTS
 
@@ -305,16 +305,7 @@ def results(request, tmp_path_factory):
     tokenizer = train_tokenizer(TEXTS, MODEL.vocab_size)
     model = build_policy(MODEL, tokenizer, seed=1) if request.param == "tied" else untied_model()
     model.save_pretrained(folder / "model")
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=exercise_engine, args=(folder, queue))
-    process.start()
-    while queue.empty():
-        process.join(0.5)
-        assert process.is_alive() or not queue.empty(), "the engine's process failed; see its traceback"
-    engine_results = queue.get()
-    process.join(60)
-    return engine_results
+    return in_own_process(exercise_engine, folder)
 
 
 def test_sampled_logprobs_are_the_models(results):

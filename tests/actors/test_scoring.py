@@ -13,7 +13,8 @@ import pytest
 import torch
 from transformers import OPTConfig, OPTForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from actors.config import HTTPReward, RewardsConfig, ScoringConfig
+from actors.config import ScoringConfig
+from actors.reward_config import HTTPReward, RewardsConfig
 from actors.scoring import ScoringActor
 from actors.text_rewards import HTTPTextReward
 from common.errors import UserError
@@ -142,7 +143,7 @@ def test_reward_bias_is_subtracted(folder):
     samples = fixtures.make_batch(size=9).samples
     actor = make_actor(folder)
     plain_B = model_scores(actor, samples)[0]
-    actor.reward_model.model.config.reward_bias = 2.5
+    actor.reward_models[0].module.model.config.reward_bias = 2.5
     assert np.allclose(model_scores(actor, samples)[0], plain_B - 2.5, atol=1e-5)
 
 

@@ -8,6 +8,7 @@ from cluster.config import RunConfig
 from cluster.config_loader import all_keys, load_config
 from cluster.run.stage_inputs import CHECKPOINT_KEYS, FILE_KEYS, stage_inputs
 from cluster.stage_registry import (
+    DEFAULT_STAGES,
     EVERY_STAGE,
     STAGE_SPECS,
     STAGES,
@@ -83,6 +84,16 @@ def test_overrides_win_over_the_file_and_it_over_the_defaults(path):
         (["learners.sequence_parallel=4"], "sequence_parallel 4 does not divide ranks 2"),
         (["scoring.gpus=0.5", "scoring.tensor_parallel=2"], "have a whole GPU for each part"),
         (["model.path=some/model", "model.layers=3"], "layers has no effect here"),
+        (["rounds.candidates=2"], "candidates has no effect here, only with select: fisher"),
+        (["rounds.min_share=0.5"], "min_share has no effect here, only with deadline_h"),
+        (["rounds.error_rate=0.1"], "error_rate has no effect here, only with labelers over 0"),
+        (["rounds.select=fisher", "rounds.random_share=0.3"], "greater than or equal to 0.4"),
+        (["rounds.previous=6"], "leaves none of the newest policy; give at most one less"),
+        (["rounds.gate.comparisons=100"], "take at least 189 comparisons, or a larger flag_rise"),
+        (["reward_model.margin_from=likert"], "only with reward_model.margin over 0"),
+        (["reward_model.compare=[{name: a, path: b}]"], "only with reward_model.accuracy_by"),
+        (["evaluate.policies=[{name: ppo, path: b}]"], "the name ppo is taken"),
+        (["sample.max_response_tokens=300", "stages=[sample]"], "leaves no room for a prompt"),
         (["model.heads=7"], "each must divide the one before it"),
         (["ppo.max_response_tokens=256"], "leaves no room for a prompt"),
         (["name='a b'"], "name: "),
@@ -214,9 +225,10 @@ def test_every_stage_names_existing_sections_data_and_function():
 
 
 def test_registry_keeps_the_order_of_the_stages():
-    assert STAGES == ("pretrain", "sft", "collect", "reward", "ppo", "evaluate")
-    assert stages_from("reward") == ("reward", "ppo", "evaluate")
-    assert policy_stages() == ("pretrain", "sft", "ppo")
+    assert STAGES == ("pretrain", "sft", "collect", "sample", "reward", "best_of_n", "dpo", "ppo", "evaluate")
+    assert DEFAULT_STAGES == ("pretrain", "sft", "collect", "reward", "ppo", "evaluate")
+    assert stages_from("reward") == ("reward", "best_of_n", "dpo", "ppo", "evaluate")
+    assert policy_stages() == ("pretrain", "sft", "best_of_n", "dpo", "ppo")
 
 
 def test_new_stage_is_one_row(monkeypatch, path):

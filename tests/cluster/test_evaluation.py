@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.config import RewardsConfig
+from actors.reward_config import RewardsConfig
 from cluster.config import RunConfig
 from cluster.context import Context, measures
 from cluster.quickstart.oracle import Verdict
@@ -20,7 +20,7 @@ from cluster.rl.evaluation import (
     reward_columns,
     standard_error,
 )
-from cluster.stages.evaluate import answer_lines, flat_rates, win_rate
+from cluster.stages.evaluate import answer_lines, compared, flat_rates, win_rate
 from common.errors import UserError
 
 
@@ -138,7 +138,7 @@ def test_the_standard_error_is_over_prompts():
 def test_the_win_rate_counts_ties_half():
     challenger = [{"score": score} for score in (3, 1, 2, 2)]
     baseline = [{"score": score} for score in (1, 3, 2, 1)]
-    result = win_rate({"base": [], "sft": baseline, "ppo": challenger}, "judge")
+    result = win_rate({"base": [], "sft": baseline, "ppo": challenger}, "judge", "sft", "ppo")
     assert (result["challenger"], result["baseline"]) == ("ppo", "sft")
     assert result["rate"] == (1 + 0 + 0.5 + 1) / 4
     assert result["count"] == 4
@@ -165,3 +165,18 @@ def test_answers_of_all_stages_stand_side_by_side():
     }
     assert second["task"] is None
     assert second["answers"]["ppo"] == {"text": "d"}
+
+
+@pytest.mark.parametrize(
+    ("models", "pair"),
+    [
+        (["pretrain", "sft", "ppo"], ("sft", "ppo")),
+        (["base", "sft"], ("base", "sft")),
+        (["base", "ppo"], ("base", "ppo")),
+        (["sft", "dpo", "ppo"], ("sft", "ppo")),
+        (["base", "sft", "dpo"], ("sft", "dpo")),
+        (["dpo", "ppo"], ("dpo", "ppo")),
+    ],
+)
+def test_a_policy_is_compared_with_the_one_that_it_was_made_from(models, pair):
+    assert compared(models) == pair

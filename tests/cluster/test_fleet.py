@@ -1,11 +1,9 @@
 """Fleets of real Ray actors: what the driver learns when one of them fails, and what is refused
 before it would hang."""
 
-import errno
 import os
 import signal
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -14,7 +12,6 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, RayTaskError
 
 from cluster.config import ClusterConfig, RunConfig
 from cluster.context import Context
-from cluster.fleets import heartbeat
 from cluster.fleets.failures import LostObjectError
 from cluster.fleets.fleet import Fleet
 from cluster.fleets.manager import FleetManager
@@ -22,59 +19,10 @@ from cluster.layout import SECTIONS
 from cluster.pipeline import run_with_recovery
 from cluster.run.directory import RunDirectory
 from cluster.stage_registry import StageSpec
-from common.errors import DiskFullError, FleetError, StartError, UserError, WeightSyncError
+from common.errors import DiskFullError, FleetError, StartError
 from common.files import write_json
 from common.ray_session import start_ray
-
-ERRORS = {error.__name__: error for error in (UserError, DiskFullError, WeightSyncError, FleetError)}
-
-
-class Worker:
-    """Hosted by the actors of this test."""
-
-    def __init__(self, number=0, error_name=None, marker=None):
-        """Raises an error if one is named, and if the marker is there already."""
-        if error_name and (marker is None or os.path.exists(marker)):
-            raise ERRORS.get(error_name, ZeroDivisionError)("model/config.json:\nno layers")
-        if marker:
-            Path(marker).touch()
-        self.number = number
-
-    def pid(self):
-        return os.getpid()
-
-    def double(self, value):
-        return 2 * value + self.number
-
-    def refuse(self, error_name):
-        raise ERRORS[error_name]("row 3 of data.jsonl has no prompt")
-
-    def fail_if(self, number):
-        if number == self.number:
-            raise ZeroDivisionError("no tokens")
-        time.sleep(60)
-
-    def fill_the_disk(self):
-        raise OSError(errno.ENOSPC, "No space left on device", "/dev/shm/weights")
-
-    def sleep(self):
-        time.sleep(60)
-
-    def break_the_store(self, times):
-        """The next `times` reports to Ray's store fail, as while the network does."""
-        put = heartbeat._internal_kv_put
-
-        def failing(key, value):
-            nonlocal times
-            times -= 1
-            if times >= 0:
-                raise ConnectionError("failed to connect to GCS")
-            put(key, value)
-
-        heartbeat._internal_kv_put = failing
-
-    def exit(self):
-        raise SystemExit("half of the weights are new")
+from tests.cluster.hosted import ERRORS, WORKER
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +39,7 @@ def make_fleet(session, tmp_path):
 
     def make(numbers, kind="worker", **limits):
         arguments = [number if isinstance(number, dict) else {"number": number} for number in numbers]
-        target = "tests.cluster.test_fleet:Worker"
-        fleet = Fleet(kind, target, arguments, {"num_cpus": 0}, tmp_path, ClusterConfig(**limits))
+        fleet = Fleet(kind, WORKER, arguments, {"num_cpus": 0}, tmp_path, ClusterConfig(**limits))
         fleets.append(fleet)
         return fleet
 
@@ -219,8 +166,7 @@ def raise_(error):
 
 def test_actor_that_finds_no_place_is_not_waited_for_for_ever(session, tmp_path):
     limits = ClusterConfig(patience_s=4, heartbeat_timeout_s=4)
-    target = "tests.cluster.test_fleet:Worker"
-    fleet = Fleet("worker", target, [{}], {"num_cpus": 99}, tmp_path, limits)
+    fleet = Fleet("worker", WORKER, [{}], {"num_cpus": 99}, tmp_path, limits)
     with pytest.raises(
         FleetError, match=r"worker-0 hangs in double \(not started after . s, over cluster.pati"
     ):
@@ -332,4 +278,4 @@ def test_fleet_on_the_learners_gpus_keeps_its_size(make_fleet, tmp_path):
     message = "rollout fleet: stays at 0; it is on the learners' GPUs, whose number does not change"
     assert manager.apply_scale_requests() == [f"{message} (cluster.layout)"]
     assert manager.apply_scale_requests() == []
-    assert manager.target_size("rollout") == 0
+    assert manager.scaling.target_size("rollout") == 0

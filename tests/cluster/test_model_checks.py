@@ -197,6 +197,8 @@ def test_reward_model_with_two_outputs_or_another_vocabulary(tmp_path, llama):
     assert "this one has 2" in refusal(config_for(llama, with_model, f"reward_model.path={reward}"))
     other = LlamaConfig(**{**DECODER, "vocab_size": len(TOKENIZER) + 1}, num_labels=1)
     reward = save(tmp_path / "other", other, AutoModelForSequenceClassification)
+    (reward / "tokenizer.json").unlink()
+    (reward / "tokenizer_config.json").unlink()
     assert "one tokenizer" in refusal(config_for(llama, with_model, f"reward_model.path={reward}"))
 
 

@@ -204,6 +204,17 @@ def test_learners_are_planned_for_the_stage_that_needs_most():
     assert largest_task(tiny(*mixed)).dtype == "float32"
 
 
+def test_best_of_n_and_dpo_are_planned():
+    config = tiny("stages=[best_of_n,dpo]", "best_of_n.prompts=100", "best_of_n.responses=4")
+    values = dict(batch_arithmetic(config))
+    assert values["best of n: responses"] == "100 prompts x 4 = 400"
+    assert values["DPO batch"] == "16 prompts, each with all its pairs"
+    # The reference's log-probabilities are computed before, so there is one model.
+    assert largest_task(tiny("stages=[dpo]")).models == "policy"
+    assert [fleet.fleet for fleet in placement(tiny("stages=[dpo]"))] == ["learner"]
+    assert [fleet.fleet for fleet in placement(config)] == ["learner", "rollout", "scoring"]
+
+
 def test_only_fleets_that_the_stages_start_are_planned():
     assert [fleet.fleet for fleet in placement(tiny("stages=[pretrain,sft]"))] == ["learner"]
     assert [fleet.fleet for fleet in placement(tiny("stages=[evaluate]"))] == ["rollout", "scoring"]
@@ -226,9 +237,21 @@ def test_only_fleets_that_the_stages_start_are_planned():
         (["data.demonstrations=/nowhere/d.jsonl"], "^data.demonstrations=/nowhere/d.jsonl: no such file"),
         (["model.layers=60", "model.width=4096"], "GiB are free"),
         (["stages=[reward]", "run_dir=/nowhere/at/all"], "there is nothing to learn from"),
+        (["stages=[dpo]", "run_dir=/nowhere/at/all"], "stages has dpo but not collect"),
         (["stages=[ppo]", "run_dir=/nowhere/at/all"], "no such model; run the reward stage first"),
+        (["stages=[best_of_n]", "run_dir=/nowhere/at/all"], "no such model; run the reward stage first"),
         (["rewards.sources=[{kind: function, path: 'nowhere:f'}]"], "nowhere:f"),
+        (
+            ["rewards.sources=[{kind: judge, base_url: 'http://h/v1', model: m, api_key_env: NO_SUCH_KEY}]"],
+            "rewards.sources.api_key_env=NO_SUCH_KEY: no such environment variable is set",
+        ),
         (["evaluate.judge=nowhere:f"], "evaluate.judge=nowhere:f"),
+        # The stages of rounds are not among `stages`, and `hero submit --rounds` carries their modules.
+        (["stages=[pretrain]", "rounds.count=1", "evaluate.judge=nowhere:f"], "evaluate.judge=nowhere:f"),
+        (
+            ["stages=[pretrain]", "rounds.count=1", "rewards.sources=[{kind: function, path: 'nowhere:f'}]"],
+            "nowhere:f",
+        ),
         (["model.chat_template=/nowhere.jinja"], "model.chat_template=/nowhere.jinja: no such file"),
         (["data.prompts=configs/p.jsonl", "stages=[ppo]"], "data.heldout is not"),
         (["data.heldout=configs/p.jsonl", "stages=[ppo]"], "data.prompts is not"),

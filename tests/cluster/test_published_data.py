@@ -63,6 +63,17 @@ def test_a_user_in_prompts_and_in_heldout_is_refused(tmp_path):
 
 
 @needs_data
+def test_smollm2_learns_from_pairs_and_is_asked_other_questions(tmp_path):
+    pairs, reader = read("smollm2", "rankings", tmp_path)
+    assert len(pairs) == 2352
+    assert not reader.stats["invalid"]
+    asked = {record.split_text for record in read("smollm2", "prompts", tmp_path)[0]}
+    heldout = {record.split_text for record in read("smollm2", "heldout", tmp_path)[0]}
+    assert (len(asked), len(heldout)) == (2117, 235)
+    assert not asked & heldout
+
+
+@needs_data
 def test_qa_feedback_keeps_every_comparison(tmp_path):
     rows, reader = read("qa_feedback", "rankings", tmp_path)
     assert reader.stats["read"] == 500

@@ -9,12 +9,12 @@ from collections import Counter
 import pytest
 from pydantic import ValidationError
 
-from cluster.config import CollectConfig
 from cluster.quickstart.config import QuickstartConfig
 from cluster.quickstart.generate import QuickstartWorld, write_quickstart_data
 from cluster.quickstart.grammar import GRAMMAR, Relation
 from cluster.quickstart.labelers import Labeler, make_labelers
 from cluster.quickstart.oracle import BEST_UTILITY, judge, utility
+from cluster.sampling_config import CollectConfig
 from common.errors import UserError
 from common.run_paths import RunPaths
 from learners.objectives import ranking_pairs

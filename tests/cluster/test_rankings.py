@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from actors.config import Decoding
-from cluster.config import CollectConfig, EvaluateConfig
 from cluster.context import Context
-from cluster.stages.collect import SampledPrompts, count_same_and_opposite, label, sample_seeds
+from cluster.sampling_config import CollectConfig, EvaluateConfig
+from cluster.stages.collect import SampledPrompts, count_same_and_opposite, label
 from cluster.stages.reward import cross_validate, oracle_score
 from common.errors import UserError
+from common.files import read_jsonl, write_jsonl
 from common.run_paths import RunPaths
 from learners.config import RewardModelConfig
 from learners.data.config import DataConfig, SourceConfig
@@ -82,13 +83,6 @@ def test_every_response_has_its_policy_and_decoding_settings(tokenizer):
         assert ResponsesRecord.parse(stored).responses == record.responses
 
 
-def test_seeds_belong_to_the_prompt_and_differ(tmp_path):
-    seeds = sample_seeds(0, range(50), 4)
-    assert len(set(seeds)) == 200
-    assert sample_seeds(0, [7, 3], 4) == seeds[28:32] + seeds[12:16]
-    assert not set(seeds) & set(sample_seeds(1, range(50), 4))
-
-
 def test_labelers_rank_every_prompt_and_some_twice(tmp_path):
     (tmp_path / "collect").mkdir()
     results = label(context(tmp_path, labelers=3, error_rate=0.0, overlap=1.0), collected())
@@ -104,6 +98,22 @@ def test_labelers_rank_every_prompt_and_some_twice(tmp_path):
     assert again == results
     once = label(context(tmp_path, labelers=3, overlap=0.0), collected())
     assert (once["rankings"], once["agreement/pairs"]) == (4, 0)
+
+
+def test_labelers_rank_in_the_workplace_as_people_do(tmp_path):
+    stage = context(tmp_path, labelers=3, error_rate=0.0, overlap=1.0, workplace=True)
+    stage.run.root = tmp_path
+    rows = [{**row, "prompt": f"{row['prompt']} ({i})"} for i in range(5) for row in ROWS]
+    records = collected(rows)
+    write_jsonl(stage.run.paths.responses, [record.stored_row() for record in records])
+    results = label(stage, records)
+    assert (results["prompts"], results["rankings"]) == (20, 40)
+    assert results["agreement/labelers"] > 0.9
+    written = [RankingRecord.parse(row) for row in read_jsonl(stage.run.paths.rankings)]
+    assert {record.prompt for record in written} == {row["prompt"] for row in rows}
+    assert all(record.ranks[1] == 1 for record in written)  # without errors the right response is best
+    # Again, as after an interruption: the labels are there, and nobody is asked for more.
+    assert label(stage, records) == results
 
 
 def test_pairs_that_two_rankings_order_alike_are_counted():

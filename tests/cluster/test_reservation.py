@@ -1,7 +1,6 @@
 """Placement groups on a real Ray of two hosts with eight GPUs each, which do not exist: Ray only counts
 them."""
 
-import os
 import threading
 import time
 from collections import Counter
@@ -9,7 +8,6 @@ from collections import Counter
 import pytest
 import ray
 from ray.cluster_utils import Cluster
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config_loader import load_config
 from cluster.fleets import reservation
@@ -19,42 +17,9 @@ from cluster.fleets.manager import FleetManager
 from cluster.fleets.reservation import Reservations
 from cluster.layout import Bundle, Group, Seat, device_of, groups
 from common.errors import FleetError, UserError
+from tests.cluster.hosted import WHERE
 
 pytestmark = pytest.mark.timeout(900)
-
-
-class Where:
-    """Hosted by the actors of these tests: says which GPUs Ray shows it."""
-
-    def see(self):
-        node = ray.get_runtime_context().get_node_id()
-        return node, os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("VLLM_RAY_BUNDLE_INDICES")
-
-    def offload(self, *what):
-        """As the learners and scoring actors of a layout that takes turns; so are the next three."""
-
-    def reload(self, *what):
-        pass
-
-    def sleep(self, level):
-        pass
-
-    def wake(self, tags):
-        pass
-
-    def see_as_workers(self):
-        """Of Ray actors that it starts as vLLM's ray executor does: by the variables of its process."""
-        workers = []
-        for bundle in os.environ["VLLM_RAY_BUNDLE_INDICES"].split(","):
-            strategy = PlacementGroupSchedulingStrategy(
-                ray.util.get_current_placement_group(), placement_group_bundle_index=int(bundle)
-            )
-            gpus = float(os.environ["VLLM_RAY_PER_WORKER_GPUS"])
-            worker = (
-                ray.remote(Where).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=strategy).remote()
-            )
-            workers.append(worker)
-        return ray.get([worker.see.remote() for worker in workers])
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +57,7 @@ def make_manager(cluster, tmp_path):
 
 def start(manager, kind, count):
     """A fleet of `count` actors where the manager would start its own."""
-    target = "tests.cluster.test_reservation:Where"
-    manager.adopt(Fleet(kind, target, [{}] * count, *manager._how_to_start(kind)))
+    manager.adopt(Fleet(kind, WHERE, [{}] * count, *manager._how_to_start(kind)))
     return manager._fleets[kind]
 
 

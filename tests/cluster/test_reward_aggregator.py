@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import ray
 
-from actors.config import RewardsConfig, ScoringConfig
+from actors.config import ScoringConfig
+from actors.reward_config import RewardsConfig
 from cluster.fleets.scoring_fleet import ScoringFleet
 from cluster.rl.reward_aggregator import RewardAggregator, RunningMoments
 from common.errors import RunStoppedError

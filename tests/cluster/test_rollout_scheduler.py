@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import ray
 
-from actors.config import Decoding, RewardsConfig
+from actors.config import Decoding
 from actors.prompt_group import GroupStatus, PromptGroup, RolloutEngine
+from actors.reward_config import RewardsConfig
 from actors.rollout import RolloutActor
 from actors.scoring import Scores
 from cluster.fleets.learner_fleet import LearnerFleet

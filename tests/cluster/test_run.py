@@ -16,7 +16,7 @@ from cluster.run.directory import RunDirectory
 from cluster.run.report import write_report
 from common.errors import DiskFullError, UserError
 from common.files import read_json, write_json
-from common.run_paths import RunPaths, StagePaths
+from common.run_paths import RoundPaths, RunPaths, StagePaths
 
 
 @pytest.fixture
@@ -253,4 +253,6 @@ def test_every_path_of_a_run_is_documented():
     assert len(paths) > 30
     documented = {name.rstrip("/") for name in re.findall(r"`([^`\s]+)`", text)}
     documented |= {name.replace("STAGE/", "ppo/") for name in documented}
+    of_round = RoundPaths(root)
+    paths |= {path for path in vars(of_round).values() if path not in vars(RunPaths(root)).values()}
     assert {str(path.relative_to(root)) for path in paths} - documented == set()

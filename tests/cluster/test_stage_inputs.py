@@ -99,7 +99,10 @@ def test_interrupted_stage_without_a_record_is_not_continued(settings):
         opened(settings)
 
 
-@pytest.mark.parametrize(("stage", "file"), [("collect", "responses.jsonl"), ("reward", "folds/counts.json")])
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [("collect", "responses.jsonl"), ("reward", "folds/counts.json"), ("best_of_n", "progress.json")],
+)
 def test_responses_and_folds_are_work_that_is_not_thrown_away(settings, stage, file):
     settings = {**settings, "stages": list(STAGES)}
     run = opened(settings)

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actors.episode_rollout import EpisodeRolloutActor
 from actors.learner import LearnerActor
-from actors.rollout import RolloutActor
+from actors.reward_features import Features
 from actors.scoring import ScoringActor
 from actors.weights.transport import FileTransport
 from cluster.fleets.learner_fleet import LearnerFleet
@@ -15,14 +16,17 @@ from cluster.fleets.rollout_fleet import RolloutFleet
 from cluster.fleets.scoring_fleet import ScoringFleet
 from learners.rl.scored_parts import ScoredPart
 
-ACTORS = {LearnerFleet: LearnerActor, RolloutFleet: RolloutActor, ScoringFleet: ScoringActor}
-FOLDER, REF = Path("folder"), object()
+ACTORS = {LearnerFleet: LearnerActor, RolloutFleet: EpisodeRolloutActor, ScoringFleet: ScoringActor}
+FOLDER, REF, REWARDS = Path("folder"), object(), np.zeros((1, 2))
 PART = ScoredPart(REF, np.zeros(2), REF)
 
 CALLS = [
     (LearnerFleet, "start_pretrain", (None, FOLDER, 0)),
     (LearnerFleet, "start_sft", (FOLDER, None, FOLDER, 0)),
     (LearnerFleet, "start_reward_model", (FOLDER, None, FOLDER, 0)),
+    (LearnerFleet, "start_dpo", (FOLDER, None, FOLDER, 0)),
+    (LearnerFleet, "measure_reference", (FOLDER,)),
+    (LearnerFleet, "load_reference", (FOLDER,)),
     (LearnerFleet, "submit_start_ppo", (FOLDER, None, None, None, 0)),
     (LearnerFleet, "train", (5,)),
     (LearnerFleet, "validate", ()),
@@ -47,6 +51,7 @@ CALLS = [
     (LearnerFleet, "join", ()),
     (RolloutFleet, "ready", ()),
     (RolloutFleet, "generate", ([[1, 2]], [0], None, 0)),
+    (RolloutFleet, "run_episodes", ([None], None, 0)),
     (RolloutFleet, "submit_run_groups", (0, [], None, 0, 4, 0, 0.25)),
     (RolloutFleet, "submit_update", (0, None, 2, 1, REF)),
     (RolloutFleet, "submit_join_link", (0, ("127.0.0.1", 1), 5.0)),
@@ -55,6 +60,7 @@ CALLS = [
     (RolloutFleet, "sleep", (2,)),
     (RolloutFleet, "wake", ()),
     (ScoringFleet, "submit_score", (0, REF, 1.0, {})),
+    (ScoringFleet, "features", ([{}, {}],)),
     (ScoringFleet, "submit_select", (0, REF, REF, [1])),
     (ScoringFleet, "offload", ()),
     (ScoringFleet, "reload", ()),
@@ -81,6 +87,8 @@ def recording(fleet_class):
             return [self.submit(index, method, *args, **kwargs)] * count
 
         def wait(self, refs, doing):
+            if doing == "features":
+                return [Features(REWARDS, REWARDS) for _ in refs]
             # The sizes of files, or an address and a port.
             return [{"rank.pt": ref} if doing == "save" else ("127.0.0.1", ref) for ref in refs]
 

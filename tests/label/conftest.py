@@ -7,16 +7,11 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import threading
-import time
 import uuid
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import uvicorn
 
-from label.api.app import create_app
 from label.config import LabelConfig
 from label.store.items import BatchSpec, add_items
 from label.workplace import Workplace
@@ -69,10 +64,18 @@ def new_database(address):
     return f"{address}/{name}"
 
 
+BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request):
     """None for SQLite, else the URL of an empty PostgreSQL database."""
-    if request.param == "sqlite":
+    return address_of(request)
+
+
+def address_of(request):
+    """For `database_url`; SQLite where a test asks for no database."""
+    if getattr(request, "param", "sqlite") == "sqlite":
         return None
     return new_database(request.getfixturevalue("postgres"))
 
@@ -96,19 +99,6 @@ def make_workplace(tmp_path, database_url):
 @pytest.fixture
 def workplace(make_workplace):
     return make_workplace()
-
-
-@contextmanager
-def serving(workplace):
-    """The address of a server for this workplace, in a thread."""
-    server = uvicorn.Server(uvicorn.Config(create_app(workplace), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
 
 
 def item_rows(count, responses=3):

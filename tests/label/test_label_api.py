@@ -272,6 +272,7 @@ STAFF = {
     "/api/demonstrations",
     "/api/reviews",
     "/api/quality",
+    "/api/rounds",
     "/api/guidelines/versions",
 }
 OWNER = {

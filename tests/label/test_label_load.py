@@ -3,53 +3,23 @@
 The small versions run always; `-m slow` runs 32 people on 300 items, and 200 kills."""
 
 import random
-import signal
-import subprocess
-import sys
+import shutil
+import sqlite3
 import threading
 import time
 from collections import Counter
 
-import httpx
 import pytest
 import sqlalchemy as sa
 
+from bench.label_load import Server, percentile
 from label.config import LabelConfig
 from label.simulate import make_people, work_together
+from label.store.database import Database
 from label.store.people import create_invite, set_state
 from label.store.tables import item, label
 from label.workplace import Workplace
-from tests.label.conftest import add
-from tests.label.test_label_cli import free_port
-
-
-class Server:
-    """`hero label serve` in a process of its own, which can be killed and started again."""
-
-    def __init__(self, run, settings):
-        self.port = free_port()
-        values = [f"{key}={value}" for key, value in settings.items()]
-        arguments = ["label", "serve", str(run), f"port={self.port}", *values]
-        self.command = [sys.executable, "-m", "cluster.cli", *arguments]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self):
-        """Returns the seconds until it answers."""
-        started = time.monotonic()
-        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
-        while time.monotonic() < started + 60:
-            assert self.process.poll() is None
-            try:
-                if httpx.get(f"{self.url}/health", trust_env=False).status_code == 200:
-                    return time.monotonic() - started
-            except httpx.TransportError:
-                time.sleep(0.02)
-        raise AssertionError("the server does not answer")
-
-    def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+from tests.label.conftest import BOTH, add
 
 
 @pytest.fixture
@@ -91,15 +61,11 @@ def check_counts(workplace, items, quota):
     assert set(Counter(row.item for row in pairs).values()) == {quota}
 
 
-def percentile(values, share):
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
-
-
 SMALL, LARGE = (8, 30, 0.05), (32, 300, 0.05)
 """People, items, minutes of a lease."""
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
+@BOTH
 @pytest.mark.parametrize("size", [SMALL, pytest.param(LARGE, marks=pytest.mark.slow)])
 def test_abandoned_leases_come_back_and_quotas_are_exact(start_server, size):
     count, items, lease_min = size
@@ -128,7 +94,7 @@ def test_abandoned_leases_come_back_and_quotas_are_exact(start_server, size):
     )
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
+@BOTH
 @pytest.mark.parametrize("kills", [2, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_no_acknowledged_label_is_lost_when_the_server_is_killed(start_server, kills):
     workplace, server = start_server(lease_min=0.05)
@@ -158,6 +124,63 @@ def test_no_acknowledged_label_is_lost_when_the_server_is_killed(start_server, k
         f"{workplace.database.url.get_backend_name()}: {kills} kills, {len(stored)} labels acknowledged, "
         f"0 lost, back after {max(restarts):.1f} s at most"
     )
+
+
+WAL_HEADER = 32
+"""Bytes; they change when the log begins anew after a checkpoint, and its first frames are overwritten."""
+
+
+def copy_as_a_power_cut_leaves_it(database, target):
+    """Copies the file, then its log, until the log did not begin anew meanwhile; returns its header. A
+    checkpoint alone does no harm: the pages that it writes while the file is read are still in the log."""
+    log = database.with_name(database.name + "-wal")
+    while True:
+        before = log.read_bytes()[:WAL_HEADER]
+        shutil.copyfile(database, target)
+        shutil.copyfile(log, target.with_name(target.name + "-wal"))
+        if log.read_bytes()[:WAL_HEADER] == before:
+            return before
+
+
+def check_copy(file, acknowledged):
+    """It opens whole, with every acknowledged label and counts that are right; returns how many labels."""
+    copy = Database.of_file(file)
+    with copy.read() as connection:
+        assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+        stored = {row.id for row in connection.execute(sa.select(label.c.id))}
+        assert connection.execute(sa.select(sa.func.sum(item.c.labels))).scalar() == len(stored)
+    copy.close()
+    assert acknowledged <= stored
+    return len(stored)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    "copies", [6, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+)
+def test_a_power_cut_leaves_a_database_that_opens_with_every_acknowledged_label(
+    start_server, tmp_path, copies
+):
+    workplace, server = start_server()
+    add(workplace, 12 * copies, quota=2)
+    people = make_people(server.url, 4, seed=3)
+    join_all(workplace, people)
+    workers = threading.Thread(target=work_together, args=(people,))
+    workers.start()
+    source, rng, known, headers = workplace.paths.label_database, random.Random(1), [], set()
+    for number in range(copies):
+        time.sleep(rng.random() * 0.4)
+        known.append({one for person in people for one in person.acknowledged})
+        headers.add(copy_as_a_power_cut_leaves_it(source, tmp_path / f"{number}.db"))
+        # The log begins anew with the next label.
+        checkpoint = sqlite3.connect(source)
+        checkpoint.execute("PRAGMA wal_checkpoint(RESTART)")
+        checkpoint.close()
+    workers.join(timeout=1200)
+    stored = [check_copy(tmp_path / f"{number}.db", ids) for number, ids in enumerate(known)]
+    assert stored[0] < stored[-1]
+    assert len(headers) > 1
+    print(f"{copies} copies with {stored[0]} to {stored[-1]} labels, {len(headers)} beginnings of the log")
 
 
 def test_simulated_people_of_a_seed_behave_alike_and_careless_ones_as_they_are():

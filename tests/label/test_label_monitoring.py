@@ -10,7 +10,8 @@ from scipy.stats import chisquare
 
 from label.api.app import create_app
 from label.export import export
-from label.monitoring import judgments, last_decision, look
+from label.monitoring import is_look_due, judgments, last_decision, look
+from label.server import serving
 from label.simulate import make_people
 from label.simulated_team import admit_all
 from label.statistics.proportions import wilson
@@ -18,7 +19,7 @@ from label.store import assignments, labels, people
 from label.store.screening_tables import quality
 from label.store.tables import person
 from label.submission import Submission
-from tests.label.conftest import add, admit, item_rows, new_database, serving, submission
+from tests.label.conftest import BOTH, add, address_of, admit, item_rows, submission
 from tests.label.test_label_api import error, send, sign_in, take
 
 CAREFUL = {"every": 10, "items": 10, "gold_items": 5}
@@ -26,13 +27,7 @@ CAREFUL = {"every": 10, "items": 10, "gold_items": 5}
 
 @pytest.fixture
 def database_url(request):
-    """SQLite where a test does not ask for both."""
-    if getattr(request, "param", "sqlite") == "sqlite":
-        return None
-    return new_database(request.getfixturevalue("postgres"))
-
-
-BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
+    return address_of(request)
 
 
 def in_shown_order(client, count):
@@ -111,7 +106,8 @@ def test_a_person_in_doubt_gets_more_gold_items_and_a_wrong_one_is_paused(make_w
             ranks = [places[one["text"][:8]] for one in task["responses"]]
             given = Submission.model_validate(submission(task, ranks))
             labels.submit(connection, ada, task["assignment"], f"key-{number}", given)
-        look(workplace.database, workplace.settings, ada)
+        if is_look_due(workplace.database, workplace.settings, ada):
+            look(workplace.database, workplace.settings, ada)
     with workplace.database.read() as connection:
         stored = connection.execute(sa.select(quality)).one()
         why = connection.execute(sa.select(person.c.state_why).where(person.c.id == ada)).scalar()

@@ -377,7 +377,6 @@ def test_the_start_page_pauses_and_withdraws(page, fresh):
     page.get_by_role("button", name="Pause").click()
     page.wait_for_selector("text=you paused yourself")
     page.get_by_role("button", name="Go on").click()
-    page.get_by_role("button", name="Pause").wait_for()  # what is open when the page is drawn anew is closed
     page.get_by_role("button", name="Leave or withdraw").click()
     page.get_by_role("button", name="make my labels void").click()
     page.wait_for_selector("text=you are not signed in")

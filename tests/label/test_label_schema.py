@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 
 from label.api.app import create_app
+from label.server import serving
 from label.store import people
-from tests.label.conftest import add, admit, item_rows, serving
+from tests.label.conftest import BOTH, add, admit, item_rows
 
 ENDS = ("/end", "/leave", "/forget", "/me/pause", "/people/{person}/state", "/api/items")
 """Tested by hand: after most of these a person may do no more, and items are lines of JSON."""
@@ -28,7 +29,7 @@ def ask(operation, url, headers, counts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
+@BOTH
 def test_requests_made_from_the_schema_are_no_errors_of_the_server(make_workplace):
     workplace = make_workplace(requests_per_10_s=10**6)
     add(workplace, 20)

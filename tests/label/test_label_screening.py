@@ -8,9 +8,10 @@ import yaml
 from common.errors import UserError
 from label.api.app import create_app
 from label.questionnaire import Questionnaire
+from label.server import serving
 from label.simulate import make_people
 from label.simulated_team import screen_all
-from tests.label.conftest import add, new_database, serving
+from tests.label.conftest import BOTH, add, address_of
 from tests.label.test_label_api import error, sign_in, take
 
 SMALL = {
@@ -25,13 +26,7 @@ LIMITS = {"flag_items": 4, "ranking_items": 2, "demonstrations": 1}
 
 @pytest.fixture
 def database_url(request):
-    """SQLite where a test does not ask for both."""
-    if getattr(request, "param", "sqlite") == "sqlite":
-        return None
-    return new_database(request.getfixturevalue("postgres"))
-
-
-BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
+    return address_of(request)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import pytest
 
+from common.files import append_row, write_json
+from common.stop_request import stop_request
 from label.export import export
 from label.monitoring import figures_of, store_figures
 from label.store import assignments, guidelines, labels, people
@@ -158,3 +160,39 @@ def test_a_reviewer_rejects_a_label_with_a_note_and_sees_no_names(open_page, con
 def export_of(workplace):
     with workplace.database.read() as connection:
         return export(connection)
+
+
+def test_rounds_stand_side_by_side_and_anybody_who_labels_can_stop_training(open_page, fresh):  # noqa: F811
+    run = fresh.paths
+    estimate = {"value": 0.61, "low": 0.55, "high": 0.67, "n": 300, "why": ""}
+    guards = [{"name": "KL", "passed": True, "evidence": "1.00 nats"}]
+    guards.append({"name": "alarms", "passed": False, "evidence": "active at the end: length"})
+    gate = {"win_rate": estimate, "against": "sft-0", "guards": guards, "length_controlled": estimate}
+    first = {"round": 1, "state": "held", "policies": ["sft-0"], "gate": gate, "decision": "alarms: length"}
+    write_json(run.round(1).state, first)
+    off = "fisher is off: chosen prompts gained nothing"
+    second = {"round": 2, "state": "labeling", "policies": ["round-1", "sft-0"]}
+    write_json(run.round(2).state, {**second, "select": {"method": "random", "why": off}})
+    append_row(run.rounds_log, {"key": "2:labeling:stalled"})
+    add(fresh, 3, "round-002", round=2)
+    page = open_page("/rounds", "reviewer", "Rita")
+    page.get_by_role("row", name="Blind win rate").get_by_text("61.0% (55.0% to 67.0%) of 300").wait_for()
+    page.get_by_text("round-002: 0 labels, 3 of 3 items open").wait_for()
+    page.get_by_text("✗ fails: alarms").wait_for()
+    page.get_by_role("row", name="Prompts chosen").get_by_text(f"random; {off}").wait_for()
+    page.get_by_text("labeling, stalled: the deadline has passed").wait_for()
+    check(page, "rounds")
+    page = open_page("/", "labeler", "Ada")
+    page.get_by_role("button", name="Stop training", exact=True).click()
+    dialog = page.get_by_role("dialog", name="Stop training")
+    dialog.get_by_role("button", name="Stop training now").click()
+    dialog.get_by_text("Say why.").wait_for()
+    assert violations(page) == {}
+    assert stop_request(run) is None
+    dialog.get_by_label("Why").fill("It insults people.")
+    dialog.get_by_role("button", name="Stop training now").click()
+    page.get_by_text("Training was stopped: It insults people.").wait_for()
+    assert stop_request(run)["why"] == "It insults people."
+    # PPO of the round looks at its own directory.
+    assert run.round(2).stop.exists()
+    assert violations(page) == {}

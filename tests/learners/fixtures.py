@@ -32,6 +32,13 @@ TEXTS = [
     for b in ["Paris", "Lima", "Oslo"]
 ]
 DATA = DataConfig()
+IMPORTED_ONCE = [
+    "actors.learner",
+    "learners.deepspeed_engine",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "transformers.models.llama.modeling_llama",
+]
+"""For the ranks of all tests: imports take longer than most updates of a tiny model."""
 MODEL = ModelConfig(layers=2, width=64, heads=2, kv_heads=1, vocab_size=320, context=64)
 
 
@@ -82,7 +89,8 @@ def run_ranks(scenario, folder: Path, config: LearnerConfig, *args, model: Model
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED_ONCE)
     queue = context.Queue()
     ranks = [
         context.Process(target=_rank, args=(queue, port, rank, config, model, scenario, (folder, *args)))
@@ -147,10 +155,42 @@ def make_rankings(folder: Path, seed: int = 0) -> None:
         ranks_M=rng.integers(1, 5, 40).astype(np.int32),
         ranking_offsets=offsets_of([4] * 10),
         ranking_groups_Q=np.arange(10, dtype=np.int32),
+        levels_M=np.full(40, np.nan, dtype=np.float32),
+        weights_Q=np.ones(10, dtype=np.float32),
+        tags_G=np.full(10, ""),
         oracle_ranks=np.zeros(40, dtype=np.int32),
         fold_position_G=np.arange(10) / 10,
         is_validation_G=np.arange(10) < 1,
+        prompt_lengths_G=np.full(10, 2, dtype=np.int32),
     ).save(folder / "rankings.npz")
+
+
+def counting_rankings(counts: list[int]) -> RankingData:
+    """60 prompts with four responses each: one is better the more tokens 20 it has, and `counts` are how
+    many the four have. The first twelve prompts validate."""
+    rng, places = np.random.default_rng(0), sorted(set(counts), reverse=True)
+    sequences, ranks = [], []
+    for _ in range(60):
+        for count in rng.permutation(counts):
+            response = [20] * count + [21] * (4 - count)
+            sequences.append(np.array([9, 10, *response, 5], dtype=np.int32))
+            ranks.append(1 + places.index(count))
+    return RankingData(
+        np.concatenate(sequences),
+        offsets_of([len(s) for s in sequences]),
+        offsets_of([4] * 60),
+        members_M=np.tile(np.arange(4, dtype=np.int32), 60),
+        ranks_M=np.array(ranks, dtype=np.int32),
+        ranking_offsets=offsets_of([4] * 60),
+        ranking_groups_Q=np.arange(60, dtype=np.int32),
+        levels_M=np.full(240, np.nan, dtype=np.float32),
+        weights_Q=np.ones(60, dtype=np.float32),
+        tags_G=np.full(60, ""),
+        oracle_ranks=np.array(ranks, dtype=np.int32),
+        fold_position_G=np.arange(60) / 60,
+        is_validation_G=np.arange(60) < 12,
+        prompt_lengths_G=np.full(60, 2, dtype=np.int32),
+    )
 
 
 def reward(actor, folder, steps=2):

@@ -150,6 +150,18 @@ def test_adapters_train_the_same_on_two_ranks_with_zero_3(folder, trained_adapte
     assert largest_difference(after, resumed) < 1e-6
 
 
+def test_adapters_of_the_last_layers_alone(folder):
+    """The layers before have none, and no gradient reaches them."""
+    model = with_adapters(load_policy(folder / "policy"), lora(folder, last_layers=1), seed=0)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert len(trained) == 2 * 7
+    assert all(".layers.1." in name for name in trained)
+    hidden = []
+    model.model.layers[1].register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0]))
+    model(torch.arange(8, 40)[None])
+    assert not hidden[0].requires_grad
+
+
 def test_adapters_on_layers_that_are_not_there_are_refused(folder):
     with pytest.raises(UserError, match=r"model.lora.targets=\['no_proj'\]"):
         with_adapters(load_policy(folder / "policy"), lora(folder, targets=["no_proj"]), seed=0)

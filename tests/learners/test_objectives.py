@@ -329,3 +329,18 @@ def test_token_logprobs_divide_logits_by_the_temperature():
     p = torch.softmax(logits / 0.5, -1)[0]
     torch.testing.assert_close(result, p[2:].log())
     torch.testing.assert_close(entropy, -(p * p.log()).sum()[None])
+
+
+def test_a_margin_by_strength_asks_for_a_share_of_it():
+    # -log sigmoid(1 - m) at scores 1 and 0: Llama 2, eq. 2, with the whole margin and with a third of it.
+    scores = torch.tensor([1.0, 0.0])
+    for levels, golden in (([3.0, 0.0], 0.693147), ([1.0, 0.0], 0.414370), ([0.0, 0.0], 0.313262)):
+        loss = objectives.ranking_loss(scores, [1, 2], margin=1.0, levels=levels)
+        assert loss.item() == pytest.approx(golden, abs=1e-6)
+    # Not said, and said against the ranks: no margin. Beyond the strongest: the whole one.
+    for levels in ([math.nan, 0.0], [-2.0, 0.0]):
+        loss = objectives.ranking_loss(scores, [1, 2], margin=1.0, levels=levels)
+        assert loss.item() == pytest.approx(0.313262, abs=1e-6)
+    assert objectives.ranking_loss(scores, [1, 2], 1.0, levels=[7.0, 1.0]).item() == pytest.approx(
+        0.693147, abs=1e-6
+    )

@@ -9,8 +9,7 @@ import torch.distributed as dist
 from actors.learner import LearnerActor
 from common.errors import DiskFullError
 from learners.config import LearnerConfig
-from learners.data.datasets import RankingData, TokenData
-from learners.data.samples import offsets_of
+from learners.data.datasets import TokenData
 from learners.deepspeed_engine import scheduled_lr
 from learners.models import load_scalar
 from learners.rl.config import PPOConfig
@@ -173,26 +172,8 @@ def test_minibatches_are_cut_from_any_number_of_responses(folder):
 
 
 def ranking(actor, folder):
-    rng = np.random.default_rng(0)
-    sequences, ranks = [], []
-    for _ in range(60):  # a response is better the more tokens 20 it has; a tie now and then
-        counts = rng.permutation([0, 1, 3, 3])
-        for c in counts:
-            sequences.append(np.array([9, 10, *([20] * c), *([21] * (4 - c)), 5], dtype=np.int32))
-        ranks += [{3: 1, 1: 2, 0: 3}[int(c)] for c in counts]
-    tokens, offsets = np.concatenate(sequences), offsets_of([len(s) for s in sequences])
-    data = RankingData(
-        tokens,
-        offsets,
-        offsets_of([4] * 60),
-        members_M=np.tile(np.arange(4, dtype=np.int32), 60),
-        ranks_M=np.array(ranks, dtype=np.int32),
-        ranking_offsets=offsets_of([4] * 60),
-        ranking_groups_Q=np.arange(60, dtype=np.int32),
-        oracle_ranks=np.array(ranks, dtype=np.int32),
-        fold_position_G=np.arange(60) / 60,
-        is_validation_G=np.arange(60) < 12,
-    )
+    data = fixtures.counting_rankings([0, 1, 3, 3])  # two of the responses are equally good
+    tokens, offsets = data.tokens_N, data.offsets
     demos = TokenData(tokens, offsets, np.ones(len(tokens), bool), np.arange(240) < 24)
     if actor.rank == 0:
         data.save(folder / "rankings.npz")

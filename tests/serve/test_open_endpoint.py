@@ -5,6 +5,7 @@ import httpx
 import openai
 import pytest
 
+from common.run_paths import RunPaths
 from tests.serve.conftest import make_run, start, stop
 
 CHAT = "/v1/chat/completions"
@@ -18,7 +19,8 @@ def open_endpoint(tmp_path_factory):
     make_run(root)
     running = start(root, "serve.allowed_hosts=[inside.example]", host="localhost", with_key=False)
     yield running
-    stop(running)
+    if running.process.poll() is None:
+        stop(running)
 
 
 def test_the_printed_address_answers(open_endpoint):
@@ -79,3 +81,14 @@ def test_a_template_of_the_request_names_the_key_too(open_endpoint):
     answer = open_endpoint.post(CHAT, {**ASK, "chat_template": "{{ messages }}"})
     assert answer.status_code == 400
     assert "serve.vllm.trust_request_chat_template" in answer.json()["error"]["message"]
+
+
+def test_the_terminal_shows_our_lines_only(open_endpoint):
+    """Nothing of Ray Serve, vLLM or Ray at the start, while it runs and when it stops. The last test here."""
+    stop(open_endpoint)
+    printed = (open_endpoint.root.parent / "serve.log").read_text()
+    usage = printed.partition("serving ")[2].partition("in a browser")[0].splitlines()
+    for line in printed.splitlines():
+        ours = line.startswith(("dtype: ", "promotions: ", "serving ", "in a browser", "stopping"))
+        assert not line.strip() or ours or line in usage, line
+    assert (RunPaths(open_endpoint.root).logs / "ray.log").exists()

@@ -1,0 +1,63 @@
+"""What RL does to facts: trivia questions with short answers, answered by several models.
+
+    python -m bench.facts QUESTIONS.jsonl NAME=FOLDER [NAME=FOLDER ...] [--count 400]
+
+Rows are {"question", "answer"} (OpenTriviaQA). Exact match of the greedy answer after normalisation, and
+whether the answer is a part of it (cluster/recipes/trivia.py). The questions are those with the lowest
+hashes, so that none is chosen. 95% intervals over questions; the difference to the first model is paired by
+question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.answers import answers, named_folders
+from bench.common import mean_interval, print_header, print_row, start_parser
+from cluster.recipes.trivia import judge, question
+from common.files import read_jsonl
+
+TOKENS = 16
+MEASURES = ("exact", "contains")
+
+
+def main() -> None:
+    parser = start_parser(__doc__)
+    parser.add_argument("questions", type=Path)
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--count", type=int, default=400)
+    arguments = parser.parse_args()
+    folders = named_folders(arguments.models)
+    rows = sorted(read_jsonl(arguments.questions), key=lambda row: digest(row["question"]))
+    rows = [prompt for row in rows[: arguments.count] for prompt in question(row)]
+    first: dict[str, np.ndarray] = {}
+    print_header(["model", *MEASURES, *(f"{name}, difference" for name in MEASURES)])
+    for name, folder in folders.items():
+        measured = measures(folder, rows)
+        first = first or measured
+        cells = [mean_interval(measured[measure].tolist(), ".1%") for measure in MEASURES]
+        paired = {measure: (measured[measure] - first[measure]).tolist() for measure in MEASURES}
+        differences = [mean_interval(paired[measure], ".1%") for measure in MEASURES]
+        print_row([name, *cells, *(differences if measured is not first else [""] * len(MEASURES))])
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def measures(folder: Path, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """By name, 0 or 1 for each question."""
+    texts = answers(folder, [row["prompt"] for row in rows], TOKENS)
+    verdicts = [judge(row, text, True) for row, text in zip(rows, texts, strict=True)]
+    found = {}
+    for measure in MEASURES:
+        found[measure] = np.array([verdict[measure] for verdict in verdicts])
+    return found
+
+
+if __name__ == "__main__":
+    main()

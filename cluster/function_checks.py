@@ -1,0 +1,39 @@
+"""Checks of the functions of the user's that a config names. They import them, and a job carries what is
+imported."""
+
+from __future__ import annotations
+
+from actors.judge_rewards import api_key, read_template
+from cluster.config import RunConfig
+from cluster.rounds.plan import STAGES as ROUND_STAGES
+from common.plugins import import_user_module, load_function
+
+
+def _all_stages(config: RunConfig) -> set[str]:
+    """Those of the run, and of its rounds."""
+    return {*config.stages, *(ROUND_STAGES if "rounds" in config.model_fields_set else ())}
+
+
+def check_reward_functions(config: RunConfig) -> None:
+    if not {"best_of_n", "ppo", "evaluate"}.intersection(_all_stages(config)):
+        return
+    if config.environment is not None and ":" in config.environment.name:
+        check_environment_module(config.environment.name)
+    for source in config.rewards.sources:
+        if source.kind == "function":
+            load_function(source.path, "rewards.sources.path", "row", "response", "ended")
+        elif source.kind == "judge":
+            read_template(source)
+            if source.api_key_env:
+                api_key(source)
+
+
+def check_environment_module(name: str) -> None:
+    """The module can be imported; its environment is made by the workers."""
+    import_user_module(name.partition(":")[0], f"environment.name={name}")
+
+
+def check_judge(config: RunConfig) -> None:
+    """The function exists, where a stage calls it."""
+    if config.evaluate.judge and {"reward", "dpo", "ppo", "evaluate"}.intersection(_all_stages(config)):
+        load_function(config.evaluate.judge, "evaluate.judge", "row", "response", "ended")
