@@ -140,6 +140,7 @@ async def swap_weights(engine: Any, folder: Path, version: str) -> None:
         await engine.start_weight_update()
         await engine.update_weights(WeightTransferUpdateRequest({"kind": "file", "path": str(folder)}))
         await engine.finish_weight_update(version)
+        await engine.collective_rpc("clear_kv_cache")
     except Exception as error:
         raise _broken_engine(version) from error
     await engine.resume_generation()

@@ -141,16 +141,30 @@ def test_hero_promote_and_rollback_log_who_and_why(endpoint):
 
 def test_a_version_that_gives_nan_is_rolled_back_by_itself(endpoint):
     before = current_policy(endpoint.root).name
+    expected = short_answers(endpoint)
     row = promotion.promote(endpoint.root, "nan-1", "try", who="test")
     assert row["outcome"] == "rolled back"
     assert current_policy(endpoint.root).name == before
     assert served(endpoint) == {before}
+    assert short_answers(endpoint) == expected  # nothing is left of its keys and values
     assert (
         endpoint.client()
         .chat.completions.create(**{**LONG, "stream": False, "max_tokens": 4})
         .system_fingerprint
         == before
     )
+
+
+def short_answers(endpoint) -> list[str]:
+    """Greedy answers of both replicas to questions of several lengths."""
+    client, answers = endpoint.client(), []
+    for length in range(24):
+        message = {"role": "user", "content": "What is the capital of Peru?" + " Please." * length}
+        answer = client.chat.completions.create(
+            model="hero", messages=[message], max_tokens=12, temperature=0
+        )
+        answers.append(answer.choices[0].message.content)
+    return answers
 
 
 def test_an_unsuitable_version_is_refused_before_any_swap(endpoint):
