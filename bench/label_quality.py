@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging as transformers_logging
 
 from actors.scoring import ScoringActor
 from bench.common import print_header, print_row, start_parser
@@ -148,6 +149,7 @@ def main() -> None:
         for seed, root in roots.items():
             if not RunPaths(root / name).stage("reward").done.exists():
                 train(source, root / name, root / f"{name}.jsonl", seed)
+    transformers_logging.disable_progress_bar()  # of models that load between the rows
     print_header(["seed", "paused", "labels", "left", "held back", "as many", "all", "pairs"])
     for seed, root in roots.items():
         exports = read_json(root / "exports.json")

@@ -4,7 +4,9 @@ imported."""
 from __future__ import annotations
 
 from actors.judge_rewards import api_key, read_template
+from actors.reward_config import AnyReward
 from cluster.config import RunConfig
+from cluster.rounds.config import AnyJudge
 from cluster.rounds.plan import STAGES as ROUND_STAGES
 from common.plugins import import_user_module, load_function
 
@@ -20,12 +22,17 @@ def check_reward_functions(config: RunConfig) -> None:
     if config.environment is not None and ":" in config.environment.name:
         check_environment_module(config.environment.name)
     for source in config.rewards.sources:
-        if source.kind == "function":
-            load_function(source.path, "rewards.sources.path", "row", "response", "ended")
-        elif source.kind == "judge":
-            read_template(source)
-            if source.api_key_env:
-                api_key(source)
+        check_source(source, "rewards.sources")
+
+
+def check_source(source: AnyReward | AnyJudge, key: str) -> None:
+    """A function exists; a judge's template and API key can be read."""
+    if source.kind == "function":
+        load_function(source.path, f"{key}.path", "row", "response", "ended")
+    elif source.kind == "judge":
+        read_template(source)
+        if source.api_key_env:
+            api_key(source)
 
 
 def check_environment_module(name: str) -> None:
@@ -37,3 +44,9 @@ def check_judge(config: RunConfig) -> None:
     """The function exists, where a stage calls it."""
     if config.evaluate.judge and {"reward", "dpo", "ppo", "evaluate"}.intersection(_all_stages(config)):
         load_function(config.evaluate.judge, "evaluate.judge", "row", "response", "ended")
+
+
+def check_round_judge(config: RunConfig) -> None:
+    """Raises UserError, hours before it is asked, for a judge that cannot work."""
+    if config.rounds.judge is not None:
+        check_source(config.rounds.judge, "rounds.judge")

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from actors import vllm_arguments
 from cluster.config import RunConfig
-from cluster.function_checks import check_judge, check_reward_functions
+from cluster.function_checks import check_judge, check_reward_functions, check_round_judge
 from cluster.layout_checks import check_gpus, check_room, check_sharing, joins_a_cluster
 from cluster.layout_fit import NoRoomError
 from cluster.layout_memory import check_gpu_memory, memory_table
@@ -27,7 +27,6 @@ from cluster.model_shape import policy_shape
 from cluster.placement import memory_by_process, placement, total_memory_gib
 from cluster.precision import resolve
 from cluster.rounds.effort import round_effort
-from cluster.rounds.judge import check_round_judge
 from cluster.run.directory import RunDirectory
 from cluster.sequence_slices import check_sequence_parallel, slice_figures
 from common.errors import UserError

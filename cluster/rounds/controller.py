@@ -20,9 +20,10 @@ from typing import Any
 import yaml
 
 from cluster.config import RunConfig
+from cluster.function_checks import check_round_judge
 from cluster.precision import resolve
 from cluster.rounds import evidence, labels
-from cluster.rounds.judge import check_round_judge, judged, split_comparisons
+from cluster.rounds.judge import judged, split_comparisons
 from cluster.rounds.judgement import ask_people, comparison_items, decide_round, judged_figures
 from cluster.rounds.labelling import close_labels, open_labels, records_of
 from cluster.rounds.plan import SAMPLING, round_config

@@ -10,33 +10,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from actors.function_rewards import FunctionTextReward
-from actors.judge_rewards import JudgeTextReward, api_key, read_template
+from actors.judge_rewards import JudgeTextReward
 from actors.text_rewards import HTTPTextReward, RewardRequest, RewardResult
-from cluster.config import RunConfig
 from cluster.rounds.config import AnyJudge
 from cluster.rounds.evidence import prompt_text
 from cluster.rounds.items import is_tie_unseen, versions
 from cluster.rounds.state import RoundState
 from common.errors import UserError
 from common.files import read_jsonl
-from common.plugins import load_function
 from common.run_paths import RunPaths
 
 Row = dict[str, Any]
 GROUP = "judge"
-
-
-def check_round_judge(config: RunConfig) -> None:
-    """Raises UserError, hours before it is asked, for a judge that cannot work."""
-    judge = config.rounds.judge
-    if judge is None:
-        return
-    if judge.kind == "function":
-        load_function(judge.path, "rounds.judge.path", "row", "response", "ended")
-    elif judge.kind == "judge":
-        read_template(judge)
-        if judge.api_key_env:
-            api_key(judge)
 
 
 def judged(judge: AnyJudge, state: RoundState, asked: Sequence[Row]) -> list[Row]:
