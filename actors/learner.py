@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from actors.weights.sender import WeightSender
 from actors.weights.transport import Sent, WeightTransport
@@ -30,23 +30,13 @@ from learners.data.reward_tokenizer import reward_tokenizer
 from learners.data.tokenizer_loading import load_tokenizer
 from learners.distributed import join_process_group
 from learners.memory import What
-from learners.models import (
-    PolicyModule,
-    ScalarModule,
-    build_policy,
-    load_policy,
-    load_scalar,
-    scalar_from_policy,
-    with_adapters,
-    with_checkpointing,
-)
+from learners.module_loading import ModuleLoader
 from learners.peak_flops import peak_flops
 from learners.rendezvous import Rendezvous
 from learners.rl.advantages import groups_with_signal
 from learners.rl.config import PPOConfig
 from learners.rl.ppo import PPOTask
 from learners.rl.scored_parts import unflatten_parts
-from learners.sharded_loading import load
 from learners.supervised.agreement import PairAgreement
 from learners.supervised.config import DPOConfig
 from learners.supervised.dpo import DPOTask
@@ -110,9 +100,9 @@ class LearnerActor:
         """Next-token training on the corpus in `folder`, of a new model or of `model.path`."""
         context = self._new_context(TrainingInputPaths(folder).tokenizer, seed)
         if self.model.path:
-            module = self._load_policy(self.model.path, self.config.dtype, seed)
+            module = self._loader.policy(self.model.path, self.config.dtype, seed)
         else:
-            module = self._new_policy(context.tokenizer, seed)
+            module = self._loader.new_policy(context.tokenizer, seed)
         data = TokenData.load(TrainingInputPaths(folder).corpus_tokens)
         batch_size = max(1, config.batch_tokens // config.sequence_length)
         schedule = Schedule(batch_size, steps=config.steps)
@@ -122,7 +112,7 @@ class LearnerActor:
         """Supervised fine-tuning of `policy` on the demonstrations in `folder`."""
         context = self._new_context(policy, seed)
         data = TokenData.load(TrainingInputPaths(folder).demonstration_tokens)
-        module = self._load_policy(policy, self.config.dtype, seed)
+        module = self._loader.policy(policy, self.config.dtype, seed)
         schedule = Schedule(config.batch_size, config.epochs)
         return self._start(LanguageModelTask(module, data, config.optimizer, schedule, context))
 
@@ -132,7 +122,7 @@ class LearnerActor:
         tokenizer = reward_tokenizer(config.path, policy, self.model, config.chat_template)
         context = self._new_context(tokenizer, seed)
         data = RankingData.load(TrainingInputPaths(folder).ranking_tokens)
-        module = self._load_scalar(config.path, policy, self.config.dtype, seed)
+        module = self._loader.scalar(config.path, policy, self.config.dtype, seed)
         return self._start(RewardModelTask(module, data, config, context))
 
     def start_dpo(self, policy: Path, config: DPOConfig, folder: Path, seed: int) -> int:
@@ -140,7 +130,7 @@ class LearnerActor:
         measured or loaded."""
         context = self._new_context(policy, seed)
         data = RankingData.load(TrainingInputPaths(folder).ranking_tokens)
-        module = self._load_policy(policy, self.config.dtype, seed)
+        module = self._loader.policy(policy, self.config.dtype, seed)
         return self._start(DPOTask(module, data, config, context))
 
     def start_ppo(
@@ -150,10 +140,10 @@ class LearnerActor:
         the reward model (Ouyang et al. 2022, C.4) or, without one, of the policy with a new
         head."""
         context = self._new_context(policy, seed)
-        policy_module = self._load_policy(policy, config.dtype, seed)
+        policy_module = self._loader.policy(policy, config.dtype, seed)
         critic, corpus_data = None, None
         if config.advantage_spec.critic:
-            critic = self._load_scalar(reward_model, policy, config.dtype, seed)
+            critic = self._loader.scalar(reward_model, policy, config.dtype, seed)
         if corpus is not None:
             corpus_data = TokenData.load(corpus)
         self.task = PPOTask(policy_module, critic, config, corpus_data, context)
@@ -311,30 +301,6 @@ class LearnerActor:
         self.task = task
         return task.total_steps
 
-    def _load_policy(self, path: str | Path, dtype: str, seed: int) -> PolicyModule:
-        def make() -> PreTrainedModel:
-            model = load_policy(path, dtype, self.model.attention)
-            return with_adapters(model, self.model, seed)
-
-        return PolicyModule(self._load(make, dtype))
-
-    def _load_scalar(self, path: str | Path | None, policy: Path, dtype: str, seed: int) -> ScalarModule:
-        """The scalar model of a folder; without one, the policy with a new head."""
-
-        def make() -> PreTrainedModel:
-            if path:
-                model = load_scalar(path, dtype, self.model.attention)
-            else:
-                model = scalar_from_policy(policy, seed, dtype, self.model.attention)
-            return with_adapters(model, self.model, seed)
-
-        return ScalarModule(self._load(make, dtype))
-
-    def _new_policy(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> PolicyModule:
-        """A policy with random weights, without adapters: beside weights that stay random they could
-        learn nothing."""
-        return PolicyModule(self._load(lambda: build_policy(self.model, tokenizer, seed), self.config.dtype))
-
-    def _load(self, make: Callable[[], PreTrainedModel], dtype: str) -> PreTrainedModel:
-        """The model of `make`, which each rank calls or rank 0 alone (`learners.sharded_loading`)."""
-        return with_checkpointing(load(make, self.config, dtype), self.model)
+    @property
+    def _loader(self) -> ModuleLoader:
+        return ModuleLoader(self.config, self.model)
