@@ -33,7 +33,7 @@ def response_features(
     policy_tokenizer: PreTrainedTokenizerBase,
     requests: Sequence[RewardRequest],
     budget: int,
-    packing: bool,
+    span: float | None,
     device: torch.device,
 ) -> Features:
     """Raises UserError for a model that is cut over several devices."""
@@ -52,12 +52,12 @@ def response_features(
     features_BD = np.zeros((len(sequences), module.model.config.hidden_size), dtype=np.float32)
     scores_B = np.zeros(len(sequences), dtype=np.float32)
     lengths = [len(sequence) for sequence in sequences]
-    for micro in plan_micro_batches(lengths, 1, budget, packing, budget_key="scoring.batch_tokens")[0]:
+    for micro in plan_micro_batches(lengths, 1, budget, span, budget_key="scoring.batch_tokens")[0]:
         if not micro:
             continue
         chosen = [sequences[b] for b in micro]
         no_targets = [np.zeros(len(sequence), dtype=bool) for sequence in chosen]
-        packed = pack(chosen, no_targets, pad_token, packing).to(device)
+        packed = pack(chosen, no_targets, pad_token, span).to(device)
         hidden_RTD = last_hidden(module.model, packed.tokens_RT, packed.positions_RT, packed.attention_RTT)
         last_BD = hidden_RTD.flatten(0, 1)[packed.last_S]
         in_order = [micro[i] for i in packed.order]

@@ -36,7 +36,7 @@ class RewardModel:
     """Longest sequence that it is made for; None if it has no limit."""
 
     def score_texts(
-        self, requests: Sequence[RewardRequest], budget: int, packing: bool, device: torch.device
+        self, requests: Sequence[RewardRequest], budget: int, span: float | None, device: torch.device
     ) -> list[RewardResult]:
         """The score of each response, rendered with the tokenizer of its own. A response that the template
         refuses, or that is too long for the model, has a reason instead. `budget` is the largest number of
@@ -50,10 +50,10 @@ class RewardModel:
                 results[b] = RewardResult(float("nan"), str(error))
         members, ordered = list(sequences), list(sequences.values())
         lengths = [len(sequence) for sequence in ordered]
-        for micro in plan_micro_batches(lengths, 1, budget, packing, budget_key="scoring.batch_tokens")[0]:
+        for micro in plan_micro_batches(lengths, 1, budget, span, budget_key="scoring.batch_tokens")[0]:
             if not micro:
                 continue
-            scores = self._scores([ordered[i] for i in micro], packing, device)
+            scores = self._scores([ordered[i] for i in micro], span, device)
             for i, score in zip(micro, scores, strict=True):
                 results[members[i]] = RewardResult(score, "not finite")
         return [results[b] for b in range(len(requests))]
@@ -67,10 +67,10 @@ class RewardModel:
             raise InvalidRow(f"{len(ids)} tokens, over the {self.positions} positions of the reward model")
         return np.array(ids, dtype=np.int32)
 
-    def _scores(self, sequences: list[np.ndarray], packing: bool, device: torch.device) -> list[float]:
+    def _scores(self, sequences: list[np.ndarray], span: float | None, device: torch.device) -> list[float]:
         assert self.tokenizer is not None
         no_targets = [np.zeros(len(sequence), dtype=bool) for sequence in sequences]
-        packed = pack(sequences, no_targets, self.tokenizer.pad_token_id, packing).to(device)
+        packed = pack(sequences, no_targets, self.tokenizer.pad_token_id, span).to(device)
         scalars_RT = self.module(packed.tokens_RT, packed.positions_RT, packed.attention_RTT)
         scores = np.zeros(len(sequences))
         scores[packed.order] = scalars_RT.flatten()[packed.last_S].float().cpu().numpy()

@@ -75,7 +75,7 @@ class ScoringActor:
             paths |= {c: reward_model for c in rewards.model_indices if c not in paths}
         reference = policy if uses_reference else None
         models = load_models(ModelSources(reference, tuple(paths.values()), config, model), self.device)
-        self.reference, self.packing = models.reference, models.packing
+        self.reference, self.span = models.reference, models.span
         self.shares_prompts = models.shares_prompts
         self.reward_models: dict[int, RewardModel] = {}
         """By their position in `rewards.sources`."""
@@ -149,7 +149,7 @@ class ScoringActor:
         requests = [RewardRequest(row, row["response"], row["ended"]) for row in rows]
         model = next(iter(self.reward_models.values()))
         budget = self.config.batch_tokens
-        return response_features(model, self.tokenizer, requests, budget, self.packing, self.device)
+        return response_features(model, self.tokenizer, requests, budget, self.span, self.device)
 
     def select(
         self, samples: Samples, ref_logprobs_N: np.ndarray | None, kept: list[int]
@@ -177,7 +177,7 @@ class ScoringActor:
         for c, model in self.reward_models.items():
             if model.tokenizer is not None:
                 budget = self.config.batch_tokens
-                results[c] = model.score_texts(requests, budget, self.packing, self.device)
+                results[c] = model.score_texts(requests, budget, self.span, self.device)
             else:
                 results[c] = [RewardResult(float(score), "not finite") for score in scores[c]]
         return results
@@ -239,7 +239,7 @@ class ScoringActor:
             prompts_B,
             1,
             self.config.batch_tokens,
-            self.packing,
+            self.span,
             self.shares_prompts,
             budget_key="scoring.batch_tokens",
         )
@@ -248,7 +248,7 @@ class ScoringActor:
                 [sequences[b] for b in micro],
                 [targets[b] for b in micro],
                 self.pad_token,
-                self.packing,
+                self.span,
                 prompts_B[micro] if self.shares_prompts else None,
             ).to(self.device)
             in_order = [micro[i] for i in packed.order]

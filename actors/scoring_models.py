@@ -8,6 +8,7 @@ ends with its leader.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch.distributed as dist
 
 from actors.config import ScoringConfig
 from learners.config import ModelConfig
-from learners.forward_checks import can_share_prompts, check_forward, separates_packed
+from learners.forward_checks import attention_span, can_share_prompts, check_forward, separates_packed
 from learners.models import PolicyModule, ScalarModule, load_policy, load_scalar
 
 ModuleT = TypeVar("ModuleT", PolicyModule, ScalarModule)
@@ -48,8 +49,9 @@ class ScoringModels:
     """A PolicyModule, or a `_LedModule` of one; None without the reference."""
     reward_models: tuple[Any, ...]
     """The same of ScalarModules."""
-    packing: bool
-    """Not all architectures keep sequences of one row apart; theirs have rows of their own."""
+    span: float | None
+    """How sequences stand in rows (`learners.data.batching`): not all architectures keep those of one row
+    apart."""
     shares_prompts: bool
 
     def numbered(self) -> list[Any]:
@@ -75,7 +77,7 @@ def load_models(sources: ModelSources, device: torch.device) -> ScoringModels:
     led = []
     for number, module in enumerate(models.numbered()):
         led.append(_LedModule(number, module, workers) if module else None)
-    return ScoringModels(led[0], tuple(led[1:]), models.packing, models.shares_prompts)
+    return ScoringModels(led[0], tuple(led[1:]), models.span, models.shares_prompts)
 
 
 class _LedModule:
@@ -139,8 +141,9 @@ def _load(sources: ModelSources, device: torch.device) -> ScoringModels:
         reward_models.append(_ready(ScalarModule(scalar), device))
     models = [module.model for module in (reference, *reward_models) if module]
     packing = all(separates_packed(model) for model in models)
+    span = min(map(attention_span, models), default=math.inf) if packing else None
     shares_prompts = packing and all(can_share_prompts(model) for model in models)
-    return ScoringModels(reference, tuple(reward_models), packing, shares_prompts)
+    return ScoringModels(reference, tuple(reward_models), span, shares_prompts)
 
 
 def _ready(module: ModuleT, device: torch.device) -> ModuleT:

@@ -9,6 +9,7 @@ what they give is another's concern."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,6 +23,9 @@ from learners.data.packing import pack
 from learners.models import PolicyModule, ScalarModule, last_hidden, scalar_head
 from learners.sequence_parallel import ATTENTION, sequence_group
 from learners.sharded_parameters import is_sharded, whole
+
+MASKED_ATTENTION = ("sdpa", "eager")
+"""Implementations that take a mask, and compute all pairs of a row."""
 
 TOLERANCE = 1e-4
 """Largest difference that counts as rounding, relative to the values, in float32: a packed batch sums
@@ -166,6 +170,16 @@ def _after_two_others(model: PreTrainedModel, positions: list[int]) -> tuple[Ten
     return after_one, after_other
 
 
+def attention_span(model: PreTrainedModel) -> float:
+    """Tokens of a packed row whose attention costs as much as the rest of the model. Of a transformer of
+    width w, a layer has about 12 w² parameters, 24 w² FLOPs a token, and its attention over L tokens takes
+    4 L w more (Kaplan et al. 2020, arXiv:2001.08361, table 1), also for pairs that a mask then removes:
+    as much at L = 6 w. Flash kernels compute no such pairs."""
+    if model.config._attn_implementation not in MASKED_ATTENTION:
+        return math.inf
+    return 6.0 * int(model.config.get_text_config().hidden_size)
+
+
 @torch.no_grad()
 def can_share_prompts(model: PreTrainedModel) -> bool:
     """Whether responses that share their prompt in a row get the output that they get alone.
@@ -173,7 +187,7 @@ def can_share_prompts(model: PreTrainedModel) -> bool:
     Not with flash kernels, which take no mask, with layers whose mask is not the causal one (sliding
     windows, chunks), or with architectures that ignore a mask."""
     config = model.config.get_text_config()
-    if model.config._attn_implementation not in ("sdpa", "eager"):
+    if model.config._attn_implementation not in MASKED_ATTENTION:
         return False
     if has_windows(config):
         return False
@@ -195,8 +209,8 @@ def _shares(model: PreTrainedModel, by_contrast: bool = False) -> bool:
     less than what it makes to ignore the mask."""
     sequences = [np.array([1, 2, 3, 4, 5]), np.array([1, 2, 6, 7])]
     no_targets = [np.zeros(len(sequence), dtype=bool) for sequence in sequences]
-    plain = pack(sequences, no_targets, 0, packing=True).to(model.device)
-    shared = pack(sequences, no_targets, 0, packing=True, prompt_lengths=[2, 2]).to(model.device)
+    plain = pack(sequences, no_targets, 0, math.inf).to(model.device)
+    shared = pack(sequences, no_targets, 0, math.inf, prompt_lengths=[2, 2]).to(model.device)
     assert shared.attention_RTT is not None
     # Every token sees all before it, also those of the other response.
     ignored_RTT = torch.ones_like(shared.attention_RTT).tril()

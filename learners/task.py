@@ -41,26 +41,23 @@ class TaskContext:
         """Into how many parts sequences are divided."""
         return self.learner.data_ranks
 
-    def micro_batches(
-        self, lengths: Sequence[int] | np.ndarray, packing: bool, is_shared: bool = False
-    ) -> list[list[int]]:
-        """This rank's micro-batches of sequences of these lengths (with `is_shared`, of groups that
-        share a prompt), as indices into `lengths`. All ranks have the same number of micro-batches;
-        some may be empty."""
+    def micro_batches(self, lengths: Sequence[int] | np.ndarray, span: float | None) -> list[list[int]]:
+        """This rank's micro-batches of sequences of these lengths, or of groups that share a prompt, as
+        indices into `lengths`. All ranks have the same number of micro-batches; some may be empty."""
         # Every rank makes the plan of all ranks, so none has to wait for it.
         budget = self.learner.micro_batch_tokens
-        return plan_micro_batches(lengths, self.ranks, budget, packing, is_shared)[self.rank]
+        return plan_micro_batches(lengths, self.ranks, budget, span)[self.rank]
 
     def pack(
         self,
         sequences: Sequence[np.ndarray],
         targets: Sequence[np.ndarray],
-        packing: bool,
+        span: float | None,
         prompt_lengths: Sequence[int] | np.ndarray | None = None,
     ) -> PackedBatch:
         """Sequences, and a bool mask over the tokens of each, as the rows of one forward pass; with
         `prompt_lengths` equal prompts are computed once."""
-        return pack(sequences, targets, self.tokenizer.pad_token_id, packing, prompt_lengths)
+        return pack(sequences, targets, self.tokenizer.pad_token_id, span, prompt_lengths)
 
 
 class Task:

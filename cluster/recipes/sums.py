@@ -2,9 +2,10 @@
 
     python -m cluster.recipes.sums data/sums        writes the four files of configs/sums.yaml
 
-A demonstration shows how tools are called, at random: any two numbers of the conversation are added, any
-price is asked for, any number is the answer. Which calls answer a question is left to reinforcement
-learning; a policy that does as demonstrated is right by accident alone.
+A demonstration shows how tools are called, at random: two numbers of the conversation are added, mostly
+such as were not added before, prices are asked for, and any number is the answer, after any number of calls.
+Which calls answer a question is left to reinforcement learning: 7% of the demonstrations with three terms
+are right by accident.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ PRICES = {
     )
 }
 SMALLEST, LARGEST = 10, 49
-NAMED_SHARE = 0.2
+NAMED_SHARE = 0.1
 """Of the terms that are goods, whose price the policy must ask for."""
 STOPS = 0.3
 """How often a demonstration answers instead of calling one more tool."""
 MOST_CALLS = 4
+REUSE = 0.2
+"""How likely a number is to be added that has been added before, beside one that has not."""
 
 
 def add(a: int, b: int) -> int:
@@ -64,9 +67,9 @@ def grade(row: dict[str, Any], response: str, ended: bool) -> float:
 
 
 def judge(row: dict[str, Any], response: str, ended: bool) -> dict[str, float | None]:
-    """Whether the answer is right; `chain` counts sums of three terms alone."""
+    """Whether the answer is right."""
     right = grade(row, response, ended)
-    return {"score": right, "right": right, "chain": right if row["terms"] > 2 else None}
+    return {"score": right, "right": right}
 
 
 @cache
@@ -95,7 +98,14 @@ def question(rng: random.Random, terms: int) -> dict[str, Any]:
             value = rng.randint(SMALLEST, LARGEST)
             word, total = str(value), total + value
         words.append(word)
-    return {"prompt": f"What is {' + '.join(words)}?", "answer": str(total), "terms": terms}
+    return {"prompt": f"What is {' + '.join(words)}?", "answer": str(total)}
+
+
+def two_of(rng: random.Random, weights: list[float]) -> tuple[int, int]:
+    """Two different places, each as likely as its weight."""
+    first = rng.choices(range(len(weights)), weights)[0]
+    others = [0.0 if place == first else weight for place, weight in enumerate(weights)]
+    return first, rng.choices(range(len(weights)), others)[0]
 
 
 def demonstration(rng: random.Random) -> dict[str, Any]:
@@ -104,19 +114,22 @@ def demonstration(rng: random.Random) -> dict[str, Any]:
     words = row["prompt"].removeprefix("What is ").removesuffix("?").split(" + ")
     numbers = [int(word) for word in words if word.isdigit()]
     goods = [word for word in words if word in PRICES]
+    weights = [1.0] * len(numbers)
     messages = [{"role": "system", "content": offered_tools()}, {"role": "user", "content": row["prompt"]}]
     for _ in range(MOST_CALLS):
         if rng.random() < STOPS and numbers:
             break
         if len(numbers) < 2 or (goods and rng.random() < 0.4):
-            item = rng.choice(goods or list(PRICES))
+            item = goods.pop(rng.randrange(len(goods))) if goods else rng.choice(list(PRICES))
             text, result = call_text("price", {"item": item}), PRICES[item]
         else:
-            a, b = rng.sample(numbers, 2)
-            text, result = call_text("add", {"a": a, "b": b}), a + b
+            i, j = two_of(rng, weights)
+            weights[i] = weights[j] = REUSE
+            text, result = call_text("add", {"a": numbers[i], "b": numbers[j]}), numbers[i] + numbers[j]
         messages.append({"role": "assistant", "content": text})
         messages.append({"role": "tool", "content": str(result)})
         numbers.append(result)
+        weights.append(1.0)
     answer = numbers[-1] if rng.random() < 0.6 else rng.choice(numbers)
     messages.append({"role": "assistant", "content": str(answer)})
     return {"messages": messages}
@@ -142,8 +155,8 @@ def write_data(folder: Path, seed: int, demonstrations: int, prompts: int, heldo
         texts.append(copied_list(rng))
     asked: dict[str, dict[str, Any]] = {}
     while len(asked) < prompts + heldout:
-        # Sums of two terms to learn from would teach to stop after one call.
-        row = question(rng, 3 if len(asked) < prompts else rng.choice((2, 3, 3)))
+        # Sums of two terms among them would teach to stop after one call.
+        row = question(rng, 3)
         asked.setdefault(row["prompt"], row)
     questions = list(asked.values())
     write_text(folder / "corpus.txt", "\n\n".join(texts) + f"\n\n{offered_tools()}\n")

@@ -8,18 +8,15 @@ empty. `learners.data.packing` lays a micro-batch out in rows."""
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from common.errors import UserError
 
-# Length of a packed row in multiples of its longest sequence. Shorter rows come out uneven, so
-# more is padded; longer ones cost more attention, which grows with the square of the length.
-SHORTEST_ROW, LONGEST_ROW = 3, 6
-# The same for groups that share a prompt: they are longer, and their attention mask makes every
-# token of a row cost as much as the row is long.
-SHORTEST_SHARED_ROW, LONGEST_SHARED_ROW = 1, 2
+ROW_LENGTHS = (6, 5, 4, 3, 2.5, 2, 1.5, 1)
+"""Of packed rows that are tried, in multiples of the longest sequence."""
 
 Plan = list[list[list[int]]]
 """plan[rank][micro] is a list of sequence indices."""
@@ -29,28 +26,24 @@ def plan_micro_batches(
     lengths: Sequence[int] | np.ndarray,
     ranks: int,
     budget: int,
-    packing: bool = False,
-    is_shared: bool = False,
+    span: float | None = None,
     budget_key: str = "learners.micro_batch_tokens",
 ) -> Plan:
     """`plan[rank][micro]` is a list of sequence indices whose padded size is at most `budget`
-    tokens, the value of the config's `budget_key`. With `is_shared` an item is not a sequence but a
-    group of sequences that share a prompt.
+    tokens, the value of the config's `budget_key`. An item may also be a group of sequences that share a
+    prompt, with the tokens that it takes in a row.
 
     Sequences of similar length share a micro-batch, so little is padded; packed, each has long
-    and short ones, which fill rows evenly. The ranks' token sums are near each other. Raises
-    UserError if one sequence alone is over the budget."""
+    and short ones, which fill rows evenly, where that costs less. The ranks' token sums are near each
+    other. Raises UserError if one sequence alone is over the budget."""
     lengths = np.asarray(lengths)
     if len(lengths) and lengths.max() > budget:
         raise UserError(f"a sequence of {lengths.max()} tokens does not fit {budget_key}={budget}; raise it")
-    # The fewest micro-batches for each rank that could hold the tokens.
-    rounds = max(1, _ceil_div(int(lengths.sum()), ranks * budget))
-    micro_batches = _divide(lengths, ranks * rounds, packing)
-    # Padding decides how many are needed, and is only known after dividing.
-    while not _all_fit(lengths, micro_batches, budget, packing, is_shared):
-        rounds += 1
-        micro_batches = _divide(lengths, ranks * rounds, packing)
-    return _deal_to_ranks(lengths, micro_batches, ranks)
+    divisions = [_divide(lengths, ranks, budget, span, mixed=False)]
+    if span is not None:
+        divisions.append(_divide(lengths, ranks, budget, span, mixed=True))
+    cheapest = min(divisions, key=lambda micros: sum(_row_cost(lengths[micro], span) for micro in micros))
+    return _deal_to_ranks(lengths, cheapest, ranks)
 
 
 def plan_responses(
@@ -58,19 +51,19 @@ def plan_responses(
     prompt_lengths: np.ndarray,
     ranks: int,
     budget: int,
-    packing: bool,
+    span: float | None,
     shares_prompts: bool,
     budget_key: str = "learners.micro_batch_tokens",
 ) -> Plan:
-    """`plan_micro_batches` of prompts with their responses. With `shares_prompts` the responses to a
+    """`plan_micro_batches` of prompts with their responses. With `shares_prompts` responses to a
     prompt are in one micro-batch, which counts the prompt once."""
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     if not shares_prompts:
-        return plan_micro_batches(lengths, ranks, budget, packing, budget_key=budget_key)
-    groups = group_by_prompt(sequences, prompt_lengths, budget)
+        return plan_micro_batches(lengths, ranks, budget, span, budget_key=budget_key)
+    groups = group_by_prompt(sequences, prompt_lengths, span, budget)
     costs = [group_length(lengths[group].tolist(), int(prompt_lengths[group[0]])) for group in groups]
     plan: Plan = []
-    for of_rank in plan_micro_batches(costs, ranks, budget, packing, True, budget_key):
+    for of_rank in plan_micro_batches(costs, ranks, budget, span, budget_key):
         plan.append([[i for g in micro for i in groups[g]] for micro in of_rank])
     return plan
 
@@ -78,22 +71,34 @@ def plan_responses(
 def group_by_prompt(
     sequences: Sequence[np.ndarray],
     prompt_lengths: Sequence[int] | np.ndarray,
-    budget: int | None = None,
+    span: float | None,
+    budget: float = math.inf,
 ) -> list[list[int]]:
     """Indices of the sequences that begin with the same prompt, group by group. A group that would
-    take more than `budget` tokens is divided, and its parts repeat the prompt."""
+    take more than `budget` tokens, or whose row would be longer than pays, is divided, and its parts repeat
+    the prompt."""
     groups: dict[bytes, list[list[int]]] = {}
     lengths: dict[bytes, int] = {}
     for i, sequence in enumerate(sequences):
-        prompt = sequence[: prompt_lengths[i]].tobytes()
-        added = len(sequence) - int(prompt_lengths[i])
-        if prompt in groups and (budget is None or lengths[prompt] + added <= budget):
+        prompt_length = int(prompt_lengths[i])
+        prompt, added = sequence[:prompt_length].tobytes(), len(sequence) - prompt_length
+        longest = min(budget, longest_shared(prompt_length, span))
+        if prompt in groups and lengths[prompt] + added <= longest:
             groups[prompt][-1].append(i)
             lengths[prompt] += added
         else:
             groups.setdefault(prompt, []).append([i])
             lengths[prompt] = len(sequence)
     return [group for parts in groups.values() for group in parts]
+
+
+def longest_shared(prompt_length: int, span: float | None) -> float:
+    """The length L of a row at which k responses of r tokens to a prompt of p tokens, L = p + k r, cost least
+    each: L (1 + L / span) / k is least at L = p + sqrt(p (p + span)). Longer rows save less of the prompt
+    than their attention costs."""
+    if span is None or math.isinf(span):
+        return math.inf
+    return prompt_length + math.sqrt(prompt_length * (prompt_length + span))
 
 
 def group_length(lengths: Sequence[int], prompt_length: int) -> int:
@@ -109,22 +114,20 @@ def common_prefix(sequences: Sequence[np.ndarray]) -> int:
     return int(differs[0]) if len(differs) else longest
 
 
-def _divide(lengths: np.ndarray, count: int, packing: bool) -> list[np.ndarray]:
-    if packing:
-        return balance_bins(lengths, count)
-    return split_contiguous(lengths, np.argsort(-lengths, kind="stable"), count)
-
-
-def _all_fit(
-    lengths: np.ndarray, micro_batches: list[np.ndarray], budget: int, packing: bool, is_shared: bool
-) -> bool:
-    for micro in micro_batches:
-        if (
-            len(micro)
-            and _padded_size(lengths[micro], assign_rows(lengths[micro], packing, is_shared)) > budget
-        ):
-            return False
-    return True
+def _divide(
+    lengths: np.ndarray, ranks: int, budget: int, span: float | None, mixed: bool
+) -> list[np.ndarray]:
+    """The fewest micro-batches that fit, a multiple of `ranks`: each of long and short sequences, or each of
+    similar ones."""
+    rounds = max(1, _ceil_div(int(lengths.sum()), ranks * budget))
+    longest_first = np.argsort(-lengths, kind="stable")
+    while True:
+        count = ranks * rounds
+        micros = balance_bins(lengths, count) if mixed else split_contiguous(lengths, longest_first, count)
+        # Padding decides how many are needed, and is only known after dividing.
+        if all(_padded_size(lengths[micro], span) <= budget for micro in micros):
+            return micros
+        rounds += 1
 
 
 def _deal_to_ranks(lengths: np.ndarray, micro_batches: list[np.ndarray], ranks: int) -> Plan:
@@ -165,30 +168,39 @@ def balance_bins(lengths: np.ndarray, count: int) -> list[np.ndarray]:
     return [np.array(members, dtype=np.int64) for members in bins]
 
 
-def _padded_size(lengths: np.ndarray, rows: Sequence[Sequence[int] | np.ndarray]) -> int:
-    """Tokens of a micro-batch in these rows, with its padding."""
-    longest = max(int(lengths[row].sum()) for row in rows)
-    return longest * len(rows)
+def _width(lengths: np.ndarray, rows: Sequence[list[int]]) -> int:
+    return max((int(lengths[row].sum()) for row in rows), default=0)
 
 
-def assign_rows(
-    lengths: Sequence[int] | np.ndarray, packing: bool, is_shared: bool = False
-) -> list[list[int]]:
+def _padded_size(lengths: np.ndarray, span: float | None) -> int:
+    """Tokens of a micro-batch in its rows, with padding."""
+    rows = assign_rows(lengths, span)
+    return _width(lengths, rows) * len(rows)
+
+
+def _row_cost(lengths: np.ndarray, span: float | None) -> float:
+    """What a micro-batch costs, in tokens of a model without attention."""
+    return _cost(lengths, assign_rows(lengths, span), span)
+
+
+def _cost(lengths: np.ndarray, rows: Sequence[list[int]], span: float | None) -> float:
+    width = _width(lengths, rows)
+    return len(rows) * width * (1 + width / (span or math.inf))
+
+
+def assign_rows(lengths: Sequence[int] | np.ndarray, span: float | None) -> list[list[int]]:
     """Which sequences of a micro-batch share a row: each has its own or, packed, they fill rows
-    of about equal length, as many as leave least padding. Sequences that are equally long need no
+    of about equal length, as many as cost least. Sequences that are equally long need no
     packing."""
-    lengths = np.asarray(lengths)
-    if not packing or not len(lengths) or lengths.min() == lengths.max():
-        return [[i] for i in range(len(lengths))]
+    lengths = np.asarray(lengths, dtype=np.int64)
+    own = [[i] for i in range(len(lengths))]
+    if span is None or not len(lengths) or lengths.min() == lengths.max():
+        return own
     total, longest = int(lengths.sum()), int(lengths.max())
-    shortest_row, longest_row = SHORTEST_ROW, LONGEST_ROW
-    if is_shared:
-        shortest_row, longest_row = SHORTEST_SHARED_ROW, LONGEST_SHARED_ROW
-    fewest = _ceil_div(total, longest_row * longest)
-    most = _ceil_div(total, shortest_row * longest)
-    layouts = [balance_bins(lengths, count) for count in range(fewest, most + 1)]
-    best = min(layouts, key=lambda rows: _padded_size(lengths, rows))
-    return [row.tolist() for row in best]
+    layouts = [own]
+    for count in sorted({math.ceil(total / (length * longest)) for length in ROW_LENGTHS}):
+        layouts.append([row.tolist() for row in balance_bins(lengths, count)])
+    return min(layouts, key=lambda rows: _cost(lengths, rows, span))
 
 
 def _ceil_div(a: int, b: int) -> int:

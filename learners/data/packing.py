@@ -60,17 +60,18 @@ def pack(
     sequences: Sequence[np.ndarray],
     masks: Sequence[np.ndarray],
     pad_token: int,
-    packing: bool = False,
+    span: float | None = None,
     prompt_lengths: Sequence[int] | np.ndarray | None = None,
 ) -> PackedBatch:
-    """Puts sequences, and a bool mask over the tokens of each, into rows. With `prompt_lengths`, those
-    that begin with the same prompt share it; then no token of a prompt may be marked.
+    """Puts sequences, and a bool mask over the tokens of each, into rows (`span`: `learners.data.batching`).
+    With `prompt_lengths`, those that begin with the same prompt share it; then no token of a prompt may be
+    marked.
 
     Without sequences there is one row of one padding token, so that a rank without work still runs
     the same forward and backward pass as the others."""
     groups = [[i] for i in range(len(sequences))]
     if prompt_lengths is not None:
-        groups = group_by_prompt(sequences, prompt_lengths)
+        groups = group_by_prompt(sequences, prompt_lengths, span)
     is_shared = len(groups) < len(sequences)
     sizes = []
     for group in groups:
@@ -78,7 +79,7 @@ def pack(
         if prompt_lengths is not None:
             prompt_length = int(prompt_lengths[group[0]])
         sizes.append(group_length([len(sequences[i]) for i in group], prompt_length))
-    rows = assign_rows(sizes, packing, is_shared)
+    rows = assign_rows(sizes, span)
     width = max([1, *[sum(sizes[g] for g in row) for row in rows]])
     layout = _Layout(max(1, len(rows)), width, pad_token)
     for r, row in enumerate(rows):

@@ -20,6 +20,8 @@ class ActorCritic:
     critic: DeepSpeedEngine | None
     temperature: float
     """The sampling temperature, which divides the logits here too (detail 10)."""
+    span: float | None = None
+    """How responses stand in rows (`learners.data.batching`)."""
     shares_prompts: bool = False
     """Whether the responses to a prompt share it in a row of a forward pass."""
 

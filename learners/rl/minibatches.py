@@ -52,18 +52,18 @@ def minibatch_indices(
 
 
 def response_micro_batches(
-    samples: Samples, indices: Sequence[int], context: TaskContext, shares_prompts: bool
+    samples: Samples, indices: Sequence[int], context: TaskContext, span: float | None, shares_prompts: bool
 ) -> list[MicroBatch]:
     """This rank's micro-batches of the responses at `indices`."""
-    packing, budget = context.learner.packing, context.learner.micro_batch_tokens
+    budget = context.learner.micro_batch_tokens
     sequences = [samples.sequence(b) for b in indices]
     prompt_lengths_B = samples.prompt_lengths_B[list(indices)]
     # Every rank makes the plan of all ranks, so none has to wait for it.
-    plan = plan_responses(sequences, prompt_lengths_B, context.ranks, budget, packing, shares_prompts)
+    plan = plan_responses(sequences, prompt_lengths_B, context.ranks, budget, span, shares_prompts)
     micro_batches = []
     for micro in plan[context.rank]:
         targets = [samples.targets(indices[i]) for i in micro]
         shared = prompt_lengths_B[micro] if shares_prompts else None
-        packed = context.pack([sequences[i] for i in micro], targets, packing, shared)
+        packed = context.pack([sequences[i] for i in micro], targets, span, shared)
         micro_batches.append(MicroBatch([indices[micro[i]] for i in packed.order], packed))
     return micro_batches

@@ -21,7 +21,7 @@ import torch
 from learners.data.datasets import TokenData
 from learners.deepspeed_engine import DeepSpeedEngine
 from learners.distributed import all_reduce_sum, summed_over_ranks
-from learners.forward_checks import can_share_prompts, check_forward
+from learners.forward_checks import attention_span, can_share_prompts, check_forward
 from learners.models import PolicyModule, ScalarModule
 from learners.rl.actor_critic import ActorCritic
 from learners.rl.config import PPOConfig
@@ -56,13 +56,15 @@ class PPOTask(Task):
             engines["critic"] = DeepSpeedEngine(critic, learner, optimizer, dtype, steps)
         # On the device, where the models are now.
         check_forward(policy, learner.packing)
+        span = attention_span(policy.model) if learner.packing else None
         shares_prompts = learner.packing and can_share_prompts(policy.model)
         if critic is not None:
             check_forward(critic, learner.packing)
+            span = span and min(span, attention_span(critic.model))
             shares_prompts = shares_prompts and can_share_prompts(critic.model)
         self.config = config
         self.models = ActorCritic(
-            engines["policy"], engines.get("critic"), config.temperature, shares_prompts
+            engines["policy"], engines.get("critic"), config.temperature, span, shares_prompts
         )
         self.corpus: PretrainingCorpus | None = None
         if corpus is not None:
@@ -104,7 +106,7 @@ class PPOTask(Task):
         last_values_B = torch.zeros(samples.size)
         with torch.no_grad():
             for micro in response_micro_batches(
-                samples, range(samples.size), self.context, self.models.shares_prompts
+                samples, range(samples.size), self.context, self.models.span, self.models.shares_prompts
             ):
                 if runs_policy:
                     logprobs_N, entropy_N = self.models.logprobs(micro.packed, with_entropy=True)
@@ -136,7 +138,7 @@ class PPOTask(Task):
         1."""
         targets = [np.arange(len(sequence)) > 0 for sequence in sequences]
         # Unpacked, like the engines, so that a difference means different weights.
-        packed = self.context.pack(sequences, targets, packing=False)
+        packed = self.context.pack(sequences, targets, span=None)
         with torch.no_grad():
             logprobs_N, _ = self.models.policy(packed.tokens_RT, packed.target_mask_RT)
         ends = np.cumsum([len(sequence) - 1 for sequence in sequences])

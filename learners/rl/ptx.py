@@ -47,9 +47,9 @@ class PretrainingCorpus:
         lengths = self.corpus.lengths_S[sequences]
         num_targets = float(lengths.sum() - len(lengths))
         micro_batches = []
-        for positions in self.context.micro_batches(lengths, packing=False):
+        for positions in self.context.micro_batches(lengths, span=None):
             texts = [self.corpus.sequence(s) for s in sequences[positions]]
             targets = [np.arange(len(text)) > 0 for text in texts]
-            packed = self.context.pack(texts, targets, packing=False)
+            packed = self.context.pack(texts, targets, span=None)
             micro_batches.append(TextMicroBatch(packed, num_targets))
         return micro_batches

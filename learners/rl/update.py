@@ -84,7 +84,7 @@ class PPOUpdate:
         config, loss_mask_BT = self.config, self.experience.loss_mask_BT[indices]
         return Minibatch(
             response_micro_batches(
-                self.experience.samples, indices, self.context, self.models.shares_prompts
+                self.experience.samples, indices, self.context, self.models.span, self.models.shares_prompts
             ),
             num_tokens=float(loss_mask_BT.sum()),
             loss_size=losses.aggregation_size(loss_mask_BT, config.aggregation, config.max_response_tokens),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learners.config import OptimizerConfig, RewardModelConfig
-from learners.data.batching import common_prefix, group_length
+from learners.data.batching import common_prefix, group_by_prompt, group_length
 from learners.data.datasets import RankingData, TokenData
 from learners.distributed import summed_over_ranks
 from learners.models import PolicyModule, ScalarModule
@@ -54,8 +54,14 @@ class RankingTask(SupervisedTask):
         longest."""
         lengths = [len(sequence) for sequence in self.data.group(item)]
         if self.shares_prompts:
-            return group_length(lengths, self.shared_length(item))
+            return self._shared_cost(item, lengths)
         return len(lengths) * max(lengths)
+
+    def _shared_cost(self, item: int, lengths: list[int]) -> int:
+        """With the prompt once for each row that the group is divided over."""
+        shared = self.shared_length(item)
+        groups = group_by_prompt(self.data.group(item), [shared] * len(lengths), self.span)
+        return sum(group_length([lengths[i] for i in group], shared) for group in groups)
 
     def num_tokens(self, micro: Sequence[int]) -> int:
         total = 0
@@ -180,7 +186,7 @@ class RewardModelTask(RankingTask):
         that was subtracted."""
         score_sum = 0.0
         with torch.no_grad():
-            for micro in self.context.micro_batches(demonstrations.lengths_S, self.packing):
+            for micro in self.context.micro_batches(demonstrations.lengths_S, self.span):
                 sequences = [demonstrations.sequence(s) for s in micro]
                 score_sum += float(self.last_scalars(sequences).sum())
         mean = summed_over_ranks([score_sum])[0] / len(demonstrations.lengths_S)

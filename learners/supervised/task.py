@@ -20,7 +20,7 @@ from learners.config import OptimizerConfig
 from learners.data.packing import PackedBatch
 from learners.deepspeed_engine import DeepSpeedEngine
 from learners.distributed import summed_over_ranks
-from learners.forward_checks import can_share_prompts, check_forward
+from learners.forward_checks import attention_span, can_share_prompts, check_forward
 from learners.models import PolicyModule, ScalarModule
 from learners.task import Task, TaskContext
 
@@ -58,15 +58,17 @@ class SupervisedTask(Task, ABC):
         self.total_steps = schedule.epochs * self.steps_per_epoch
         if schedule.steps is not None:
             self.total_steps = schedule.steps
-        self.packing = context.learner.packing
         self.packed_tokens, self.padded_tokens = 0, 0
         """Tokens in the forward passes of a step, without and with padding."""
         dtype = context.learner.dtype
         engine = DeepSpeedEngine(module, context.learner, optimizer, dtype, self.total_steps)
         # On the device, where the model is now. Before training, since mixed-up sequences would show
         # only as a slightly worse loss.
-        check_forward(module, self.packing)
-        self.shares_prompts = self.packing and self.items_are_groups and can_share_prompts(module.model)
+        packing = context.learner.packing
+        check_forward(module, packing)
+        self.span = attention_span(module.model) if packing else None
+        """How sequences stand in rows (`learners.data.batching`)."""
+        self.shares_prompts = packing and self.items_are_groups and can_share_prompts(module.model)
         super().__init__({"model": engine}, context)
 
     def batch(self, step: int) -> np.ndarray:
@@ -104,7 +106,7 @@ class SupervisedTask(Task, ABC):
     def own_micro_batches(self, items: np.ndarray) -> list[list[int]]:
         """This rank's micro-batches of these items."""
         costs = [self.token_cost(item) for item in items]
-        micro_batches = self.context.micro_batches(costs, self.packing, self.shares_prompts)
+        micro_batches = self.context.micro_batches(costs, self.span)
         return [items[micro].tolist() for micro in micro_batches]
 
     def pack(
@@ -114,7 +116,7 @@ class SupervisedTask(Task, ABC):
         prompt_lengths: list[int] | None = None,
     ) -> PackedBatch:
         """Sequences, and a bool mask over the tokens of each, as the rows of one forward pass."""
-        packed = self.context.pack(sequences, targets, self.packing, prompt_lengths)
+        packed = self.context.pack(sequences, targets, self.span, prompt_lengths)
         self.packed_tokens += packed.num_tokens
         self.padded_tokens += packed.tokens_RT.numel()
         return packed

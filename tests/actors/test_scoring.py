@@ -92,9 +92,9 @@ def test_a_sequence_over_the_budget_names_the_key_of_scoring(folder):
 def test_packed_rows_give_the_values_of_padded_ones(folder):
     samples = fixtures.make_batch(size=40).samples
     actor = make_actor(folder, batch_tokens=512)
-    assert actor.packing
+    assert actor.span
     packed = model_scores(actor, samples, temperature=0.7)
-    actor.packing = False
+    actor.span = None
     for a, b in zip(packed, model_scores(actor, samples, temperature=0.7), strict=True):
         assert np.abs(a - b).max() < 1e-6 * np.abs(b).max()
 
@@ -284,7 +284,7 @@ def cut_over_two(folder, queue):
             str(folder / "policy"), str(folder / "reward"), config, RewardsConfig(), fixtures.MODEL
         )
         scores = [model_scores(actor, samples, temperature) for temperature in (0.7, 1.0)]
-        results.append((scores, actor.packing, actor.shares_prompts))
+        results.append((scores, actor.span, actor.shares_prompts))
     module = actor.reference.module
     held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in module.parameters())
     total = sum(p.numel() for p in module.parameters())
@@ -306,7 +306,7 @@ def test_models_cut_over_two_devices_score_as_whole_ones(even_folder):
     process.start()
     (whole, cut), held, total, ended = queue.get(timeout=300)
     process.join(60)
-    assert whole[1:] == cut[1:] == (True, True)
+    assert whole[1:] == cut[1:] == (384.0, True)
     for (scores, ref_logprobs_N), (cut_scores, cut_ref_logprobs_N) in zip(whole[0], cut[0], strict=True):
         assert np.abs(scores - cut_scores).max() < 1e-5
         assert np.abs(ref_logprobs_N - cut_ref_logprobs_N).max() < 1e-5

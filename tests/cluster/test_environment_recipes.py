@@ -14,7 +14,7 @@ from learners.data.environment_turns import EnvironmentTurns
 from learners.data.tokenizer import train_tokenizer
 from learners.data.turn_tokens import encode_conversation
 
-ROW = {"prompt": "What is 17 + tin + 35?", "answer": "62", "terms": 3}
+ROW = {"prompt": "What is 17 + tin + 35?", "answer": "62"}
 
 
 def call(name, **arguments):

@@ -1,5 +1,7 @@
 """Episodes in the learners: who wrote which token, whose turn a reward is for, and what is learned from."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -183,8 +185,8 @@ def test_metrics_of_episodes():
     assert metrics["environment/right"] == 1.0
 
 
-@pytest.mark.parametrize("packing", [False, True])
-def test_the_gradient_of_what_the_environment_wrote_is_exactly_zero(packing):
+@pytest.mark.parametrize("span", [None, math.inf])
+def test_the_gradient_of_what_the_environment_wrote_is_exactly_zero(span):
     """With respect to the hidden states that predict its tokens; those that predict the policy's have
     one."""
     tokenizer = train_tokenizer(TEXTS, 320)
@@ -193,7 +195,7 @@ def test_the_gradient_of_what_the_environment_wrote_is_exactly_zero(packing):
     samples = samples_of([TWO_TURNS, ONE_TURN])
     sequences = [samples.sequence(b) for b in range(samples.size)]
     targets = [samples.targets(b) for b in range(samples.size)]
-    packed = pack(sequences, targets, tokenizer.pad_token_id, packing)
+    packed = pack(sequences, targets, tokenizer.pad_token_id, span)
     hidden = []
     policy.model.model.norm.register_forward_hook(
         lambda module, inputs, output: (output.retain_grad(), hidden.append(output))[0]

@@ -1,5 +1,7 @@
 """A sequence means the same to a model alone, padded on either side, and packed with others."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,7 @@ LEARNED = [np.arange(len(s)) >= 2 for s in SEQUENCES]
 
 
 def packed_batch(packing):
-    return pack(SEQUENCES, LEARNED, 0, packing)
+    return pack(SEQUENCES, LEARNED, 0, math.inf if packing else None)
 
 
 @torch.no_grad()
@@ -77,7 +79,7 @@ def test_responses_that_share_their_prompt_get_what_they_get_alone(folder):
     targets = [np.arange(len(s)) >= n for s, n in zip(ANSWERING, lengths, strict=True)]
     logprobs, values, last, gradients = [], [], [], []
     for prompt_lengths in (None, lengths):
-        batch = pack(ANSWERING, targets, 0, True, prompt_lengths)
+        batch = pack(ANSWERING, targets, 0, math.inf, prompt_lengths)
         policy.zero_grad()
         logprobs_N, _ = policy(
             batch.tokens_RT, batch.target_mask_RT, batch.positions_RT, batch.before_N, batch.attention_RTT
@@ -100,8 +102,8 @@ def test_responses_that_share_their_prompt_get_what_they_get_alone(folder):
 
 def test_a_group_over_the_budget_is_divided():
     lengths = [len(PROMPTS[p]) for p, _ in ANSWERS]
-    assert group_by_prompt(ANSWERING, lengths) == [[0, 2, 4], [1, 6], [3, 5]]
-    groups = group_by_prompt(ANSWERING, lengths, budget=11)
+    assert group_by_prompt(ANSWERING, lengths, math.inf) == [[0, 2, 4], [1, 6], [3, 5]]
+    groups = group_by_prompt(ANSWERING, lengths, math.inf, budget=11)
     assert sorted(i for group in groups for i in group) == list(range(len(ANSWERING)))
     for group in groups:
         assert len(group) == 1 or group_length([len(ANSWERING[i]) for i in group], lengths[group[0]]) <= 11
