@@ -101,21 +101,27 @@ def _print_costs(paths: RunPaths, console: Console) -> None:
 
 def evaluation_table(results: dict[str, Any]) -> Table:
     """One row for each policy and temperature, one column for each measure that any of them has."""
-    table = Table(title="Held-out prompts", title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(title="Held-out prompts", title_justify="left", box=box.SIMPLE, padding=0)
     table.add_column("model")
     table.add_column("decoding")
     # Columns in the order in which measures first appear; a judge's own measures are not known here.
     columns: dict[str, None] = {}
     for decodings in results["stages"].values():
         for measures in decodings.values():
-            shown = [name for name in measures if name not in HIDDEN and "mean@" not in name]
-            columns.update(dict.fromkeys(shown))
+            columns.update(dict.fromkeys(name for name in measures if _is_shown(name)))
     for name in columns:
-        table.add_column(name, justify="right")
+        # With spaces, a narrow terminal wraps names and not numbers.
+        table.add_column(name.removeprefix("episode/").replace("_", " "), justify="right")
     for stage, decodings in results["stages"].items():
         for decoding, measures in decodings.items():
             table.add_row(stage, decoding, *[_cell(name, measures.get(name)) for name in columns])
     return table
+
+
+def _is_shown(name: str) -> bool:
+    if name.startswith("episode/"):  # the report has all of them
+        return name == "episode/turns"
+    return name not in HIDDEN and "mean@" not in name
 
 
 def shown_name(model: str) -> str:

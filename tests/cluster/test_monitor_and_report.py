@@ -1,12 +1,15 @@
 """What a run leaves to look at: metrics.jsonl, W&B's own files, lineage, and one HTML page."""
 
+import io
 import json
 from datetime import datetime
 
 import pytest
+from rich.console import Console
 
 from cluster.run.monitor import Monitor
 from cluster.run.report import write_report
+from cluster.run.summary import evaluation_table
 from common.files import write_json
 
 
@@ -117,3 +120,12 @@ def test_report_lists_finished_stages_in_order(root):
     data = json.loads(page.split("const data = ", 1)[1].split(";\n", 1)[0])
     assert [stage["name"] for stage in data["stages"]] == ["pretrain", "sft"]
     assert data["stages"][0]["results"] == {"loss/validation": 2.0}
+
+
+def test_the_table_of_a_run_with_an_environment_shows_whole_numbers_in_80_columns():
+    measures = dict.fromkeys(("reward", "tool_calls", "tool_errors", "graded", "score", "right"), 12.34)
+    measures |= dict.fromkeys(("episode/turns", "episode/return", "episode/failed", "length"), 123.45)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(evaluation_table({"stages": {"pretrain": {"greedy": measures, "sampled": measures}}}))
+    row = next(line for line in console.export_text().splitlines() if "sampled" in line)
+    assert row.split() == ["pretrain", "sampled", *["12.34"] * 6, *["123.45"] * 2]
