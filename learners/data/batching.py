@@ -3,7 +3,12 @@
 Every learner rank calls this with the same lengths and gets the same plan, so ranks need not
 agree by a message. All ranks get the same number of micro-batches (a collective runs in each
 backward pass under ZeRO); where there are fewer sequences than that, some micro-batches are
-empty. `learners.data.packing` lays a micro-batch out in rows."""
+empty. `learners.data.packing` lays a micro-batch out in rows.
+
+`span` says how sequences stand in rows: with None each has a row of its own; a number is the length of a
+row whose attention costs as much as all else that the model computes for it, so that a packed row of L tokens
+costs L (1 + L / span). It is infinite where a kernel computes nothing between sequences
+(`learners.forward_checks.attention_span`)."""
 
 from __future__ import annotations
 
