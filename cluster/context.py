@@ -81,9 +81,9 @@ class Context:
     def judge(self) -> Callable[..., dict[str, Any]] | None:
         """The function that knows which responses are right, (row, response, ended) -> measures
         by name, for evaluation only; None if the config names none."""
-        if not self.config.evaluate.judge:
+        path = self.config.evaluate.judge_function
+        if not path:
             return None
-        path = self.config.evaluate.judge
         return partial(_judge, load_function(path, "evaluate.judge", *JUDGE_ARGUMENTS), path)
 
     def check_judge(self) -> None:

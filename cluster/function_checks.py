@@ -8,6 +8,8 @@ from actors.reward_config import AnyReward
 from cluster.config import RunConfig
 from cluster.rounds.config import AnyJudge
 from cluster.rounds.plan import STAGES as ROUND_STAGES
+from cluster.sampling_config import SOURCE
+from common.errors import UserError
 from common.plugins import import_user_module, load_function
 
 
@@ -41,9 +43,16 @@ def check_environment_module(name: str) -> None:
 
 
 def check_judge(config: RunConfig) -> None:
-    """The function exists, where a stage calls it."""
-    if config.evaluate.judge and {"reward", "dpo", "ppo", "evaluate"}.intersection(_all_stages(config)):
-        load_function(config.evaluate.judge, "evaluate.judge", "row", "response", "ended")
+    """The function or the reward source exists, where a stage asks it."""
+    if not {"reward", "dpo", "ppo", "evaluate"}.intersection(_all_stages(config)):
+        return
+    if config.evaluate.judge_function:
+        load_function(config.evaluate.judge_function, "evaluate.judge", "row", "response", "ended")
+    source = config.evaluate.judge_source
+    columns = [f"{SOURCE}{name}" for name in config.rewards.names]
+    if source and (source not in columns or len(columns) < 2):
+        configured = f"configured are {', '.join(columns)}"
+        raise UserError(f"evaluate.judge={source}: not one of several rewards.sources; {configured}")
 
 
 def check_round_judge(config: RunConfig) -> None:

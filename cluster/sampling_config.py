@@ -8,6 +8,9 @@ from cluster.stage_registry import STAGES
 from common.config import LocalPath, Section
 from learners.config import NamedModelConfig
 
+SOURCE = "reward/"
+"""What the name of a reward source follows in the answers of an evaluation, and in evaluate.judge."""
+
 
 class CollectConfig(Section):
     prompts: int = Field(6000, ge=1)
@@ -51,8 +54,9 @@ class EvaluateConfig(Section):
     """Longest response, the end token included."""
     judge: str | None = "cluster.quickstart.oracle:judge"
     """module:function (row, response, ended) -> the score (a number), or a mapping of measures that
-    has "score". Empty: reward and KL only. The default knows the quickstart's prompts; with
-    data.heldout of your own it is empty."""
+    has "score". Or reward/NAME, one of several rewards.sources by its name in metrics, whose score is the
+    score: a reward model of weight 0, for example, that training does not learn from. Empty: reward and KL
+    only. The default knows the quickstart's prompts; with data.heldout of your own it is empty."""
     policies: list[NamedModelConfig] = Field([])
     """Further policies to evaluate, beside the starting model and those of the stages."""
     samples: int = Field(1, ge=1)
@@ -72,6 +76,16 @@ class EvaluateConfig(Section):
             taken.append(policy.name)
         return policies
 
+    @property
+    def judge_source(self) -> str | None:
+        """Column of the reward source that judges; None if a function does, or nothing."""
+        return self.judge if self.judge and self.judge.startswith(SOURCE) else None
+
+    @property
+    def judge_function(self) -> str | None:
+        """module:function; None if a reward source judges, or nothing."""
+        return None if self.judge_source else self.judge
+
     def inactive_keys(self) -> dict[str, str]:
-        counted = self.samples > 1 and self.judge is not None
-        return {} if counted else {"pass_metric": "evaluate.judge and evaluate.samples over 1"}
+        counted = self.samples > 1 and self.judge_function
+        return {} if counted else {"pass_metric": "a function as evaluate.judge and evaluate.samples over 1"}

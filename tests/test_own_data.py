@@ -43,7 +43,7 @@ def run(tmp_path_factory):
     write_files(folder)
     overrides = [
         f"run_dir={folder / 'run'}",
-        "stages=[pretrain,sft,reward,ppo]",
+        "stages=[pretrain,sft,reward,ppo,evaluate]",
         f"data.root={folder}",
         "data.prompts=prompts.jsonl",
         "data.heldout=prompts.jsonl",
@@ -54,12 +54,14 @@ def run(tmp_path_factory):
         "data.overlong=drop",
         "reward_model.folds=2",
         "reward_model.batch_size=4",
-        "rewards.sources=[{kind: function, path: 'tests.test_own_data:short', normalize: true}]",
+        # The trained reward model judges what the policy learns from another reward.
+        "rewards.sources=[{kind: function, path: 'tests.test_own_data:short', normalize: true}, "
+        "{kind: model, weight: 0}]",
         "rewards.quarantine_share=0.4",
         "model.lora={rank: 4}",
         "model.gradient_checkpointing=true",
         "sft.batch_size=8",
-        "evaluate.judge=null",
+        "evaluate.judge=reward/model",
         "ppo.iterations=2",
         "ppo.best_of=1",
     ]
@@ -96,6 +98,21 @@ def test_ppo_learns_from_a_function_and_quarantines_its_failures(run):
         ("What is 3 plus 3?", "LookupError: nobody knows")
     }
     assert all(row["sync/mean_error"] < 1e-5 for row in ppo)  # merged weights reached the engine
+
+
+def test_a_reward_model_of_weight_0_judges_and_is_not_learned_from(run):
+    ppo = metrics(run, "ppo")
+    assert all(row["rewards/model"] != 0 for row in ppo)
+    evaluation = json.loads((run / "evaluate" / "results.json").read_text())
+    assert evaluation["win_rate"]["judge"] == "reward/model"
+    for line in (run / "evaluate" / "answers.jsonl").read_text().splitlines():
+        for answer in json.loads(line)["answers"].values():
+            assert answer["reward"] in (None, -len(answer["text"]))  # None: the reward has failed
+            assert answer["score"] != answer["reward"]
+            assert "reward/model" not in answer
+    sampled = evaluation["stages"]["ppo"]["sampled"]
+    assert math.isfinite(sampled["score"])
+    assert math.isfinite(sampled["score_error"])
 
 
 def test_the_models_of_every_stage_are_plain_folders(run):

@@ -18,6 +18,7 @@ from actors.prompt_group import PromptGroup
 from actors.reward_config import RewardsConfig
 from cluster.context import Context
 from cluster.rl.reward_ensemble import DISAGREEMENT, combine, combined_models
+from cluster.sampling_config import SOURCE
 from common.errors import UserError
 from common.random_streams import Stream, derived_seed, generator
 from learners.data.episodes import EpisodeStatus
@@ -88,13 +89,15 @@ def respond(context: Context, prompts: EvaluationPrompts, temperature: float, co
     applies_CB = np.concatenate([part.applies_CB for part in scores], axis=1)
     rewards = reward_columns(raw_CB, applies_CB, context.config.rewards)
     texts = answer_texts(tokenizer, samples)
-    judge = context.judge()
+    judge, judge_source = context.judge(), context.config.evaluate.judge_source
     answers = []
     for b, text in enumerate(texts):
         ended = bool(samples.ended_B[b])
         answer = {"text": text, "ended": ended}
         for name, reward_B in rewards.items():
             answer[name] = finite_or_none(reward_B[b])
+        if judge_source:
+            answer["score"] = answer.pop(judge_source)
         if samples.episodes is not None:
             answer |= samples.episodes.infos_B[b]
             answer[STATUS] = EpisodeStatus(samples.episodes.status_B[b]).name.lower()
@@ -134,11 +137,11 @@ def reward_columns(
     if combined:
         combined_B, disagreement_B = combine(raw_CB[combined], config)
         columns["reward"] = columns["reward"] + combined_B
-        columns[f"reward/{DISAGREEMENT}"] = disagreement_B
+        columns[f"{SOURCE}{DISAGREEMENT}"] = disagreement_B
     if len(config.sources) > 1:
         own_CB = np.where(applies_CB, raw_CB, np.nan)
         for name, own_B in zip(config.names, own_CB, strict=True):
-            columns[f"reward/{name}"] = own_B
+            columns[f"{SOURCE}{name}"] = own_B
     return columns
 
 
@@ -172,11 +175,13 @@ def judge_policy(
         log_ratio_N = samples.logprobs_N - responses.ref_logprobs_N
         rates["kl"] = float(log_ratio_N[samples.response_mask_N].sum() / samples.size)
     if "score" in columns:
-        rates["score_error"] = standard_error(columns["score"].mean(axis=1))
-    if count > 1 and config.judge:
+        scored_PJ = columns["score"]
+        scored_PJ = scored_PJ[np.isfinite(scored_PJ).any(axis=1)]
+        rates["score_error"] = standard_error(np.nanmean(scored_PJ, axis=1))
+    if count > 1 and config.judge_function:
         if config.pass_metric not in columns:
             raise UserError(
-                f"evaluate.pass_metric={config.pass_metric}: not a measure of {config.judge}, "
+                f"evaluate.pass_metric={config.pass_metric}: not a measure of {config.judge_function}, "
                 f"which gives {', '.join(columns)}"
             )
         rates |= pass_rates(columns[config.pass_metric])

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from common.files import read_json, read_jsonl
 from common.run_paths import RoundPaths, RunPaths
+from learners.supervised.agreement import described
 
 # Measures of the evaluation that the table leaves out.
 HIDDEN = ("count", "ended", "score_error")
@@ -68,13 +69,10 @@ def _print_reward_model(paths: RunPaths, console: Console) -> None:
             f"reward model: {metrics['accuracy/truth']:.1%} of held-out pairs as the truth, "
             f"{metrics['accuracy/labelers']:.1%} as the labelers{labelers}"
         )
+    else:
+        console.print(f"reward model: {described(metrics)}", highlight=False)
     if "folds/accuracy/labelers" in metrics:
-        console.print(
-            f"reward model over all folds: {metrics['folds/accuracy/labelers']:.1%} of "
-            f"{metrics['folds/pairs']:.0f} held-out pairs as the labelers (95% interval "
-            f"{metrics['folds/accuracy/low']:.1%} to {metrics['folds/accuracy/high']:.1%}); "
-            f"length alone {metrics['folds/accuracy/length_only']:.1%}"
-        )
+        console.print(f"reward model over all folds: {described(metrics, 'folds/')}", highlight=False)
 
 
 def _print_failures(paths: RunPaths, console: Console) -> None:

@@ -51,7 +51,8 @@ def run(context: Context) -> dict[str, Any]:
                 bar.advance(1, f"{model} {name}")
         results: dict[str, Any] = {"stages": rates}
         if config.judge and len(models) > 1:
-            results["win_rate"] = win_rate(answers, config.judge, *compared(list(answers)))
+            wins = win_rate(answers, config.judge, *compared(list(answers)))
+            results |= {"win_rate": wins} if wins else {}
         monitor.log(1, flat_rates(rates))
     write_text(paths.answers, answer_lines(prompts.rows, answers))
     write_json(paths.evaluation, results)
@@ -112,12 +113,15 @@ def compared(models: Sequence[str]) -> tuple[str, str]:
 
 def win_rate(
     answers: Mapping[str, Sequence[Answer]], judge: str, baseline: str, challenger: str
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Share of prompts where the judge scores one model higher than another, ties half, with a 95% normal
-    interval over prompts."""
-    scores_P = np.array([answer["score"] for answer in answers[challenger]])
-    baseline_scores_P = np.array([answer["score"] for answer in answers[baseline]])
+    interval over the prompts with both scores; None if there are none."""
+    scores_P = np.array([answer["score"] for answer in answers[challenger]], dtype=float)
+    baseline_scores_P = np.array([answer["score"] for answer in answers[baseline]], dtype=float)
     points_P = (scores_P > baseline_scores_P) + 0.5 * (scores_P == baseline_scores_P)
+    points_P = points_P[np.isfinite(scores_P) & np.isfinite(baseline_scores_P)]
+    if not len(points_P):
+        return None
     count, rate = len(points_P), float(points_P.mean())
     variance = float(((points_P - rate) ** 2).sum()) / max(1, count - 1)
     margin = 1.96 * math.sqrt(variance / count)

@@ -14,10 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from cluster.context import Context
 from cluster.fleets.learner_fleet import LearnerFleet
-from cluster.run.progress import progress
 from cluster.stages.labeler_weights import labeler_weights
 from cluster.stages.reward_accuracy import tag_of, write_accuracies
-from cluster.stages.supervised import SupervisedStage
+from cluster.stages.supervised import SupervisedStage, train_to_end
 from common.errors import UserError
 from common.files import read_json, write_json
 from common.run_paths import TrainingInputPaths
@@ -30,7 +29,7 @@ from learners.data.samples import offsets_of
 from learners.data.split import EmptySideError, assign_folds
 from learners.data.tokenizer_loading import load_tokenizer
 from learners.data.turn_tokens import encode_rendered, encode_response
-from learners.supervised.agreement import PairAgreement
+from learners.supervised.agreement import PairAgreement, described
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -155,16 +154,16 @@ def cross_validate(context: Context, policy: Path, data: RankingData) -> dict[st
             "directly or through other prompts, are one item"
         ) from None
     counts = read_json(paths.fold_counts) or []
-    with progress("folds", total=config.folds, done=len(counts)) as bar:
-        for fold in range(len(counts), config.folds):
-            replace(data, is_validation_G=fold_G == fold).save(paths.fold_rankings)
-            total = learners.start_reward_model(policy, config, paths.folds, context.config.seed)
-            learners.train(total)
-            agreement: PairAgreement = learners.pair_agreement()
-            # After every fold, so that an interrupted run does not train it again.
-            counts.append(agreement.to_array().tolist())
-            write_json(paths.fold_counts, counts)
-            bar.advance(1, f"accuracy {agreement.labelers.rate():.3f} on the fold held out")
+    for fold in range(len(counts), config.folds):
+        replace(data, is_validation_G=fold_G == fold).save(paths.fold_rankings)
+        total = learners.start_reward_model(policy, config, paths.folds, context.config.seed)
+        name = f"fold {fold + 1}/{config.folds}"
+        train_to_end(learners, total, name)
+        agreement: PairAgreement = learners.pair_agreement()
+        # After every fold, so that an interrupted run does not train it again.
+        counts.append(agreement.to_array().tolist())
+        write_json(paths.fold_counts, counts)
+        print(f"{name}: {described(agreement.rates())}", flush=True)
     # Over all prompts together and not the mean of the folds: their pairs differ in number.
     agreements = [PairAgreement.from_array(np.array(fold_counts)) for fold_counts in counts]
     rates = {f"folds/{name}": rate for name, rate in PairAgreement.concat(agreements).rates().items()}

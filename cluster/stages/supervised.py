@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,36 @@ from cluster.run.progress import Bar, progress
 # Length of one call to the learners: long enough that calls cost nothing, short enough to show
 # progress.
 CALL_SECONDS = 2.0
+
+
+class StepCalls:
+    """Training in calls of about CALL_SECONDS each."""
+
+    def __init__(self, learners: LearnerFleet) -> None:
+        self.learners = learners
+        self._steps = 1
+
+    def train(self, limit: int) -> tuple[list[dict[str, float]], float]:
+        """One call, for at most `limit` steps: (the metrics of each step, tokens per second)."""
+        started = time.perf_counter()
+        steps = self.learners.train(min(self._steps, limit))
+        seconds = time.perf_counter() - started
+        # Measured in each call, since the lengths of sequences and the load of the machine change.
+        self._steps = max(1, round(len(steps) * CALL_SECONDS / seconds))
+        return steps, sum(metrics["tokens"] for metrics in steps) / seconds
+
+
+def train_to_end(learners: LearnerFleet, total_steps: int, name: str) -> None:
+    """A started task without checkpoints or a log, with a bar."""
+    calls = StepCalls(learners)
+    with progress(name, total=total_steps) as bar:
+        while bar.done < total_steps:
+            steps, rate = calls.train(total_steps - bar.done)
+            bar.advance(len(steps), step_note(steps, rate))
+
+
+def step_note(steps: Sequence[dict[str, float]], rate: float) -> str:
+    return f"loss {steps[-1]['loss/train']:.3f}  {rate:,.0f} tokens/s"
 
 
 @dataclass
@@ -35,9 +65,9 @@ class SupervisedStage:
     """Files and models that the stage is made from, for the lineage."""
     final_metrics: Callable[[], dict[str, float]] = dict
     """Runs on the trained task, before the export; adds to the results."""
-    _steps_per_call: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
+        self.calls = StepCalls(self.learners)
         folder = self.context.run.paths.stage(self.name).checkpoints
         self.checkpoints = Checkpoints(folder, self.learners.save, committed=self.context.run.committed)
 
@@ -70,17 +100,12 @@ class SupervisedStage:
     def _train(self, step: int, monitor: Monitor, bar: Bar) -> int:
         """One call to the learners, not beyond the next checkpoint; returns the steps done."""
         until_checkpoint = self.checkpoint_every - step % self.checkpoint_every
-        started = time.perf_counter()
-        steps = self.learners.train(min(self._steps_per_call, until_checkpoint, self.total_steps - step))
-        seconds = time.perf_counter() - started
-        rate = sum(metrics["tokens"] for metrics in steps) / seconds
+        steps, rate = self.calls.train(min(until_checkpoint, self.total_steps - step))
         speed = {"perf/tokens_per_second": rate, **self.learners.utilization(rate)}
         for metrics in steps:
             step += 1
             monitor.log(step, {**metrics, **speed})
-        bar.advance(len(steps), f"loss {steps[-1]['loss/train']:.3f}  {rate:,.0f} tokens/s")
-        # Measured in each call, since the lengths of sequences and the load of the machine change.
-        self._steps_per_call = max(1, round(len(steps) * CALL_SECONDS / seconds))
+        bar.advance(len(steps), step_note(steps, rate))
         return step
 
     def _checkpoint(self, step: int, monitor: Monitor) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def plan_micro_batches(
     divisions = [_divide(lengths, ranks, budget, span, mixed=False)]
     if span is not None:
         divisions.append(_divide(lengths, ranks, budget, span, mixed=True))
-    cheapest = min(divisions, key=lambda micros: sum(_row_cost(lengths[micro], span) for micro in micros))
+    _, cheapest = min(divisions, key=itemgetter(0))
     return _deal_to_ranks(lengths, cheapest, ranks)
 
 
@@ -121,17 +122,18 @@ def common_prefix(sequences: Sequence[np.ndarray]) -> int:
 
 def _divide(
     lengths: np.ndarray, ranks: int, budget: int, span: float | None, mixed: bool
-) -> list[np.ndarray]:
+) -> tuple[float, list[np.ndarray]]:
     """The fewest micro-batches that fit, a multiple of `ranks`: each of long and short sequences, or each of
-    similar ones."""
+    similar ones. First what they cost, in tokens of a model without attention."""
     rounds = max(1, _ceil_div(int(lengths.sum()), ranks * budget))
     longest_first = np.argsort(-lengths, kind="stable")
     while True:
         count = ranks * rounds
         micros = balance_bins(lengths, count) if mixed else split_contiguous(lengths, longest_first, count)
         # Padding decides how many are needed, and is only known after dividing.
-        if all(_padded_size(lengths[micro], span) <= budget for micro in micros):
-            return micros
+        layouts = [(lengths[micro], assign_rows(lengths[micro], span)) for micro in micros]
+        if all(_width(members, rows) * len(rows) <= budget for members, rows in layouts):
+            return sum(_cost(members, rows, span) for members, rows in layouts), micros
         rounds += 1
 
 
@@ -175,17 +177,6 @@ def balance_bins(lengths: np.ndarray, count: int) -> list[np.ndarray]:
 
 def _width(lengths: np.ndarray, rows: Sequence[list[int]]) -> int:
     return max((int(lengths[row].sum()) for row in rows), default=0)
-
-
-def _padded_size(lengths: np.ndarray, span: float | None) -> int:
-    """Tokens of a micro-batch in its rows, with padding."""
-    rows = assign_rows(lengths, span)
-    return _width(lengths, rows) * len(rows)
-
-
-def _row_cost(lengths: np.ndarray, span: float | None) -> float:
-    """What a micro-batch costs, in tokens of a model without attention."""
-    return _cost(lengths, assign_rows(lengths, span), span)
 
 
 def _cost(lengths: np.ndarray, rows: Sequence[list[int]], span: float | None) -> float:

@@ -7,7 +7,7 @@ counts of all folds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,9 +38,15 @@ class PairCounts:
         variance is that of a ratio of sums over prompts (Cochran 1977, Sampling Techniques, eq.
         2.46)."""
         rate, total = self.rate(), max(1.0, float(self.total_G.sum()))
-        residual_G = self.agreeing_G - rate * self.total_G
-        margin = 1.96 * float((residual_G**2).sum()) ** 0.5 / total
+        margin = 1.96 * float(np.linalg.norm(self.agreeing_G - rate * self.total_G)) / total
         return rate - margin, rate + margin
+
+    def difference(self, other: PairCounts) -> tuple[float, float, float]:
+        """How much higher the rate is than that of another score on the same pairs, and its 95%
+        interval: (difference, low, high). Paired by prompt, which is what makes it narrower than the
+        two intervals."""
+        paired = PairCounts(self.agreeing_G - other.agreeing_G, self.total_G)
+        return paired.rate(), *paired.interval()
 
 
 @dataclass(frozen=True)
@@ -75,17 +81,34 @@ class PairAgreement:
 
     def rates(self) -> dict[str, float]:
         low, high = self.labelers.interval()
+        over_length, over_length_low, over_length_high = self.labelers.difference(self.length)
         rates = {
             "accuracy/labelers": self.labelers.rate(),
             "accuracy/low": low,
             "accuracy/high": high,
             "pairs": float(self.labelers.total_G.sum()),
             "accuracy/length_only": self.length.rate(),
+            "accuracy/over_length": over_length,
+            "accuracy/over_length_low": over_length_low,
+            "accuracy/over_length_high": over_length_high,
         }
         oracle_pairs = float(self.oracle.total_G.sum())
         if oracle_pairs:
             rates |= {"accuracy/truth": self.oracle.rate(), "truth_pairs": oracle_pairs}
         return rates
+
+
+def described(rates: Mapping[str, float], prefix: str = "") -> str:
+    """The rates of `PairAgreement.rates` in words; `prefix` is what stands before their names."""
+    low, high = rates[f"{prefix}accuracy/low"], rates[f"{prefix}accuracy/high"]
+    return (
+        f"{rates[f'{prefix}accuracy/labelers']:.1%} of {rates[f'{prefix}pairs']:.0f} held-out pairs as the "
+        f"labelers (95% interval {low:.1%} to {high:.1%}); longer is better: "
+        f"{rates[f'{prefix}accuracy/length_only']:.1%}, difference "
+        f"{100 * rates[f'{prefix}accuracy/over_length']:+.1f} points "
+        f"({100 * rates[f'{prefix}accuracy/over_length_low']:+.1f} to "
+        f"{100 * rates[f'{prefix}accuracy/over_length_high']:+.1f})"
+    )
 
 
 def count_agreeing(scores: Sequence[float], ranks: Sequence[int]) -> tuple[float, int]:

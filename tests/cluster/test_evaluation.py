@@ -148,6 +148,13 @@ def test_the_win_rate_counts_ties_half():
     assert result["high"] == 1.0  # 0.625 + margin is over 1
 
 
+def test_prompts_that_were_not_scored_do_not_count():
+    challenger, baseline = [{"score": 2.0}, {"score": None}], [{"score": 1.0}, {"score": 1.0}]
+    result = win_rate({"sft": baseline, "ppo": challenger}, "judge", "sft", "ppo")
+    assert (result["rate"], result["count"]) == (1.0, 1)
+    assert win_rate({"sft": baseline[1:], "ppo": challenger[1:]}, "judge", "sft", "ppo") is None
+
+
 def test_rates_are_logged_by_stage_and_decoding():
     rates = {"sft": {"greedy": {"reward": 1.0}, "sampled": {"reward": 0.5, "kl": 0.0}}}
     expected = {"sft/greedy/reward": 1.0, "sft/sampled/reward": 0.5, "sft/sampled/kl": 0.0}

@@ -246,6 +246,10 @@ def test_only_fleets_that_the_stages_start_are_planned():
             "rewards.sources.api_key_env=NO_SUCH_KEY: no such environment variable is set",
         ),
         (["evaluate.judge=nowhere:f"], "evaluate.judge=nowhere:f"),
+        (
+            ["evaluate.judge=reward/b"],
+            "not one of several rewards.sources; configured are reward/model",
+        ),
         # The stages of rounds are not among `stages`, and `hero submit --rounds` carries their modules.
         (["stages=[pretrain]", "rounds.count=1", "evaluate.judge=nowhere:f"], "evaluate.judge=nowhere:f"),
         (

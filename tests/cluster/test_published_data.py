@@ -65,11 +65,13 @@ def test_a_user_in_prompts_and_in_heldout_is_refused(tmp_path):
 @needs_data
 def test_smollm2_learns_from_pairs_and_is_asked_other_questions(tmp_path):
     pairs, reader = read("smollm2", "rankings", tmp_path)
-    assert len(pairs) == 2352
+    others, _ = read("smollm2_judge", "rankings", tmp_path)
+    assert (len(pairs), len(others)) == (1176, 1176)
+    assert not {record.split_text for record in pairs} & {record.split_text for record in others}
     assert not reader.stats["invalid"]
     asked = {record.split_text for record in read("smollm2", "prompts", tmp_path)[0]}
     heldout = {record.split_text for record in read("smollm2", "heldout", tmp_path)[0]}
-    assert (len(asked), len(heldout)) == (2117, 235)
+    assert (len(asked), len(heldout)) == (1176, 235)
     assert not asked & heldout
 
 

@@ -51,6 +51,15 @@ def test_models_are_combined_and_other_sources_added(tmp_path):
     assert metrics["rewards/a"] == 3.0
 
 
+def test_a_model_of_weight_0_is_measured_and_not_combined():
+    sources = [*ensemble("mean").model_dump()["sources"][:2], {"kind": "model", "path": "b", "weight": 0}]
+    columns = reward_columns(
+        SCORES_CB, np.ones((3, 2), bool), RewardsConfig(sources=sources, combine="minimum")
+    )
+    assert columns["reward"] == pytest.approx([1.0, -2.0])
+    assert columns["reward/b"] == pytest.approx(SCORES_CB[2])
+
+
 def test_without_a_combination_each_model_counts_with_its_weight():
     sources = [{"kind": "model"}, {"kind": "model", "path": "a", "weight": 0.5}]
     columns = reward_columns(SCORES_CB[:2], np.ones((2, 2), bool), RewardsConfig(sources=sources))
@@ -61,6 +70,10 @@ def test_without_a_combination_each_model_counts_with_its_weight():
 @pytest.mark.parametrize(
     ("rewards", "message"),
     [
+        (
+            {"sources": [{"kind": "model", "weight": 0}]},
+            "each has weight 0, so there is nothing to learn from",
+        ),
         ({"combine": "mean"}, "combine has no effect here, only with several sources of kind model"),
         ({"std_coef": 2.0}, "std_coef has no effect here, only with combine: mean_minus_std"),
         (

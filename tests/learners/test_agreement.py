@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from learners.supervised.agreement import PairAgreement, PairCounts, count_agreeing
+from learners.supervised.agreement import PairAgreement, PairCounts, count_agreeing, described
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,19 @@ def test_the_interval_is_that_of_a_ratio_over_prompts():
     rates = example().rates()
     assert rates["accuracy/high"] - rates["accuracy/labelers"] == pytest.approx(1.96 * (2 / 16) ** 0.5 / 8)
     assert rates["accuracy/labelers"] - rates["accuracy/low"] == pytest.approx(1.96 * (2 / 16) ** 0.5 / 8)
+
+
+def test_the_difference_to_length_is_paired_by_prompt():
+    # 1 of 6 and 0 of 2 more than length: 1/8; residuals 1 - 6/8 and 0 - 2/8 are a quarter each.
+    rates = example().rates()
+    assert rates["accuracy/over_length"] == 1 / 8
+    margin = 1.96 * (2 / 16) ** 0.5 / 8
+    assert rates["accuracy/over_length_low"] == pytest.approx(1 / 8 - margin)
+    assert rates["accuracy/over_length_high"] == pytest.approx(1 / 8 + margin)
+    assert described(rates) == (
+        "62.5% of 8 held-out pairs as the labelers (95% interval 53.8% to 71.2%); longer is better: 50.0%, "
+        "difference +12.5 points (+3.8 to +21.2)"
+    )
 
 
 def test_without_oracle_ranks_there_is_no_accuracy_by_truth():
