@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 
 from bench.common import print_header, print_row, start_parser
+from bench.figures import save
 from cluster.config_loader import load_config
 from cluster.context import Context
 from cluster.fleets.manager import FleetManager
@@ -31,10 +32,6 @@ from cluster.run.directory import RunDirectory
 from cluster.stages import ppo
 from common.files import read_json, read_jsonl
 from common.run_paths import RunPaths
-
-matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "zero2hero"  # equal numbers give equal files
-import matplotlib.pyplot as plt  # noqa: E402
 
 SHORT = [
     "ppo.iterations=15",
@@ -223,10 +220,6 @@ def draw_overoptimization(out: Path, rows: list[dict[str, Any]]) -> None:
     save(figure, out / "overoptimization.svg")
     for alarm in read_jsonl(paths.alarms):
         print(f"alarm {alarm['alarm']}: {alarm['evidence']}")
-
-
-def save(figure: Any, path: Path) -> None:
-    figure.savefig(path, metadata={"Date": None})  # equal numbers give equal files
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
 """Steps of TRL's GRPOTrainer, for `bench.peers`, which runs this file in an environment that has TRL.
 
-    python -m bench.peers_trl MODEL PROMPTS.jsonl STEPS PROMPTS_A_STEP RESPONSES LR OUT.json
+    python -m bench.peers_trl SETTING STEPS OUT.json
 
-Writes the seconds, the mean reward and the mean length of every step.
+SETTING is a `bench.peers.Setting` as JSON. Writes the seconds, the mean reward and the mean length of every
+step.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from cluster.quickstart.oracle import judge
+from learners.data.conversations import as_messages
 
 
 def reward(completions: list[Any], row: list[str], **columns: Any) -> list[float]:
@@ -47,22 +49,21 @@ class Clock(TrainerCallback):
 
 
 def main() -> None:
-    model, prompts, out = sys.argv[1], sys.argv[2], sys.argv[7]
-    steps, per_step, responses = map(int, sys.argv[3:6])
+    setting, steps, out = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(2)
-    with open(prompts, encoding="utf-8") as file:
+    with open(setting["prompts"], encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     data = []
-    for row in rows[: steps * per_step]:
-        data.append({"prompt": [{"role": "user", "content": row["prompt"]}], "row": json.dumps(row)})
+    for row in rows[: steps * setting["per_step"]]:
+        data.append({"prompt": as_messages(row["prompt"]), "row": json.dumps(row)})
     settings = GRPOConfig(
         output_dir=out + ".trainer",
-        per_device_train_batch_size=per_step * responses,
-        num_generations=responses,
-        max_completion_length=32,
+        per_device_train_batch_size=setting["per_step"] * setting["responses"],
+        num_generations=setting["responses"],
+        max_completion_length=setting["max_tokens"],
         temperature=1.0,
         beta=0.0,
-        learning_rate=float(sys.argv[6]),
+        learning_rate=setting["lr"],
         lr_scheduler_type="constant",
         max_steps=steps,
         logging_steps=1,
@@ -75,9 +76,9 @@ def main() -> None:
         model_init_kwargs={"dtype": "float32"},
     )
     clock = Clock()
-    trainer = GRPOTrainer(
-        model, reward, args=settings, train_dataset=Dataset.from_list(data), callbacks=[clock]
-    )
+    source = setting["reward_model"] or reward
+    dataset = Dataset.from_list(data)
+    trainer = GRPOTrainer(setting["model"], source, args=settings, train_dataset=dataset, callbacks=[clock])
     trainer.train()
     seconds = []
     for begin, end in zip(clock.ends, clock.ends[1:], strict=False):

@@ -12,15 +12,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 
 from bench.common import print_header, print_row, start_parser
+from bench.figures import save
 from common.files import read_json, read_jsonl
 from common.run_paths import RunPaths
-
-matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "zero2hero"  # equal numbers give equal files
-import matplotlib.pyplot as plt  # noqa: E402
 
 
 def main() -> None:
@@ -54,7 +51,7 @@ def main() -> None:
     axis.set_ylim(0, 1)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    figure.savefig(arguments.figure, metadata={"Date": None})
+    save(figure, arguments.figure)
 
 
 if __name__ == "__main__":
