@@ -4,13 +4,12 @@
 
 Rows are {"question", "answer"} (OpenTriviaQA). Exact match of the greedy answer after normalisation, and
 whether the answer is a part of it (cluster/recipes/trivia.py). The questions are those with the lowest
-hashes, so that none is chosen. 95% intervals over questions; the difference to the first model is paired by
-question.
+hashes, so that none is chosen, which the recipe's corpus leaves out. 95% intervals over questions; the
+difference to the first model is paired by question.
 """
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 
 from bench.answers import answers, named_folders
 from bench.common import mean_interval, print_header, print_row, start_parser
-from cluster.recipes.trivia import judge, question
+from cluster.recipes.trivia import digest, is_held_out, judge, question
 from common.files import read_jsonl
 
 TOKENS = 16
@@ -32,7 +31,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=400)
     arguments = parser.parse_args()
     folders = named_folders(arguments.models)
-    rows = sorted(read_jsonl(arguments.questions), key=lambda row: digest(row["question"]))
+    rows = sorted(filter(is_held_out, read_jsonl(arguments.questions)), key=digest)
     rows = [prompt for row in rows[: arguments.count] for prompt in question(row)]
     first: dict[str, np.ndarray] = {}
     print_header(["model", *MEASURES, *(f"{name}, difference" for name in MEASURES)])
@@ -43,10 +42,6 @@ def main() -> None:
         paired = {measure: (measured[measure] - first[measure]).tolist() for measure in MEASURES}
         differences = [mean_interval(paired[measure], ".1%") for measure in MEASURES]
         print_row([name, *cells, *(differences if measured is not first else [""] * len(MEASURES))])
-
-
-def digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def measures(folder: Path, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:

@@ -177,6 +177,16 @@ def check_reward_model(config: RunConfig) -> None:
         RunDirectory(config).model("reward")
 
 
+def check_ptx_corpus(config: RunConfig) -> None:
+    """PPO with the PTX loss has text to learn from."""
+    made = "pretrain" in config.stages or RunDirectory(config).paths.corpus_tokens.exists()
+    if "ppo" in config.stages and config.ppo.ptx_coef and not made and not config.data.corpus:
+        raise UserError(
+            f"ppo.ptx_coef={config.ppo.ptx_coef:g} needs text: give data.corpus, run the pretrain stage, or "
+            "set it to 0"
+        )
+
+
 def check_rankings(config: RunConfig) -> None:
     """The stages reward and dpo without the collect stage learn from the user's rankings, or from those
     of an earlier run."""
@@ -271,6 +281,7 @@ CHECKS = (
     check_judge,
     check_round_judge,
     check_reward_model,
+    check_ptx_corpus,
     check_rankings,
     check_starting_models,
     check_attention_width,

@@ -120,7 +120,7 @@ STAGE_SPECS = (
         run="cluster.stages.ppo:run",
         reads=("prompts", "heldout"),
         depends_on=(
-            *("rewards", "environment", "ppo", "rollout.dtype", "scoring.dtype"),
+            *("rewards", "environment", "ppo", "rollout.dtype", "scoring.dtype", "data.corpus"),
             *("reward_model.path", "reward_model.chat_template"),
         ),
         fleets=("learner", "rollout", "scoring"),

@@ -55,6 +55,7 @@ def folder(tmp_path_factory):
     pairs = [(n, m) for n in range(6) for m in range(7)]
     rows = [{"prompt": f"What is {n} plus {m}?", "response": f"It is {n + m}."} for n, m in pairs]
     write_rows(folder / "demonstrations.jsonl", rows)
+    write_rows(folder / "corpus.jsonl", [{"text": f"{n} plus {m} is {n + m}. " * 4} for n, m in pairs])
     return folder
 
 
@@ -78,7 +79,13 @@ def run_from(folder, name, stages, *overrides):
 def run(folder):
     settings = ("sft.batch_size=8", "sft.epochs=4", "learners.dtype=float32")
     ppo = ("ppo.advantage=grpo", "ppo.kl_coef=0", "ppo.iterations=2", "ppo.best_of=1", "alarms.stop=[length]")
-    return run_from(folder, "run", "[sft,ppo,evaluate]", *settings, *ppo)
+    corpus = (
+        "data.corpus=corpus.jsonl",
+        "pretrain.sequence_length=32",
+        "ppo.ptx_coef=0.5",
+        "ppo.ptx_tokens=64",
+    )
+    return run_from(folder, "run", "[sft,ppo,evaluate]", *settings, *ppo, *corpus)
 
 
 def test_the_validation_loss_is_that_of_the_saved_model(run):
@@ -105,6 +112,13 @@ def test_without_a_penalty_nothing_needs_the_reference(run):
     assert "objective/rlhf_reward" in names
     # vLLM computes the same head.
     assert all(row["mismatch/max"] < 1e-4 for row in rows)
+
+
+def test_a_policy_from_elsewhere_learns_from_text_beside_rewards(run):
+    rows = metrics(run, "ppo")
+    assert all(0 < row["loss/ptx"] < 10 for row in rows)
+    assert any("eval/pretrain_loss" in row for row in rows)
+    assert TokenData.load(run / "ppo" / "tokens.npz").lengths_S.tolist()[0] == 32
 
 
 def test_the_starting_model_is_evaluated_beside_those_of_the_stages(run):

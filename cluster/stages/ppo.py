@@ -35,6 +35,7 @@ from cluster.rl.iteration_metrics import (
 )
 from cluster.rl.promotion import promote_from_training, promotion_is_due
 from cluster.rl.prompt_stream import PromptStream
+from cluster.rl.ptx_corpus import ppo_corpus
 from cluster.rl.reward_aggregator import rewards_of
 from cluster.rl.rollout_scheduler import RolloutBatch, RolloutScheduler
 from cluster.rl.weight_routes import make_route
@@ -42,7 +43,6 @@ from cluster.rl.weight_sync import WeightSync, sync_tolerance
 from cluster.run.checkpoints import Checkpoints, CheckpointSchedule
 from cluster.run.monitor import Monitor
 from cluster.run.progress import Bar, progress
-from common.errors import UserError
 from common.files import write_json
 from common.stop_request import check_stop, stop_request
 from learners.data.reward_tokenizer import own_tokenizer
@@ -94,7 +94,7 @@ class PPOStage:
         max_evaluated = context.config.evaluate.max_response_tokens
         heldout = EvaluationPrompts(*context.prompts("heldout", tokenizer, max_evaluated))
         self.heldout = heldout.sample(config.evaluate_prompts, seed)
-        self.corpus = self._corpus()
+        self.corpus = ppo_corpus(context, tokenizer)
 
         self.learners = fleets.learners()
         # Engines and scorers load their models while the learners load theirs.
@@ -302,16 +302,3 @@ class PPOStage:
         if self.first_version == 0 and self.config.best_of > 1:
             baseline = best_of_n_baseline(self.context, self.heldout, self.config.best_of)
             write_json(self.paths.best_of_n, baseline)
-
-    def _corpus(self) -> Path | None:
-        """Tokens of the pretraining corpus, for PTX and for the pretraining loss; None without a
-        pretrain stage."""
-        path = self.paths.corpus_tokens
-        if path.exists():
-            return path
-        if self.config.ptx_coef:
-            raise UserError(
-                f"ppo.ptx_coef={self.config.ptx_coef} needs the pretraining corpus, but {path} is "
-                "missing; run pretrain or set it to 0"
-            )
-        return None

@@ -247,6 +247,10 @@ def test_only_fleets_that_the_stages_start_are_planned():
         ),
         (["evaluate.judge=nowhere:f"], "evaluate.judge=nowhere:f"),
         (
+            ["stages=[sft,ppo]", "ppo.ptx_coef=0.5", "run_dir=/nowhere"],
+            "ppo.ptx_coef=0.5 needs text: give data.c",
+        ),
+        (
             ["evaluate.judge=reward/b"],
             "not one of several rewards.sources; configured are reward/model",
         ),
