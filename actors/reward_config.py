@@ -205,9 +205,13 @@ class RewardsConfig(Section):
 
     @property
     def model_indices(self) -> list[int]:
-        """Which of the sources are reward models that count."""
-        models = enumerate(self.sources)
-        return [c for c, source in models if source.kind == "model" and source.weight]
+        """Which of the sources are reward models."""
+        return [c for c, source in enumerate(self.sources) if source.kind == "model"]
+
+    @property
+    def counting_models(self) -> list[int]:
+        """Which of them the reward is made of."""
+        return [c for c in self.counting if c in self.model_indices]
 
     @property
     def model_paths(self) -> dict[int, str]:
@@ -236,7 +240,7 @@ class RewardsConfig(Section):
 
     def inactive_keys(self) -> dict[str, str]:
         inactive = {}
-        if len(self.model_indices) < 2:
+        if len(self.counting_models) < 2:
             inactive["combine"] = "several sources of kind model"
         if self.combine != "mean_minus_std":
             inactive["std_coef"] = "combine: mean_minus_std"
@@ -257,9 +261,20 @@ class RewardsConfig(Section):
             names.append(name)
         return names
 
+    @property
+    def counting(self) -> list[int]:
+        """Which of the sources the reward is made of."""
+        return [c for c, source in enumerate(self.sources) if source.weight]
+
+    @property
+    def separate_names(self) -> dict[int, str]:
+        """Names of the sources whose score is not the whole reward, by position."""
+        whole = self.counting if len(self.counting) == 1 else []
+        return {c: name for c, name in enumerate(self.names) if c not in whole}
+
     @model_validator(mode="after")
     def _one_weight_of_combined(self) -> RewardsConfig:
-        weights = {self.sources[c].weight for c in self.model_indices}
+        weights = {self.sources[c].weight for c in self.counting_models}
         if self.combine != "sum" and len(weights) > 1:
             raise ValueError(
                 f"combine {self.combine}: the sources of kind model have the weights "
@@ -269,7 +284,7 @@ class RewardsConfig(Section):
 
     @model_validator(mode="after")
     def _something_counts(self) -> RewardsConfig:
-        if not any(source.weight for source in self.sources):
+        if not self.counting:
             raise ValueError("sources: each has weight 0, so there is nothing to learn from")
         return self
 

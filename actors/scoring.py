@@ -212,7 +212,7 @@ class ScoringActor:
             scores.raw_CB[:, b] = np.nan
             scores.failures.append(_failure("environment", reason, requests[b]))
         # Most often a function that forgets to return its number.
-        for b in np.flatnonzero(~scores.applies_CB.any(axis=0)):
+        for b in np.flatnonzero(~scores.applies_CB[self.rewards.counting].any(axis=0)):
             scores.raw_CB[:, b] = np.nan
             reason = "no source of reward applies to this response: each gave None"
             scores.failures.append(_failure(", ".join(self.rewards.names), reason, requests[b]))

@@ -49,10 +49,10 @@ def check_judge(config: RunConfig) -> None:
     if config.evaluate.judge_function:
         load_function(config.evaluate.judge_function, "evaluate.judge", "row", "response", "ended")
     source = config.evaluate.judge_source
-    columns = [f"{SOURCE}{name}" for name in config.rewards.names]
-    if source and (source not in columns or len(columns) < 2):
-        configured = f"configured are {', '.join(columns)}"
-        raise UserError(f"evaluate.judge={source}: not one of several rewards.sources; {configured}")
+    columns = [f"{SOURCE}{name}" for name in config.rewards.separate_names.values()]
+    if source and source not in columns:
+        there = f"there are {', '.join(columns)}" if columns else "there is none"
+        raise UserError(f"evaluate.judge={source}: no source of rewards beside the reward itself; {there}")
 
 
 def check_round_judge(config: RunConfig) -> None:

@@ -127,21 +127,20 @@ def reward_columns(
     raw_CB: np.ndarray, applies_CB: np.ndarray, config: RewardsConfig
 ) -> dict[str, np.ndarray]:
     """By name, for each response: the reward, which is the weighted sum of the raw scores (those of reward
-    models combined, as `rewards.combine` says), and, if there are several sources, each of them (nan where
-    it does not apply). Neither clipped nor normalized, so that evaluations of different iterations
+    models combined, as `rewards.combine` says), and each source that is not the whole of it (nan where it
+    does not apply). Neither clipped nor normalized, so that evaluations of different iterations
     compare."""
-    weights_C = np.array([source.weight for source in config.sources])
     combined = combined_models(config)
-    weights_C[combined] = 0
-    columns = {"reward": weights_C @ raw_CB}
+    summed = [c for c in config.counting if c not in combined]
+    weights_C = np.array([config.sources[c].weight for c in summed])
+    columns = {"reward": weights_C @ raw_CB[summed]}
     if combined:
         combined_B, disagreement_B = combine(raw_CB[combined], config)
         columns["reward"] = columns["reward"] + combined_B
         columns[f"{SOURCE}{DISAGREEMENT}"] = disagreement_B
-    if len(config.sources) > 1:
-        own_CB = np.where(applies_CB, raw_CB, np.nan)
-        for name, own_B in zip(config.names, own_CB, strict=True):
-            columns[f"{SOURCE}{name}"] = own_B
+    own_CB = np.where(applies_CB, raw_CB, np.nan)
+    for c, name in config.separate_names.items():
+        columns[f"{SOURCE}{name}"] = own_CB[c]
     return columns
 
 

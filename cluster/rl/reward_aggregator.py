@@ -131,7 +131,7 @@ class RewardAggregator:
         """
         references = {part.scores: part.index for part in parts}
         results: list[Scores] = self.scorers.wait(references, "score")
-        kept = [np.isfinite(scores.raw_CB).all(axis=0) for scores in results]
+        kept = [self._reward_is_known(scores.raw_CB) for scores in results]
         self._record_quarantine(results, kept, step)
         raw_parts, applies_parts = [], []
         for scores, kept_B in zip(results, kept, strict=True):
@@ -154,6 +154,11 @@ class RewardAggregator:
             scored.append(ScoredPart(samples, scores_B, ref_logprobs_N))
         return scored, metrics
 
+    def _reward_is_known(self, raw_CB: np.ndarray) -> np.ndarray:
+        """bool (B,): no source has failed, but for those that are only watched."""
+        known_B: np.ndarray = np.isfinite(raw_CB[self.config.counting]).all(axis=0)
+        return known_B
+
     def _combine(self, raw_CB: np.ndarray, applies_CB: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         """(reward_B, mean raw score of each source if there are several). A source counts only where it
         applies."""
@@ -163,7 +168,12 @@ class RewardAggregator:
             applies_B = applies_CB[c]
             if not applies_B.any():
                 continue
-            score_B = clip(raw_CB[c, applies_B], source)
+            raw_B = raw_CB[c, applies_B]
+            if len(self.config.sources) > 1 and np.isfinite(raw_B).any():
+                metrics[f"rewards/{self.config.names[c]}"] = float(np.nanmean(raw_B))
+            if not source.weight:
+                continue
+            score_B = clip(raw_B, source)
             if source.normalize:
                 moments.add(score_B)
                 score_B = (score_B - moments.mean) / max(1e-6, moments.std)
@@ -171,8 +181,6 @@ class RewardAggregator:
                 combined_CB.append(score_B)
             else:
                 reward_B[applies_B] += source.weight * score_B
-            if len(self.config.sources) > 1:
-                metrics[f"rewards/{self.config.names[c]}"] = float(raw_CB[c, applies_B].mean())
         if combined_CB:
             combined_B, disagreement_B = combine(np.array(combined_CB), self.config)
             reward_B += combined_B

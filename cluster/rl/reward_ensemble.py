@@ -17,7 +17,7 @@ DISAGREEMENT = "disagreement"
 
 def combined_models(config: RewardsConfig) -> list[int]:
     """Positions of the sources whose scores become one; none where each counts by itself."""
-    return config.model_indices if config.combine != "sum" else []
+    return config.counting_models if config.combine != "sum" else []
 
 
 def combine(scores_CB: np.ndarray, config: RewardsConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -29,4 +29,4 @@ def combine(scores_CB: np.ndarray, config: RewardsConfig) -> tuple[np.ndarray, n
         reward_B = scores_CB.min(axis=0)
     elif config.combine == "mean_minus_std":
         reward_B = mean_B - config.std_coef * std_B
-    return config.sources[config.model_indices[0]].weight * reward_B, std_B
+    return config.sources[config.counting_models[0]].weight * reward_B, std_B

@@ -15,6 +15,7 @@ from cluster.stage_registry import STAGE_SPECS
 from common.errors import UserError
 from common.files import read_json, read_jsonl, write_text
 from common.run_paths import RunPaths
+from learners.data.conversations import readable
 
 # In the order of the page: title, stage, metrics drawn together. A chart without values is left
 # out.
@@ -32,6 +33,7 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Tool calls of an episode", "ppo", ("environment/tool_calls", "environment/tool_errors")),
     ("Entropy, nats a token", "ppo", ("objective/entropy",)),
     ("Held-out prompts, sampled", "ppo", ("eval/factual", "eval/rude", "eval/coherent", "eval/pass@1")),
+    ("Scores of the reward sources", "ppo", ("rewards/*",)),
     ("Disagreement of the reward models", "ppo", ("rewards/disagreement",)),
     ("Pre-training loss", "ppo", ("eval/pretrain_loss",)),
     ("Policy loss", "ppo", ("loss/policy_avg",)),
@@ -47,6 +49,8 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("DPO loss", "dpo", ("loss/train", "loss/validation")),
     ("Implicit reward of the better and the worse response", "dpo", ("rewards/better", "rewards/worse")),
 )
+# Metrics that are named as reward sources are, and are none.
+NOT_SOURCES = ("rewards/disagreement", "rewards/quarantined")
 # Of one curve. A longer one is averaged over equal strides.
 POINTS = 300
 # Prompts whose answers are shown side by side.
@@ -69,7 +73,9 @@ def write_report(root: Path) -> Path:
         "stages": finished_stages(paths),
         "alarms": read_jsonl(paths.alarms),
         "evaluation": read_json(paths.evaluation),
-        "answers": read_jsonl(paths.answers)[:ANSWERS],
+        "answers": [
+            {**line, "prompt": readable(line["prompt"])} for line in read_jsonl(paths.answers)[:ANSWERS]
+        ],
         "timings": read_json(paths.timings),
     }
     template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
@@ -94,13 +100,26 @@ def metric_charts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     charts = []
     for title, stage, names in CHARTS:
         curves: dict[str, Curve] = {}
-        for name in names:
+        for name in _expanded(names, rows, stage):
             points = _points(rows, stage, name)
             if points:
                 curves[name] = _averaged(points)
         if curves:
             charts.append({"title": title, "stage": stage, "curves": curves})
     return charts
+
+
+def _expanded(names: Sequence[str], rows: Sequence[dict[str, Any]], stage: str) -> list[str]:
+    """With the names of a stage's metrics in place of those that end in *, as reward sources have names of
+    their own."""
+    expanded: list[str] = []
+    for name in names:
+        if not name.endswith("*"):
+            expanded.append(name)
+            continue
+        known = dict.fromkeys(key for row in rows if row["stage"] == stage for key in row)
+        expanded += [key for key in known if key.startswith(name[:-1]) and key not in NOT_SOURCES]
+    return expanded
 
 
 def over_optimization_charts(paths: RunPaths) -> list[dict[str, Any]]:

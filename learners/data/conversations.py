@@ -24,6 +24,15 @@ def as_messages(prompt: str | Messages) -> Messages:
     return prompt
 
 
+def readable(prompt: str | Messages) -> str:
+    """A prompt as people read it: one message as it is, several as a line each with its role."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return str(prompt[0]["content"])
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
 def normalized_text(*values: Any) -> str:
     """One text for values that are equal but for case, white space and Unicode form."""
     # As JSON, so that ("a", "b") and ("ab",) differ.

@@ -115,6 +115,10 @@ def test_rewards_are_weighted_sums_of_raw_scores():
     assert columns["reward/model"].tolist() == [1.0, 2.0]
     assert reward_columns(raw_CB[:1], applies_CB[:1], RewardsConfig()).keys() == {"reward"}
     assert [finite_or_none(value) for value in columns["reward"]] == [4.0, None]
+    sources[1]["weight"] = 0  # the other one is the whole reward now, also where this one has failed
+    columns = reward_columns(raw_CB, applies_CB, RewardsConfig(sources=sources))
+    assert columns.keys() == {"reward", "reward/quality"}
+    assert columns["reward"].tolist() == [2.0, 4.0]
 
 
 def test_pass_rates_are_unbiased_and_skip_incomplete_prompts():

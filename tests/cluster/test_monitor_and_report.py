@@ -66,18 +66,23 @@ def test_lineage_takes_any_name_of_a_run_or_file(root):
 def test_report_holds_curves_evaluation_and_escaped_answers(root):
     with Monitor(root, "ppo", "x", {}) as monitor:
         for step in range(1, 1001):
-            monitor.log(step, {"objective/kl": step / 1000})
+            watched = {"rewards/model": 1.0, "rewards/other/model": 0.5, "rewards/quarantined": 0.0}
+            monitor.log(step, {"objective/kl": step / 1000, **watched})
     (root / "evaluate").mkdir()
     rates = {"factual": 0.5, "rude": 0.1, "coherent": 0.9, "reward": 0.3, "length": 9.0, "count": 2.0}
     wins = {"rate": 0.7, "low": 0.6, "high": 0.8, "count": 2}
     write_json(root / "evaluate" / "results.json", {"stages": {"sft": {"greedy": rates}}, "win_rate": wins})
     answer = {"prompt": "p", "task": "t", "answers": {"sft": {"text": "</script><b>boo", "rude": True}}}
-    (root / "evaluate" / "answers.jsonl").write_text(json.dumps(answer) + "\n")
+    turns = [("user", "hello"), ("assistant", "hi"), ("user", "how?")]
+    talk = {**answer, "prompt": [{"role": role, "content": content} for role, content in turns]}
+    (root / "evaluate" / "answers.jsonl").write_text(json.dumps(answer) + "\n" + json.dumps(talk) + "\n")
     page = write_report(root).read_text()
     assert page.count("</script>") == 1
     data = json.loads(page.split("const data = ", 1)[1].split(";\n", 1)[0])
     assert data["answers"][0]["answers"]["sft"]["text"] == "</script><b>boo"
-    (chart,) = data["charts"]
+    assert [line["prompt"] for line in data["answers"]] == ["p", "user: hello\nassistant: hi\nuser: how?"]
+    chart, sources = data["charts"]
+    assert list(sources["curves"]) == ["rewards/model", "rewards/other/model"]
     assert len(chart["curves"]["objective/kl"]) <= 300
     assert chart["curves"]["objective/kl"][-1][0] == 1000
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")

@@ -252,7 +252,7 @@ def test_only_fleets_that_the_stages_start_are_planned():
         ),
         (
             ["evaluate.judge=reward/b"],
-            "not one of several rewards.sources; configured are reward/model",
+            "no source of rewards beside the reward itself; there is none",
         ),
         # The stages of rounds are not among `stages`, and `hero submit --rounds` carries their modules.
         (["stages=[pretrain]", "rounds.count=1", "evaluate.judge=nowhere:f"], "evaluate.judge=nowhere:f"),

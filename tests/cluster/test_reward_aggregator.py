@@ -133,3 +133,14 @@ def test_too_many_responses_without_reward_stop_the_run(scorers, tmp_path):
         score(scorers, tmp_path, [1.0] * 11 + [None], share=0.05)
     with pytest.raises(RunStoppedError, match="12 of 12 responses"):
         score(scorers, tmp_path, [None] * 12, share=0.999)
+
+
+def test_a_source_that_is_only_watched_may_fail(tmp_path):
+    sources = [SOURCES[0], {**SOURCES[1], "weight": 0}]
+    rewards = RewardAggregator(RewardsConfig(sources=sources), None, tmp_path / "quarantine.jsonl")
+    raw_CB = np.array([[0.25, -1.0], [np.nan, 3.0]])
+    reward_B, metrics = rewards._combine(raw_CB, np.ones((2, 2), bool))
+    assert reward_B.tolist() == [0.5, -1.0]
+    assert metrics == {"rewards/model": -0.375, "rewards/quality": 3.0}
+    assert rewards._reward_is_known(raw_CB).tolist() == [True, True]
+    assert rewards._reward_is_known(raw_CB[::-1]).tolist() == [False, True]
