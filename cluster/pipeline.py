@@ -4,6 +4,7 @@ continued."""
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -19,10 +20,11 @@ from cluster.run.directory import RunDirectory
 from cluster.run.mirror import mirrored
 from cluster.run.report import write_report
 from cluster.run.timings import Timings
-from cluster.stage_registry import STAGES, stage_spec
+from cluster.stage_registry import STAGES, policy_stages, stage_spec
 from common.errors import FleetError, StartError
 from common.files import append_row, read_json, write_json
 
+EVALUATE = "evaluate"
 SAME_FAILURES = 3
 """How often a stage may fail in the same way without a step between. A process that is killed once, as by
 another program's use of memory, is not killed at the same place each time."""
@@ -54,7 +56,11 @@ def _run_unfinished(run: RunDirectory, last: str | None) -> None:
     config = run.config
     # All stages and not only the config's: a stage that --from discarded loses its time as well.
     unfinished = [stage for stage in STAGES if not run.done(stage)]
-    pending = [stage for stage in _up_to(config.stages, last) if stage in unfinished]
+    wanted = _up_to(config.stages, last)
+    pending = [stage for stage in wanted if stage in unfinished]
+    if EVALUATE in wanted and EVALUATE not in pending and _has_newer_policy(run, pending):
+        pending.append(EVALUATE)
+        unfinished.append(EVALUATE)
     if not pending:
         return
     timings = Timings(run.paths.timings, unfinished)
@@ -79,6 +85,16 @@ def _run_unfinished(run: RunDirectory, last: str | None) -> None:
         fleets.close()
         timings.close()
     write_report(run.root)
+
+
+def _has_newer_policy(run: RunDirectory, pending: Sequence[str]) -> bool:
+    """Whether a policy was made after the evaluation, or will be: its stage was not in the config then."""
+    evaluated = run.done(EVALUATE)
+    for stage in policy_stages():
+        done = run.done(stage)
+        if stage in pending or (done and evaluated and done["time"] > evaluated["time"]):
+            return True
+    return False
 
 
 def run_with_recovery(context: Context, stage: str) -> dict[str, Any]:

@@ -244,3 +244,27 @@ def test_stage_outside_the_config_is_refused(tmp_path, option):
     with pytest.raises(UserError, match="not one of the config's stages"):
         run_stages(config, **option)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_that_is_added_is_evaluated_beside_the_others(hero, monkeypatch, tmp_path):
+    order = []
+
+    def stage(name):
+        def run(context=None):
+            order.append(name)
+            (tmp_path / "run" / name / "model").mkdir(parents=True, exist_ok=True)
+            return {}
+
+        return run
+
+    for name in ("sft", "evaluate"):
+        monkeypatch.setattr(f"cluster.stages.{name}.run", stage(name))
+    alone = [*SMALL, "evaluate.judge=null"]
+    assert hero(stage("pretrain"), *alone, "stages=[pretrain,evaluate]") == (0, "")
+    added = "stages=[pretrain,sft,evaluate]"
+    assert (
+        hero(stage("pretrain"), *alone, added, "--until", "sft")[0] == 0
+    )  # as an interruption before the end
+    assert hero(stage("pretrain"), *alone, added)[0] == 0
+    assert hero(stage("pretrain"), *alone, added)[0] == 0
+    assert order == ["pretrain", "evaluate", "sft", "evaluate"]
