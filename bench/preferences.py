@@ -47,7 +47,7 @@ OF_THE_QUICKSTART = [
 # Without a critic its keys have no effect and are refused.
 OF_THE_CRITIC = ("critic_optimizer", "value_clip", "lam", "gamma", "whiten_rewards")
 GRPO_RESPONSES = 4
-MEASURES = ("score", "factual", "rude", "coherent", "reward", "kl", "length", "preferred")
+MEASURES = ("score", "factual", "rude", "coherent", "ended", "reward", "kl", "length", "preferred")
 STARTS = ("sft", BASE)
 METHODS = (*STARTS, *ALTERNATIVES, "grpo")
 

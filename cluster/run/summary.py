@@ -69,9 +69,9 @@ def _print_reward_model(paths: RunPaths, console: Console) -> None:
             f"reward model: {metrics['accuracy/truth']:.1%} of held-out pairs as the truth, "
             f"{metrics['accuracy/labelers']:.1%} as the labelers{labelers}"
         )
-    else:
+    elif "accuracy/over_length" in metrics:  # not in a run of an older version
         console.print(f"reward model: {described(metrics)}", highlight=False)
-    if "folds/accuracy/labelers" in metrics:
+    if "folds/accuracy/over_length" in metrics:
         console.print(f"reward model over all folds: {described(metrics, 'folds/')}", highlight=False)
 
 
