@@ -195,8 +195,8 @@ class RewardsConfig(Section):
     std_coef: float = Field(1.0, gt=0)
     """Standard deviations of the reward models' scores that mean_minus_std subtracts."""
     quarantine_share: float = Field(0.02, ge=0, lt=1)
-    """Responses without a finite score from every source are excluded and recorded; above this
-    share of all responses, the run stops."""
+    """Responses without a finite score from every source that counts are excluded and recorded; above
+    this share of all responses, the run stops."""
 
     @property
     def uses_reward_model(self) -> bool:

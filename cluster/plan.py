@@ -181,10 +181,7 @@ def check_ptx_corpus(config: RunConfig) -> None:
     """PPO with the PTX loss has text to learn from."""
     made = "pretrain" in config.stages or RunDirectory(config).paths.corpus_tokens.exists()
     if "ppo" in config.stages and config.ppo.ptx_coef and not made and not config.data.corpus:
-        raise UserError(
-            f"ppo.ptx_coef={config.ppo.ptx_coef:g} needs text: give data.corpus, run the pretrain stage, or "
-            "set it to 0"
-        )
+        raise UserError(f"ppo.ptx_coef={config.ppo.ptx_coef:g} needs text: give data.corpus or run pretrain")
 
 
 def check_rankings(config: RunConfig) -> None:

@@ -88,4 +88,5 @@ class EvaluateConfig(Section):
 
     def inactive_keys(self) -> dict[str, str]:
         counted = self.samples > 1 and self.judge_function
-        return {} if counted else {"pass_metric": "a function as evaluate.judge and evaluate.samples over 1"}
+        needed = "evaluate.judge and evaluate.samples over 1 (a judge that is a function)"
+        return {} if counted else {"pass_metric": needed}

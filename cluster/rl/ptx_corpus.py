@@ -20,8 +20,10 @@ def ppo_corpus(context: Context, tokenizer: PreTrainedTokenizerBase) -> Path | N
     if not config.ppo.ptx_coef:
         return None
     packed = TrainingInputPaths(context.run.stage("ppo")).corpus_tokens
-    rows, _ = context.read("corpus")
-    settings = config.pretrain
-    texts = [record.text for _, record in rows]
-    pack_corpus(texts, tokenizer, settings.sequence_length, settings.validation_share).save(packed)
+    # Also after a restart or a failure: a large corpus takes long to encode.
+    if not packed.exists():
+        rows, _ = context.read("corpus")
+        settings = config.pretrain
+        texts = [record.text for _, record in rows]
+        pack_corpus(texts, tokenizer, settings.sequence_length, settings.validation_share).save(packed)
     return packed

@@ -5,8 +5,8 @@
 
 Called by `cluster.rl.rollout_scheduler`: `submit` when samples arrive, `finish` when a batch is
 complete. `finish` waits for the scoring actors. A response without a finite score from every
-source goes to quarantine.jsonl, with the reason, and not to the learners. Here C is the number of
-sources and B the number of responses.
+source that counts goes to quarantine.jsonl, with the reason, and not to the learners. Here C is the
+number of sources and B the number of responses.
 """
 
 from __future__ import annotations

@@ -221,6 +221,9 @@ def test_only_fleets_that_the_stages_start_are_planned():
     assert "weight files" not in memory_by_process(tiny("stages=[sft]"))
 
 
+SCORE = "{kind: function, path: 'tests.cluster.test_reward_aggregator:quality'}"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -247,7 +250,7 @@ def test_only_fleets_that_the_stages_start_are_planned():
         ),
         (["evaluate.judge=nowhere:f"], "evaluate.judge=nowhere:f"),
         (
-            ["stages=[sft,ppo]", "ppo.ptx_coef=0.5", "run_dir=/nowhere"],
+            ["stages=[sft,ppo]", "ppo.ptx_coef=0.5", "run_dir=/nowhere", f"rewards.sources=[{SCORE}]"],
             "ppo.ptx_coef=0.5 needs text: give data.c",
         ),
         (
