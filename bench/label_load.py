@@ -11,7 +11,6 @@ itself costs. Times include the work of the people on the same cores; CPU time i
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import httpx
 import psutil
 
 from bench.common import print_header, print_row, start_parser
+from common.network import free_ports
 from label.config import LabelConfig
 from label.simulate import SimulatedPerson, make_people, work_together
 from label.simulated_team import admit_all
@@ -39,9 +39,7 @@ class Server:
     """`hero label serve` in a process of its own, which can be killed and started again."""
 
     def __init__(self, run: Path, settings: dict[str, Any]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        (port,) = free_ports(1)
         values = [f"{key}={value}" for key, value in settings.items()]
         arguments = ["label", "serve", str(run), f"port={port}", *values]
         self.command = [sys.executable, "-m", "cluster.cli", *arguments]

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import random
 import socket
+from contextlib import ExitStack
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
@@ -20,6 +23,9 @@ import psutil
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 HOST_ADDRESS = "HERO_HOST_ADDRESS"
 """Environment variable with the address that `announce_host` was given, also for child processes."""
+EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+FIRST_PORT = 20000
+"""Above the ports that the workers of a Ray cluster listen at."""
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
@@ -50,6 +56,32 @@ def host_address() -> str:
         except OSError:
             return "127.0.0.1"
         return str(probe.getsockname()[0])
+
+
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports for servers that start soon and that are given their port.
+
+    A port that the kernel chooses (port 0) is one that it also gives to outgoing connections: until the
+    server listens there it can be taken, and on a busy machine is. These lie below that range where it
+    leaves room.
+    """
+    try:
+        first_ephemeral = int(EPHEMERAL_PORTS.read_text().split()[0])
+    except OSError:  # not Linux
+        first_ephemeral = 49152  # where the range that IANA set aside begins
+    candidates = range(FIRST_PORT, first_ephemeral)
+    with ExitStack() as stack:
+        ports: list[int] = []
+        for candidate in [*random.sample(candidates, min(100, len(candidates))), *[0] * count]:
+            if len(ports) == count:
+                break
+            listener = stack.enter_context(socket.socket())
+            try:
+                listener.bind(("", candidate))
+            except OSError:  # in use
+                continue
+            ports.append(listener.getsockname()[1])
+        return ports
 
 
 def interface_of(address: str) -> str | None:

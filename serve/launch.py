@@ -6,11 +6,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from common.environment import passed_on
 from common.errors import FleetError, UserError
 from common.files import read_json, write_json
 from common.hardware import Choice, choose, device_of, is_slow, slow_warning
-from common.network import host_address
+from common.network import free_ports, host_address
 from common.plugins import child_environment
 from common.ray_session import start_ray
 from common.run_paths import RunPaths
@@ -209,11 +208,7 @@ def _separate_proxy(folder: Path) -> None:
     By default all use the same ones. Even the port of the Python proxy, to which HAProxy sends
     requests while it has no replica, would be shared: requests would reach another endpoint.
     """
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for free in sockets:
-            free.bind(("", 0))
-        metrics, stats, fallback = (free.getsockname()[1] for free in sockets)
+    metrics, stats, fallback = free_ports(3)
     settings = {
         "HAPROXY_CONFIG_FILE_LOC": folder / "haproxy.cfg",
         "HAPROXY_SOCKET_PATH": folder / "admin.sock",

@@ -4,12 +4,12 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from common.network import free_ports
 from common.run_paths import RunPaths
 
 HERO = [sys.executable, "-m", "cluster.cli"]
@@ -39,9 +39,7 @@ def environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return free_ports(1)[0]
 
 
 def start(root: Path, *overrides: str) -> subprocess.Popen:

@@ -119,6 +119,8 @@ def test_a_policy_from_elsewhere_learns_from_text_beside_rewards(run):
     assert all(0 < row["loss/ptx"] < 10 for row in rows)
     assert any("eval/pretrain_loss" in row for row in rows)
     assert TokenData.load(run / "ppo" / "tokens.npz").lengths_S.tolist()[0] == 32
+    lineage = [json.loads(line) for line in (run / "lineage.jsonl").read_text().splitlines()]
+    assert any(path.endswith("corpus.jsonl") for path in lineage[-1]["consumed"])
 
 
 def test_the_starting_model_is_evaluated_beside_those_of_the_stages(run):

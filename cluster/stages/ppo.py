@@ -292,7 +292,8 @@ class PPOStage:
         """Exports and publishes the stage's model."""
         model = self.paths.stage("ppo").model
         self.learners.export(model, use_ema=True)
-        self.monitor.lineage([*self.models, *self.context.run.data("prompts")], [model])
+        corpus = self.context.run.data("corpus") if self.config.ptx_coef else []
+        self.monitor.lineage([*self.models, *self.context.run.data("prompts"), *corpus], [model])
         self.context.run.publish("ppo", self.config.iterations, model)
         shutil.rmtree(self.paths.ppo_export, ignore_errors=True)
 

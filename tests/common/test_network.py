@@ -8,10 +8,13 @@ import httpx
 import pytest
 
 from common.network import (
+    EPHEMERAL_PORTS,
+    FIRST_PORT,
     HOST_ADDRESS,
     INTERFACE_VARIABLES,
     announce_host,
     bypass_proxies_for_loopback,
+    free_ports,
     host_address,
     interface_of,
     is_loopback_url,
@@ -78,3 +81,27 @@ def test_without_an_announcement_the_address_is_that_of_an_interface(no_announce
 
 def test_an_address_of_another_host_has_no_interface_here():
     assert interface_of("192.0.2.7") is None
+
+
+def test_free_ports_are_none_that_outgoing_connections_get():
+    ports = free_ports(40)
+    assert len(set(ports)) == 40
+    first, last = map(int, EPHEMERAL_PORTS.read_text().split())
+    assert all(port >= FIRST_PORT and not first <= port <= last for port in ports)
+
+
+def test_a_port_in_use_is_not_free(monkeypatch):
+    with socket.socket() as server:
+        server.bind(("", free_ports(1)[0]))
+        server.listen()
+        used = server.getsockname()[1]
+        (other,) = free_ports(1)
+        monkeypatch.setattr("random.sample", lambda candidates, count: [used, other])
+        assert free_ports(1) == [other]
+
+
+def test_where_connections_use_every_port_the_kernel_chooses(tmp_path, monkeypatch):
+    every = tmp_path / "range"
+    every.write_text("1024\t65535\n")
+    monkeypatch.setattr("common.network.EPHEMERAL_PORTS", every)
+    assert len(set(free_ports(3))) == 3

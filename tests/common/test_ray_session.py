@@ -1,6 +1,5 @@
 """A cluster that is not there is a message at once."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -9,14 +8,12 @@ import pytest
 
 from common.errors import UserError
 from common.ray_session import start_ray
-from tests.runs import HERO, environment
+from tests.runs import HERO, environment, free_port
 
 
 @pytest.fixture
 def closed_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return free_port()
 
 
 def test_address_where_nothing_answers_is_named_within_seconds(closed_port, monkeypatch):

@@ -4,7 +4,6 @@ it is not installed those tests are skipped."""
 import glob
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import uuid
@@ -15,6 +14,7 @@ import pytest
 from label.config import LabelConfig
 from label.store.items import BatchSpec, add_items
 from label.workplace import Workplace
+from tests.runs import free_port
 
 BINARIES = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
 
@@ -29,9 +29,7 @@ def postgres():
     if os.geteuid() == 0:  # which PostgreSQL refuses to run as
         user = "postgres"
         shutil.chown(folder, user)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     initdb = [
         binaries / "initdb",
         "-D",

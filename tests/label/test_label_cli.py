@@ -19,12 +19,7 @@ from label.server import check_address
 from label.store.database import Database, refuse_network_file_system
 from label.workplace import read_settings
 from tests.label.conftest import item_rows, submission
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+from tests.runs import free_port
 
 
 def hero(*arguments):

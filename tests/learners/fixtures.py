@@ -1,7 +1,6 @@
 """Small inputs for learner tests, and a way to run a LearnerActor on several ranks without Ray."""
 
 import multiprocessing
-import socket
 from pathlib import Path
 from queue import Empty
 
@@ -25,6 +24,7 @@ from learners.data.tokenizer import train_tokenizer
 from learners.models import build_policy, scalar_from_policy
 from learners.rl.config import PPOConfig
 from learners.rl.scored_parts import ScoredPart, flatten_parts
+from tests.runs import free_port
 
 TEXTS = [
     f"The capital of {a} is {b}."
@@ -86,9 +86,7 @@ def optimizer() -> OptimizerConfig:
 def run_ranks(scenario, folder: Path, config: LearnerConfig, *args, model: ModelConfig = MODEL):
     """Runs scenario(actor, folder, *args) on every rank in a process of its own; returns rank 0's
     result."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED_ONCE)
     queue = context.Queue()

@@ -7,6 +7,7 @@ import pytest
 
 from common.errors import FleetError
 from learners.rendezvous import Rendezvous
+from tests.runs import free_port
 
 
 def test_ranks_meet_at_a_port_that_rank_0_holds():
@@ -31,9 +32,7 @@ def test_ranks_that_do_not_come_are_named():
 
 
 def test_an_unreachable_rank_0_is_named_by_the_other():
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
+    port = free_port()
     with pytest.raises(
         FleetError, match=rf"learner-1 .*cannot reach learner-0 at 127.0.0.1:{port} within 1 s"
     ):

@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,7 +28,7 @@ from serve.addresses import base_url
 from serve.keys import add_key
 from serve.versions import set_current
 from tests.learners.fixtures import TEXTS
-from tests.runs import environment
+from tests.runs import environment, free_port
 
 MODEL = ModelConfig(
     layers=2, width=64, heads=2, kv_heads=1, vocab_size=400, context=512, tie_embeddings=False
@@ -148,9 +147,7 @@ def wait_for(condition, seconds: float, what: str):
 
 def start(root: Path, *arguments: str, host: str = "127.0.0.1", with_key: bool = True) -> Endpoint:
     """`hero serve` in a process of its own, by default with an API key."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "cluster.cli", "serve", str(root), f"--port={port}", f"--host={host}"]
     key = "none"
     if with_key:
