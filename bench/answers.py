@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def answers(
 ) -> list[str]:
     """Greedy answers to prompts, each as a user's message. With `beginnings` the answer goes on from the
     text that is given for it."""
+    # It would print more lines about the machine than the bench has results.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from actors.rollout import RolloutActor  # vLLM takes seconds to import
 
     tokenizer = load_tokenizer(folder)
