@@ -6,6 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from transformers import AutoModelForCausalLM
+
 from actors.config import Decoding, RolloutConfig
 from common.errors import UserError
 from learners.data.chat_template import render
@@ -47,3 +50,20 @@ def answers(
     decoding = Decoding(temperature=0.0, max_tokens=max_tokens)
     samples = actor.generate(encoded, range(len(encoded)), decoding, end_token(tokenizer))
     return [tokenizer.decode(samples.response(b), skip_special_tokens=True) for b in range(samples.size)]
+
+
+def nats_of(folder: Path, prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
+    """Minus the log-probability of each text as the answer to a user's message, or, where its prompt is
+    empty, of a text that stands alone, without its first token."""
+    tokenizer = load_tokenizer(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = []
+    for prompt, text in zip(prompts, texts, strict=True):
+        before = render(tokenizer, as_messages(prompt), open_turn=True) if prompt else ""
+        given = tokenizer.encode(before, add_special_tokens=False)
+        tokens_T = torch.tensor(given + tokenizer.encode(text, add_special_tokens=False))
+        with torch.no_grad():
+            logprobs_TV = model(tokens_T[None]).logits[0, :-1].log_softmax(-1)
+        logprobs_T = logprobs_TV.gather(1, tokens_T[1:, None]).squeeze(1)
+        found.append(-float(logprobs_T[max(len(given) - 1, 0) :].sum()))
+    return found
