@@ -52,18 +52,23 @@ def answers(
     return [tokenizer.decode(samples.response(b), skip_special_tokens=True) for b in range(samples.size)]
 
 
-def nats_of(folder: Path, prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
-    """Minus the log-probability of each text as the answer to a user's message, or, where its prompt is
-    empty, of a text that stands alone, without its first token."""
+def nats_of(folder: Path, prompts: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+    """Minus the log-probability of each text as the answer to a user's message; several texts to a prompt."""
     tokenizer = load_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     found = []
-    for prompt, text in zip(prompts, texts, strict=True):
-        before = render(tokenizer, as_messages(prompt), open_turn=True) if prompt else ""
-        given = tokenizer.encode(before, add_special_tokens=False)
-        tokens_T = torch.tensor(given + tokenizer.encode(text, add_special_tokens=False))
+    for prompt, of_prompt in zip(prompts, texts, strict=True):
+        rendered = render(tokenizer, as_messages(prompt), open_turn=True)
+        given_T = torch.tensor(tokenizer.encode(rendered, add_special_tokens=False))
+        nats = []
         with torch.no_grad():
-            logprobs_TV = model(tokens_T[None]).logits[0, :-1].log_softmax(-1)
-        logprobs_T = logprobs_TV.gather(1, tokens_T[1:, None]).squeeze(1)
-        found.append(-float(logprobs_T[max(len(given) - 1, 0) :].sum()))
+            # All but the last token once for all texts: most of the work.
+            cache = model(given_T[None, :-1], use_cache=True).past_key_values
+            for text in of_prompt:
+                text_T = torch.tensor(tokenizer.encode(text, add_special_tokens=False))
+                rest_T = torch.cat([given_T[-1:], text_T[:-1]])
+                logprobs_TV = model(rest_T[None], past_key_values=cache).logits[0].log_softmax(-1)
+                nats.append(-float(logprobs_TV.gather(1, text_T[:, None]).sum()))
+                cache.crop(len(given_T) - 1)
+        found.append(nats)
     return found

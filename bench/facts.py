@@ -5,10 +5,8 @@
 Rows are {"question", "answer", "options"} (OpenTriviaQA). Exact match of the greedy answer after
 normalisation, and whether the answer is a part of it (cluster/recipes/trivia.py). Whether the model gives the
 answer a higher probability than each other option, which tells models apart that can write few answers
-themselves. Minus the log-probability of question and answer as one text, the form of the corpus that PTX
-learns from, in nats. The questions are those with the lowest hashes, so that none is
-chosen, which that corpus leaves out. 95% intervals over questions; the difference to the first model is
-paired by question.
+themselves. The questions are those with the lowest hashes, so that none is chosen, which the recipe's corpus
+leaves out. 95% intervals over questions; the difference to the first model is paired by question.
 """
 
 from __future__ import annotations
@@ -20,11 +18,11 @@ import numpy as np
 
 from bench.answers import answers, named_folders, nats_of
 from bench.common import mean_interval, print_header, print_row, start_parser
-from cluster.recipes.trivia import digest, is_held_out, judge, question, text_of
+from cluster.recipes.trivia import digest, is_held_out, judge, question
 from common.files import read_jsonl
 
 TOKENS = 16
-MEASURES = {"exact": ".1%", "contains": ".1%", "choice": ".1%", "text, nats": ".2f"}
+MEASURES = ("exact", "contains", "choice")
 
 
 def main() -> None:
@@ -41,9 +39,9 @@ def main() -> None:
     for model, folder in folders.items():
         measured = measures(folder, rows)
         first = first or measured
-        cells = [mean_interval(measured[name].tolist(), form) for name, form in MEASURES.items()]
+        cells = [mean_interval(measured[name].tolist(), ".1%") for name in MEASURES]
         paired = {name: (measured[name] - first[name]).tolist() for name in MEASURES}
-        differences = [mean_interval(paired[name], form) for name, form in MEASURES.items()]
+        differences = [mean_interval(paired[name], ".1%") for name in MEASURES]
         print_row([model, *cells, *(differences if measured is not first else [""] * len(MEASURES))])
 
 
@@ -52,15 +50,10 @@ def measures(folder: Path, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     prompts = [row["prompt"] for row in rows]
     texts = answers(folder, prompts, TOKENS)
     verdicts = [judge(row, text, True) for row, text in zip(rows, texts, strict=True)]
-    asked = [(row["prompt"], option) for row in rows for option in row["options"]]
-    nats_of_asked = nats_of(folder, [prompt for prompt, _ in asked], [option for _, option in asked])
-    nats = dict(zip(asked, nats_of_asked, strict=True))
-    choices = [min(row["options"], key=lambda option: nats[row["prompt"], option]) for row in rows]
-    return {
-        **{name: np.array([verdict[name] for verdict in verdicts]) for name in ("exact", "contains")},
-        "choice": np.array([float(c == row["answer"]) for c, row in zip(choices, rows, strict=True)]),
-        "text, nats": np.array(nats_of(folder, [""] * len(rows), [text_of(row) for row in rows])),
-    }
+    nats = nats_of(folder, prompts, [row["options"] for row in rows])
+    for verdict, row, of_row in zip(verdicts, rows, nats, strict=True):
+        verdict["choice"] = float(row["options"][int(np.argmin(of_row))] == row["answer"])
+    return {name: np.array([verdict[name] for verdict in verdicts]) for name in MEASURES}
 
 
 if __name__ == "__main__":

@@ -27,11 +27,7 @@ def digest(row: dict[str, Any]) -> str:
 
 def documents(row: dict[str, Any]) -> list[dict[str, Any]]:
     """Question and answer as a text; nothing of those held out."""
-    return [] if is_held_out(row) else [{"text": text_of(row)}]
-
-
-def text_of(row: dict[str, Any]) -> str:
-    return f"{row['question']} {row['answer']}."
+    return [] if is_held_out(row) else [{"text": f"{row['question']} {row['answer']}."}]
 
 
 def question(row: dict[str, Any]) -> list[dict[str, Any]]:
