@@ -19,6 +19,7 @@ from ray._private import worker
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.job_config import JobConfig
 
 from common.errors import FleetError, UserError, one_line
@@ -56,6 +57,8 @@ def start_ray(
     # Ray protects a new local cluster with a token and would keep it in ~/.ray, where it changes how
     # every later cluster of this user starts. Ours lives as long as this process.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # What this process read earlier, such as the token in the home directory, is not that of this cluster.
+    AuthenticationTokenLoader.instance().reset_cache()
     try:
         with _keep_sigterm_handler():
             ray.init(

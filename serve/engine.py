@@ -19,8 +19,6 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
-from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
-from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -32,9 +30,9 @@ from actors.weights.vllm import receiver_arguments, swap_weights
 from common.hardware import device_of, precise
 from serve.config import ServeConfig
 from serve.gateway import MODEL_ROUTES
-from serve.request_stats import request_versions
+from serve.request_stats import joined_versions, request_versions
+from serve.responses import VersionedResponses
 from serve.versions import ModelVersion
-from serve.vllm_messages import NOT_STORED
 
 GPU_MEMORY_SHARE = 0.9
 """Of a GPU's memory; the engines of a replica divide it."""
@@ -63,76 +61,13 @@ def _record_versions(completion: CompletionOutput) -> None:
             versions.append(span.version)
 
 
-def _joined_versions(_: Any) -> str:
-    """Versions that wrote the answer to the current request."""
-    return ",".join(request_versions.get() or ())
-
-
 def _ignore(_: Any, value: object) -> None:
     """vLLM sets a fingerprint of its own, which says nothing about the weights."""
 
 
-version_fingerprint = property(_joined_versions, _ignore)
+version_fingerprint = property(lambda _: joined_versions(), _ignore)
 """`system_fingerprint` for vLLM's OpenAI handlers: they read it at the end of an answer, when
 `request_versions` is complete."""
-
-
-class VersionedResponses(OpenAIServingResponses):
-    """Adds `system_fingerprint` to answers, which this protocol has no field for, and refuses what would
-    be left out without a word."""
-
-    def _validate_create_responses_input(self, request: ResponsesRequest) -> Any:
-        if unsupported := self._unsupported(request):
-            return self.create_error_response(unsupported, err_type="invalid_request_error")
-        return super()._validate_create_responses_input(request)
-
-    def _unsupported(self, request: ResponsesRequest) -> str:
-        """What vLLM would leave out of the request; empty if nothing."""
-        kinds = {tool.type for tool in request.tools} - {"function"}
-        if kinds and self.tool_server is None:
-            return f"tools of type {', '.join(sorted(kinds))} are not offered here; only functions are"
-        if request.tools and request.tool_choice != "none" and not (self.parser and self.enable_auto_tools):
-            return "tools require --enable-auto-tool-choice and --tool-call-parser to be set"
-        if (request.model_extra or {}).get("conversation") is not None:
-            return NOT_STORED
-        items = [] if isinstance(request.input, str) else request.input
-        for index, item in enumerate(items):
-            parts = _parts(item)
-            # vLLM reads the text of the first part alone: it fails on a refusal or no part at all, and
-            # passes further parts over.
-            if parts is not None and parts not in TEXT_PARTS:
-                found = ", ".join(parts) or "no part"
-                return f"input[{index}]: an answer of the assistant is one text; this one has {found}"
-        return ""
-
-    def _make_not_found_error(self, response_id: str) -> Any:
-        error = super()._make_not_found_error(response_id)
-        error.error.message = f"{error.error.message.rstrip('.')}: {NOT_STORED}"
-        return error
-
-    async def responses_full_generator(self, *args: Any, **kwargs: Any) -> Any:
-        response = await super().responses_full_generator(*args, **kwargs)
-        if isinstance(response, ResponsesResponse):
-            response.system_fingerprint = _joined_versions(self)  # type: ignore[attr-defined]
-        return response
-
-
-TEXT_PARTS = (["output_text"], ["input_text"], ["text"])
-"""What an assistant's message in a request may consist of, where it is no string."""
-
-
-def _parts(item: Any) -> list[str] | None:
-    """The types of the parts of an assistant's message in a request; None for another item, or a
-    string."""
-    values = item if isinstance(item, dict) else vars(item)
-    content = values.get("content")
-    if values.get("role") != "assistant" or not isinstance(content, list):
-        return None
-    kinds = []
-    for part in content:
-        fields = part if isinstance(part, dict) else vars(part)
-        kinds.append(str(fields.get("type", "a part without a type")))
-    return kinds
 
 
 class ServedModel:

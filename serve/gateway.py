@@ -195,8 +195,8 @@ def _parse(body: bytes) -> Any:
     try:
         request = json.loads(body)
         # Here for all routes: half a surrogate pair passes JSON, and fails wherever a tokenizer, a file
-        # or an answer needs it as bytes.
-        json.dumps(request, ensure_ascii=False).encode()
+        # or an answer needs it as bytes. So do numbers that are not finite, which JSON does not have.
+        json.dumps(request, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:
         code = hex(ord(error.object[error.start]))
         raise Refusal(

@@ -17,6 +17,11 @@ request_versions: ContextVar[list[str] | None] = ContextVar("request_versions", 
 appearance."""
 
 
+def joined_versions() -> str:
+    """The versions of `request_versions`, with commas between them."""
+    return ",".join(request_versions.get() or ())
+
+
 @dataclass
 class RequestStats:
     """Requests to the models only; pages and status are not counted, except where they are

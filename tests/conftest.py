@@ -5,6 +5,7 @@ import re
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.runs import OVERRIDES, start, wait_for_step, wait_until_finished
@@ -13,6 +14,9 @@ from tests.runs import OVERRIDES, start, wait_for_step, wait_until_finished
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's spelling)
 # A call of Ray's before `ray.init` would start a cluster, which other tests would find.
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+# The same examples in every run, however busy the machine; `--hypothesis-profile=default` draws others.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,7 @@ def test_fleets_fill_1_8_and_32_gpus(overrides, hosts_, expected):
         assert len(places[name]) == count
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     ranks=st.integers(1, 16),
     engines=st.integers(1, 4),
@@ -106,7 +106,7 @@ def test_apart_no_gpu_has_two_actors_and_engines_are_on_one_host(ranks, engines,
         assert len({host for host, _ in places}) == 1, name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     ranks=st.integers(1, 32), workers=st.sampled_from([1, 2, 4]), scorers=st.integers(1, 6), more=st.data()
 )

@@ -32,17 +32,23 @@ def test_address_of_another_form_is_named(address):
         start_ray(address)
 
 
-def test_own_cluster_leaves_no_token_in_the_home_directory(tmp_path):
-    code = """
-import ray
+@pytest.mark.parametrize("token", [None, "a" * 64])
+def test_own_cluster_neither_takes_nor_leaves_a_token_in_the_home_directory(tmp_path, token):
+    """Also after another command of this process has sent the one that is there."""
+    if token:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray/auth_token").write_text(token)
+    code = f"""
+import os, ray
 from common.ray_session import send_token, start_ray
-assert not send_token()
+assert send_token() is {token is not None}
 start_ray(cpus=1)
+assert os.environ["RAY_AUTH_TOKEN"] != {token!r}
 assert ray.get(ray.remote(lambda: 3).remote()) == 3
 """
     command = [sys.executable, "-c", code]
     subprocess.run(command, env={**environment(), "HOME": str(tmp_path)}, check=True, timeout=120)
-    assert not list(tmp_path.rglob("auth_token"))
+    assert [file.read_text() for file in tmp_path.rglob("auth_token")] == ([token] if token else [])
 
 
 def test_ray_that_does_not_start_is_one_sentence(tmp_path):

@@ -78,7 +78,7 @@ RANKS = st.integers(2, 7).flatmap(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(RANKS)
 def test_tau_b_equals_scipy(ranks):
     expected = kendalltau(*ranks).statistic
@@ -123,7 +123,7 @@ def test_alpha_of_krippendorffs_example(rng, level, expected):
     assert result.n == 11, "the last item has one label"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(2, 5).flatmap(
         lambda labelers: st.lists(

@@ -106,7 +106,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"
 RESPONSES = st.lists(st.tuples(TEXT, st.integers(1, 4)), min_size=2, max_size=5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(TEXT.filter(str.strip), RESPONSES), min_size=1, max_size=4),
     st.sampled_from(["jsonl", "label-studio", "argilla", "oasst", "csv", "hub"]),

@@ -18,7 +18,7 @@ ENDS = ("/end", "/leave", "/forget", "/me/pause", "/people/{person}/state", "/ap
 
 
 def ask(operation, url, headers, counts):
-    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=20, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy())
     def check(case):
         answer = case.call(base_url=url, headers=headers, timeout=60)

@@ -117,7 +117,7 @@ def votes_with_ties(wins, ties):
 PRECISE = {"tolerance": 1e-13, "limit": 1_000_000}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(MATRIX, st.data())
 def test_bradley_terry_equals_evalica(wins, data):
     ties = data.draw(square(len(wins), 0, 4))
@@ -129,7 +129,7 @@ def test_bradley_terry_equals_evalica(wins, data):
     assert ratings.theta_A == pytest.approx(log - log.mean(), abs=1e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(3, 4).flatmap(lambda count: st.tuples(square(count, 1, 6), square(count, 1, 4))))
 def test_davidson_equals_evalica(counts):
     """Without rare outcomes and equal policies: evalica stops when the strengths stop, which they may do
@@ -143,7 +143,7 @@ def test_davidson_equals_evalica(counts):
     assert ratings.tie.value == pytest.approx(2 * result.v, abs=1e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(MATRIX, st.data())
 def test_davidson_expects_what_was_observed(wins, data):
     """At the maximum of the likelihood the expected points of every policy, and the expected ties, are the
@@ -165,7 +165,7 @@ def test_davidson_expects_what_was_observed(wins, data):
     assert (played * tie / total * other).sum() == pytest.approx(observed_ties.sum(), rel=1e-9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(3, 5).flatmap(lambda n: st.lists(st.permutations(range(n)), min_size=2, max_size=8)))
 def test_plackett_luce_equals_choix(orders):
     # Every order also backwards: then every strength is finite.
@@ -180,7 +180,7 @@ def test_plackett_luce_equals_choix(orders):
     assert [theta[str(name)] for name in range(count)] == pytest.approx(expected, abs=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from("ABC"), st.sampled_from("ABC"), st.sampled_from([0, 0.5, 1]))))
 def test_rankings_of_two_give_bradley_terry(triples):
     votes = []

@@ -37,7 +37,7 @@ def as_written(tokenizer, text):
 
 @FAMILY
 @given(turns=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4), split=st.booleans())
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_each_prompt_begins_with_the_tokens_before_it(family, turns, split):
     tokenizer = tokenizer_of(family)
     renderer = EnvironmentTurns(tokenizer)

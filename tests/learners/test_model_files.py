@@ -72,18 +72,12 @@ def test_a_large_model_is_written_shard_by_shard(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
 
 
-def demonstrations(folder):
-    """The folder, with the corpus in the place of demonstrations."""
-    (folder / "demonstrations.npz").write_bytes((folder / "tokens.npz").read_bytes())
-    return folder
-
-
 def export_sharded(actor, folder):
     """Exports of ZeRO-3 with and without adapters, and the same model of one rank's memory."""
     expected = {}
     for name, lora in (("plain", None), ("adapters", LoRAConfig(rank=2))):
         actor.model = actor.model.model_copy(update={"lora": lora})
-        actor.start_sft(folder / "policy", fixtures.sft_config(), demonstrations(folder), 0)
+        actor.start_sft(folder / "policy", fixtures.sft_config(), folder, 0)
         # A buffer that is no function of the config, as those of batch norms.
         norm = actor.task.engine.module.model.model.norm
         norm.register_buffer("seen", torch.tensor([3.0, 4.0]))
@@ -95,6 +89,8 @@ def export_sharded(actor, folder):
 
 def test_shards_of_all_ranks_become_one_model(folder):
     learner = LearnerConfig(ranks=2, zero_stage=3, init="sharded", dtype="float32", micro_batch_tokens=512)
+    # The corpus in the place of demonstrations.
+    (folder / "demonstrations.npz").write_bytes((folder / "tokens.npz").read_bytes())
     expected = fixtures.run_ranks(export_sharded, folder, learner)
     for name, weights in expected.items():
         stored = fixtures.load(folder / name)

@@ -17,7 +17,7 @@ from tests.serve.conftest import wait_for
 
 CHAT = "/v1/chat/completions"
 ASK = {"model": "hero", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 JSON = st.recursive(
     st.none()
@@ -110,7 +110,9 @@ def client(endpoint):
         yield client
 
 
-def test_no_generated_request_of_the_schema_gives_5xx(endpoint, client):
+@pytest.mark.parametrize("examples", [60, pytest.param(600, marks=pytest.mark.slow)])
+def test_no_generated_request_of_the_schema_gives_5xx(endpoint, client, examples):
+    """The slow one draws others every time."""
     document = client.get("/openapi.json").json()
     assert {
         "/v1/chat/completions",
@@ -126,7 +128,7 @@ def test_no_generated_request_of_the_schema_gives_5xx(endpoint, client):
     for result in schema.get_all_operations():
         operation = result.ok()
 
-        @QUICK
+        @settings(QUICK, max_examples=examples, derandomize=examples == 60)
         @given(case=operation.as_strategy())
         def check(case):
             answer = case.call(base_url=endpoint.url, headers=endpoint.headers, timeout=60)
@@ -163,6 +165,15 @@ def test_any_bytes_are_refused(client, body, path):
     answer = client.post(path, content=body, headers={"content-type": "application/json"})
     check_served_or_refused(answer)
     assert answer.status_code >= 400
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+@pytest.mark.parametrize("path", PATHS)
+def test_numbers_that_json_does_not_have_are_refused(client, path, number):
+    body = f'{{"messages": {number}, "comment": {number}, "logit_bias": {{"3": {number}}}}}'
+    answer = client.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    assert "not valid JSON" in answer.text
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,32 @@ def test_its_stream_gives_the_same_text_in_parts(client):
     assert events[-1].response.system_fingerprint == served_version(client)
 
 
+NULLABLE = (
+    "background",
+    "include",
+    "instructions",
+    "metadata",
+    "parallel_tool_calls",
+    "previous_response_id",
+    "reasoning",
+    "store",
+    "text",
+    "top_logprobs",
+    "top_p",
+    "truncation",
+    "user",
+)
+
+
+def test_null_is_what_is_left_out(endpoint, client):
+    """In every field that the protocol has as one that may be null."""
+    expected = client.responses.create(**ASK).output_text
+    nulls = dict.fromkeys(NULLABLE)
+    assert client.responses.create(**ASK, stream=None, **nulls).output_text == expected
+    events = list(client.responses.create(**ASK, stream=True, **nulls))
+    assert (events[-1].type, events[-1].response.output_text) == ("response.completed", expected)
+
+
 def test_instructions_and_lists_are_the_messages_of_a_conversation(client):
     turns = [("user", "Hello!"), ("assistant", "Hi."), ("user", QUESTION)]
     rows = [{"role": role, "content": content} for role, content in turns]
@@ -69,6 +95,20 @@ def test_instructions_and_lists_are_the_messages_of_a_conversation(client):
     assert client.responses.create(**{**ASK, "input": parts}).output_text == chat_text(
         client, ("user", QUESTION)
     )
+
+
+def test_output_of_a_tool_is_a_message_as_text_or_in_parts(endpoint):
+    """Also in the form in which an answer has it, with an id and a status."""
+    call = {"type": "function_call", "name": "weather", "call_id": "c", "arguments": "{}"}
+    texts = []
+    for output in ("Dry.", [{"type": "input_text", "text": "Dry."}]):
+        for form in ({}, {"id": "o", "status": "completed"}):
+            result = {"type": "function_call_output", "call_id": "c", "output": output, **form}
+            ask = {**ASK, "input": [{"role": "user", "content": QUESTION}, call, result]}
+            answer = endpoint.post("/v1/responses", ask)
+            assert answer.status_code == 200, answer.text[:300]
+            texts.append(answer.json()["output"][0]["content"][0]["text"])
+    assert len(set(texts)) == 1
 
 
 def test_earlier_answers_are_not_stored(client):
@@ -113,6 +153,13 @@ def test_wrong_fields_are_refused_with_a_reason(endpoint, change):
     answer = endpoint.post("/v1/responses", {**ASK, **change})
     assert 400 <= answer.status_code < 500, answer.text[:300]
     assert answer.json()["error"]["message"]
+
+
+def test_what_the_engine_refuses_ends_a_stream_with_an_error(client):
+    ask = {**ASK, "stream": True, "extra_body": {"stop_token_ids": [10**6]}}
+    *_, last = client.responses.create(**ask)
+    assert (last.type, last.code) == ("error", "BadRequestError")
+    assert "1000000" in last.message
 
 
 def test_requests_and_tokens_are_counted(endpoint, client):
