@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from cluster.config import ClusterConfig
+from cluster.fleets.actor_handle import ActorHandle, wait_any
 from cluster.fleets.actor_host import ActorHost
 from cluster.fleets.failures import failure
 from cluster.fleets.heartbeat import HeartbeatMonitor, poll
@@ -47,20 +47,6 @@ from common.errors import FleetError
 
 WATCH_S = 2.0
 """Seconds between two looks at the heartbeats of the actors that the driver waits for."""
-
-
-@dataclass(frozen=True)
-class ActorHandle:
-    """One actor of a fleet, and what is needed to start another in its place."""
-
-    name: str
-    arguments: dict[str, Any]
-    """Constructor arguments of the hosted object."""
-    incarnation: int
-    """How many actors of this name were started before."""
-    actor: Any
-    """Ray's handle of the `ActorHost`."""
-    heartbeat: HeartbeatMonitor
 
 
 class Fleet:
@@ -306,14 +292,3 @@ class Fleet:
             member.heartbeat.kill_process()
         member.heartbeat.delete()
         self._hung.discard(index)
-
-
-def wait_any(refs: Sequence[ray.ObjectRef], timeout_s: float) -> list[ray.ObjectRef]:
-    """Waits until at least one call has ended, or for `timeout_s`; returns all that have ended by
-    then."""
-    ready, rest = ray.wait(list(refs), timeout=timeout_s)
-    if not ready or not rest:
-        return ready
-    # ray.wait returns at the first: ask once more, without waiting, for the others that have ended
-    # too.
-    return ray.wait([*ready, *rest], num_returns=len(refs), timeout=0)[0]

@@ -8,7 +8,8 @@ from typing import Any
 
 import ray
 
-from cluster.fleets.fleet import WATCH_S, Fleet, wait_any
+from cluster.fleets.actor_handle import wait_any
+from cluster.fleets.fleet import WATCH_S, Fleet
 from common.errors import FleetError, HeroError
 
 

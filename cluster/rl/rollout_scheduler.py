@@ -42,7 +42,8 @@ import ray
 
 from actors.config import Decoding
 from actors.prompt_group import GroupStatus
-from cluster.fleets.fleet import WATCH_S, Fleet, wait_any
+from cluster.fleets.actor_handle import wait_any
+from cluster.fleets.fleet import WATCH_S, Fleet
 from cluster.fleets.rollout_fleet import RolloutFleet
 from cluster.rl.group_table import GroupTable
 from cluster.rl.prompt_stream import PromptStream

@@ -17,10 +17,9 @@ import yaml
 from rich.console import Console
 
 from cluster.config import RunConfig
-from cluster.run.checkpoints import MANIFEST
+from cluster.run.input_check import outdated_stages, present_inputs
 from cluster.run.mirror import Mirror
-from cluster.run.stage_inputs import FILE_KEYS, changes, checkpoint_inputs, stage_inputs
-from cluster.stage_registry import STAGES, stage_spec, stages_from
+from cluster.stage_registry import stage_spec, stages_from
 from common.errors import UserError, is_disk_full
 from common.files import (
     read_json,
@@ -35,9 +34,6 @@ from common.run_paths import RunPaths
 from learners.data.config import SourceConfig
 from learners.data.locations import local_path
 from serve.versions import current_policy, live_endpoint, set_current, store
-
-SHOWN_CHANGES = 6
-"""Keys that a refusal names; another model changes a dozen."""
 
 
 class RunDirectory:
@@ -82,31 +78,8 @@ class RunDirectory:
         write_text(self.paths.config, text)
 
     def check_inputs(self, redone: Sequence[str] = ()) -> dict[str, str]:
-        """The interrupted stages of other inputs that have nothing to lose, with what has changed.
-        Stages in `redone` are to be done again. Raises UserError for another stage that has something to
-        lose. Writes nothing."""
-        outdated = {}
-        for stage in STAGES:
-            paths = self.paths.stage(stage)
-            recorded = read_json(paths.inputs)
-            if stage not in self.config.stages:
-                if recorded and self.done(stage):
-                    self._check_left_out(stage, recorded["inputs"])
-                continue
-            # A finished stage without a record is one of an older version.
-            if stage in redone or (recorded is None and (self.done(stage) or _is_empty(paths.folder))):
-                continue
-            changed = ["inputs that an older version did not record"]
-            if recorded:
-                now = self._inputs(stage)
-                changed = changes(recorded["inputs"], now["inputs"])
-                if not self.done(stage) and self._has_checkpoint(stage):
-                    changed += changes(recorded["checkpoints"], now["checkpoints"])
-            if changed and (self.done(stage) or self._has_work(stage)):
-                raise UserError(self._refusal(stage, changed))
-            if changed:
-                outdated[stage] = _named(changed)
-        return outdated
+        """As `outdated_stages`, of this directory and its config."""
+        return outdated_stages(self.config, self.paths, redone)
 
     def close(self) -> None:
         """Gives the lock back, as the end of the process does."""
@@ -182,7 +155,7 @@ class RunDirectory:
     def begin(self, stage: str) -> None:
         """Records what the stage is made from; `open` has made sure that nothing of other inputs is
         there."""
-        write_json(self.paths.stage(stage).inputs, self._inputs(stage))
+        write_json(self.paths.stage(stage).inputs, present_inputs(self.config, stage))
 
     def finish(self, stage: str, seconds: float, results: dict[str, Any]) -> None:
         """Records that a stage is finished, from then on it is skipped; then removes its
@@ -263,58 +236,6 @@ class RunDirectory:
                 f"{self.root}: another `hero run` is at work in this directory; wait for it or stop it"
             ) from None
 
-    def _inputs(self, stage: str) -> dict[str, Any]:
-        return {
-            "inputs": stage_inputs(self.config, stage),
-            "checkpoints": checkpoint_inputs(self.config, stage),
-        }
-
-    def _check_left_out(self, stage: str, recorded: dict[str, Any]) -> None:
-        """Raises UserError if the config names another model than the one that a stage of an earlier
-        start was made from: `model` would return that stage's, and the named one would be ignored."""
-        now = stage_inputs(self.config, stage)
-        for key in FILE_KEYS:
-            section, _, name = key.partition(".")
-            value = now.get(section, {}).get(name)
-            if value and value != recorded.get(section, {}).get(name):
-                raise UserError(
-                    f"{self.root}: stage {stage}, whose result this run uses, was finished with another "
-                    f"{key}; leave {key} as it was, or choose another run_dir"
-                )
-
-    def _refusal(self, stage: str, changed: Sequence[str]) -> str:
-        state, use = "interrupted", "continue it"
-        if self.done(stage):
-            state, use = "finished", "keep its result"
-        return (
-            f"{self.root}: stage {stage} was {state} with other inputs: {_named(changed)}; change that back "
-            f"to {use}, add --from {stage} to do it again, or choose another run_dir"
-        )
-
-    def _has_checkpoint(self, stage: str) -> bool:
-        return any(self.paths.stage(stage).checkpoints.glob(f"*/{MANIFEST}"))
-
-    def _has_work(self, stage: str) -> bool:
-        """Whether an interrupted stage left what takes long to make."""
-        of_stage = {
-            "collect": self.paths.responses,
-            "reward": self.paths.fold_counts,
-            "best_of_n": self.paths.best_of_n_progress,
-        }
-        return self._has_checkpoint(stage) or (stage in of_stage and of_stage[stage].exists())
-
 
 def _print_line(line: str) -> None:
     Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _named(changed: Sequence[str]) -> str:
-    named = ", ".join(changed[:SHOWN_CHANGES])
-    if len(changed) > SHOWN_CHANGES:
-        named += f" and {len(changed) - SHOWN_CHANGES} more keys"
-    return named
-
-
-def _is_empty(folder: Path) -> bool:
-    """Whether a stage has not begun there: folders alone may be mount points of the user's."""
-    return not any(path.is_file() for path in folder.rglob("*"))
