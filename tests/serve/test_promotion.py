@@ -189,10 +189,11 @@ def good_replicas(endpoint, count: int, version: str, without: int):
 
 def test_a_killed_replica_loses_only_its_streams_and_returns(endpoint):
     promotion.promote(endpoint.root, "ppo-1", "not what `hero serve` was started with", who="test")
+    pids = [replica["pid"] for replica in endpoint.status()["replicas"]]
+    engines_of = {pid: psutil.Process(pid).children(recursive=True) for pid in pids}
     busy = Clients(endpoint, 16)
     time.sleep(3)
     victim = max(endpoint.status()["replicas"], key=lambda r: r["ongoing"])
-    engines = psutil.Process(victim["pid"]).children(recursive=True)
     os.kill(victim["pid"], signal.SIGKILL)
     killed, short = time.monotonic(), endpoint.client()
     answered, failed = 0, []
@@ -213,12 +214,14 @@ def test_a_killed_replica_loses_only_its_streams_and_returns(endpoint):
         f"failed, {answered} short requests answered meanwhile, {len(failed)} failed, "
         f"two replicas again after {recovered:.1f} s"
     )
-    assert len(busy.errors) <= victim["ongoing"] + 2  # two may have begun since the status was read
+    # Of the 16 that were in flight; some may have begun since the status was read.
+    assert len(busy.errors) <= victim["ongoing"] + 4
     assert (
         sum(began > killed for began in busy.failed_began) <= 1
     )  # the other replica answers, but for a rare race
     assert not failed
     assert answered > 5
+    engines = engines_of[victim["pid"]]
     assert not [e for e in engines if e.is_running() and e.status() != psutil.STATUS_ZOMBIE]
 
 
