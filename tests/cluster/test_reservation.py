@@ -61,6 +61,14 @@ def start(manager, kind, count):
     return manager._fleets[kind]
 
 
+def wait_until_free(gpus):
+    """Ray places and removes groups in the background, and counts what is free some time later."""
+    deadline = time.monotonic() + 60
+    while (free := ray.available_resources().get("GPU", 0)) != gpus:
+        assert time.monotonic() < deadline, free
+        time.sleep(0.1)
+
+
 def devices(seen):
     """(node, GPU) of every GPU that these actors see."""
     return [(node, gpu) for node, visible, _ in seen for gpu in visible.split(",")]
@@ -76,7 +84,7 @@ def test_apart_every_gpu_has_one_actor_and_an_engine_is_on_one_host(make_manager
     assert max(Counter(taken).values()) == 1
     assert len(taken) == 15
     # The scoring actor's GPU has been reserved with the others, so that no other run can take it.
-    assert ray.available_resources().get("GPU", 0) == 0
+    wait_until_free(0)
     # On cpu an actor sees none, also on a host that has some.
     on_cpu = make_manager("cluster.device=cpu", "learners.ranks=1")
     assert device_of(on_cpu.config, "learner") == "cpu"
@@ -126,10 +134,7 @@ def test_what_no_host_has_is_explained(cluster):
     other.reserve([Group("a", "PACK", (Bundle((), gpus=1, host="nowhere", others=(here,)),))])
     assert lines == [f"a: host nowhere is not in the cluster, so on {here}"]
     other.release_all()
-    deadline = time.monotonic() + 60
-    while ray.available_resources()["GPU"] < 16:  # Ray removes groups in the background
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until_free(16)
 
 
 def test_runs_that_do_not_fit_together_wait_one_after_the_other(cluster, monkeypatch):
@@ -148,7 +153,7 @@ def test_runs_that_do_not_fit_together_wait_one_after_the_other(cluster, monkeyp
         assert time.monotonic() < deadline, lines
         time.sleep(0.1)
     # One of them holds what it has got so far; the other nothing.
-    assert ray.available_resources()["GPU"] == 2
+    wait_until_free(2)
     first.release_all()
     while all(thread.is_alive() for thread in threads):
         assert time.monotonic() < deadline, lines
