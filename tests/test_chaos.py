@@ -83,40 +83,6 @@ EVERY_FAULT = [
 ]
 
 
-@pytest.mark.parametrize("faults", [ONE_OF_EACH_KIND, pytest.param(EVERY_FAULT, marks=pytest.mark.slow)])
-def test_killed_and_stopped_processes_change_nothing(run, tmp_path, faults):
-    """At last the driver, whose latest checkpoint is damaged too."""
-    root, rng = copy_up_to_reward(run, tmp_path / "run"), random.Random(0)
-    process = start(root, *OVERRIDES, *UNTIL)
-    for step, name, fault in faults:
-        wait_for_step(process, root, "ppo", step)
-        failed_at = time.monotonic()
-        if isinstance(fault, signal.Signals):
-            time.sleep(rng.uniform(0, 0.3))
-            actor_process(process, name).send_signal(fault)
-        else:
-            truncate_weight_files(root)
-        seconds = wait_for_step(process, root, "ppo", step + 1) - failed_at
-        print(f"\n{getattr(fault, 'name', fault)} of {name}: the next step was done after {seconds:.1f} s")
-    last = len(faults) + 1
-    process.kill()
-    process.wait()
-    latest = max(path.parent for path in root.glob("ppo/checkpoints/*/manifest.json"))
-    largest = max(latest.rglob("*.pt"), key=lambda path: path.stat().st_size)
-    os.truncate(largest, largest.stat().st_size // 2)
-    failed_at = time.monotonic()
-    process = start(root, *OVERRIDES, *UNTIL)
-    seconds = wait_for_step(process, root, "ppo", last + 1) - failed_at
-    print(f"\nSIGKILL of the driver, its latest checkpoint truncated: the next step after {seconds:.1f} s")
-    wait_until_finished(process, root)
-    assert f"{latest} is corrupt" in Path(f"{root}.log").read_text()
-    failures = jsonl(RunPaths(root).failures)
-    assert len(failures) == len(faults)
-    for (_, name, _), failure in zip(faults, failures, strict=True):
-        assert name in failure["replaced"]
-    assert_identical(root, run)
-
-
 def wait_for_failure(driver: subprocess.Popen, root: Path, number: int) -> None:
     """Waits until the run has noticed this many failures: another one meanwhile would count with it."""
     deadline = time.monotonic() + 180
@@ -124,6 +90,50 @@ def wait_for_failure(driver: subprocess.Popen, root: Path, number: int) -> None:
         assert driver.poll() is None, output_tail(root)
         assert time.monotonic() < deadline, f"failure {number} was not noticed"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("faults", "iterations"),
+    [(ONE_OF_EACH_KIND, ITERATIONS), pytest.param(EVERY_FAULT, 40, marks=pytest.mark.slow)],
+)
+def test_killed_and_stopped_processes_change_nothing(run, tmp_path, faults, iterations):
+    """At last the driver, whose latest checkpoint is damaged too."""
+    undisturbed, options = run, [*OVERRIDES, f"ppo.iterations={iterations}", *UNTIL]
+    if iterations != ITERATIONS:
+        undisturbed = copy_up_to_reward(run, tmp_path / "undisturbed")
+        wait_until_finished(start(undisturbed, *options), undisturbed)
+    root, rng = copy_up_to_reward(run, tmp_path / "run"), random.Random(0)
+    process = start(root, *options)
+    last = 0
+    for count, (step, name, fault) in enumerate(faults, 1):
+        wait_for_step(process, root, "ppo", step)
+        failed_at = time.monotonic()
+        if isinstance(fault, signal.Signals):
+            time.sleep(rng.uniform(0, metrics(root, "ppo")[-1]["time/iteration"]))
+            actor_process(process, name).send_signal(fault)
+        else:
+            truncate_weight_files(root)
+        # A fault may hit after the actor's part in a step, and is then met in the next one.
+        wait_for_failure(process, root, count)
+        last = metrics(root, "ppo")[-1]["step"] + 1
+        seconds = wait_for_step(process, root, "ppo", last) - failed_at
+        print(f"\n{getattr(fault, 'name', fault)} of {name}: the next step was done after {seconds:.1f} s")
+    process.kill()
+    process.wait()
+    latest = max(path.parent for path in root.glob("ppo/checkpoints/*/manifest.json"))
+    largest = max(latest.rglob("*.pt"), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    failed_at = time.monotonic()
+    process = start(root, *options)
+    seconds = wait_for_step(process, root, "ppo", min(last + 1, iterations)) - failed_at
+    print(f"\nSIGKILL of the driver, its latest checkpoint truncated: the next step after {seconds:.1f} s")
+    wait_until_finished(process, root)
+    assert f"{latest} is corrupt" in Path(f"{root}.log").read_text()
+    failures = jsonl(RunPaths(root).failures)
+    assert len(failures) == len(faults)
+    for (_, name, _), failure in zip(faults, failures, strict=True):
+        assert name in failure["replaced"]
+    assert_identical(root, undisturbed)
 
 
 def kill_inside_sync(driver: subprocess.Popen, root: Path, name: str) -> None:

@@ -216,9 +216,8 @@ def test_a_killed_replica_loses_only_its_streams_and_returns(endpoint):
     )
     # Of the 16 that were in flight; some may have begun since the status was read.
     assert len(busy.errors) <= victim["ongoing"] + 4
-    assert (
-        sum(began > killed for began in busy.failed_began) <= 1
-    )  # the other replica answers, but for a rare race
+    # The other replica answers those that begin later, but for a few that the dying process accepts.
+    assert sum(began > killed for began in busy.failed_began) <= 4 < busy.streams
     assert not failed
     assert answered > 5
     engines = engines_of[victim["pid"]]
