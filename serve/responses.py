@@ -6,6 +6,7 @@ Imported only where an engine runs, since it needs vLLM.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -17,6 +18,8 @@ from vllm.exceptions import VLLMValidationError
 
 from serve.request_stats import joined_versions
 from serve.vllm_messages import NOT_STORED
+
+logger = logging.getLogger(__name__)
 
 
 class VersionedResponses(OpenAIServingResponses):
@@ -41,8 +44,7 @@ class VersionedResponses(OpenAIServingResponses):
             return "tools require --enable-auto-tool-choice and --tool-call-parser to be set"
         if (request.model_extra or {}).get("conversation") is not None:
             return NOT_STORED
-        items = [] if isinstance(request.input, str) else request.input
-        for index, item in enumerate(items):
+        for index, item in enumerate(_items(request)):
             parts = _parts(item)
             # vLLM reads the text of the first part alone: it fails on a refusal or no part at all, and
             # passes further parts over.
@@ -53,7 +55,7 @@ class VersionedResponses(OpenAIServingResponses):
 
     async def _render_resolved_response_inputs(self, request: ResponsesRequest, *args: Any) -> Any:
         """The prompt of a request, or vLLM's error answer."""
-        for item in [] if isinstance(request.input, str) else request.input:
+        for item in _items(request):
             # vLLM hands the parts of a tool's output on as objects, where its renderer reads dicts.
             if isinstance(item, ResponseFunctionToolCallOutputItem) and not isinstance(item.output, str):
                 item.output = [part.model_dump(exclude_none=True) for part in item.output]  # type: ignore[misc]
@@ -75,6 +77,8 @@ class VersionedResponses(OpenAIServingResponses):
                     sent += 1
             except Exception as error:
                 refusal = self.create_error_response(error).error
+                if refusal.code >= 500:  # a fault of ours, which the client alone would hear of
+                    logger.exception("a stream of /v1/responses failed")
                 yield ResponseErrorEvent(
                     type="error",
                     code=refusal.type,
@@ -97,6 +101,11 @@ class VersionedResponses(OpenAIServingResponses):
 
 TEXT_PARTS = (["output_text"], ["input_text"], ["text"])
 """What an assistant's message in a request may consist of, where it is no string."""
+
+
+def _items(request: ResponsesRequest) -> list[Any]:
+    """The items of a request's input; none where it is a text."""
+    return [] if isinstance(request.input, str) else request.input
 
 
 def _parts(item: Any) -> list[str] | None:

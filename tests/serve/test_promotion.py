@@ -214,10 +214,10 @@ def test_a_killed_replica_loses_only_its_streams_and_returns(endpoint):
         f"failed, {answered} short requests answered meanwhile, {len(failed)} failed, "
         f"two replicas again after {recovered:.1f} s"
     )
-    # Of the 16 that were in flight; some may have begun since the status was read.
-    assert len(busy.errors) <= victim["ongoing"] + 4
-    # The other replica answers those that begin later, but for a few that the dying process accepts.
-    assert sum(began > killed for began in busy.failed_began) <= 4 < busy.streams
+    assert len(busy.errors) <= victim["ongoing"] + 2  # two may have begun since the status was read
+    assert (
+        sum(began > killed for began in busy.failed_began) <= 1
+    )  # the other replica answers, but for a rare race
     assert not failed
     assert answered > 5
     engines = engines_of[victim["pid"]]

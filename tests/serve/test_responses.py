@@ -77,7 +77,7 @@ NULLABLE = (
 )
 
 
-def test_null_is_what_is_left_out(endpoint, client):
+def test_null_is_what_is_left_out(client):
     """In every field that the protocol has as one that may be null."""
     expected = client.responses.create(**ASK).output_text
     nulls = dict.fromkeys(NULLABLE)
